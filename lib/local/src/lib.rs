@@ -1,0 +1,1 @@
+//! The local stack: services, stand-ins and the development server.
