@@ -1,1 +1,3 @@
 //! The library behind every Iconoclash endpoint.
+
+pub mod db;

@@ -1,0 +1,129 @@
+//! What can go wrong with a statement, told by what a caller can do about it.
+
+use std::{error::Error as StdError, io};
+
+use tokio_postgres::error::Severity;
+
+type Cause = Box<dyn StdError + Send + Sync>;
+
+/// Why a statement gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection could be had, the one in use died, or the server takes no work: try again later.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(Cause),
+    /// The statement ran past its deadline, or the role's, and was cancelled.
+    #[error("the statement was cancelled at its deadline")]
+    Deadline,
+    /// A named constraint or unique index refused the write.
+    #[error("refused by the constraint {name}")]
+    Constraint {
+        /// The name that the migration gave it.
+        name: String,
+        /// What the server said, with the table and the offending values.
+        source: tokio_postgres::Error,
+    },
+    /// A defect of ours: SQL that the server refuses, a value that does not decode, a wrong number of rows.
+    #[error(transparent)]
+    Other(Cause),
+}
+
+impl Error {
+    /// The constraint or unique index that refused the write, so that callers match on its name.
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            Self::Constraint { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
+    pub(super) fn unavailable(cause: impl Into<Cause>) -> Self {
+        Self::Unavailable(cause.into())
+    }
+
+    pub(super) fn other(cause: impl Into<Cause>) -> Self {
+        Self::Other(cause.into())
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        if connection_lost(&error) {
+            return Self::unavailable(error);
+        }
+        let Some(answer) = error.as_db_error() else {
+            return Self::other(error);
+        };
+        match (refusal(answer.code().code()), answer.constraint()) {
+            (Refusal::Unavailable, _) => Self::unavailable(error),
+            (Refusal::Deadline, _) => Self::Deadline,
+            (Refusal::Constraint, Some(name)) => Self::Constraint {
+                name: name.to_owned(),
+                source: error,
+            },
+            _ => Self::other(error),
+        }
+    }
+}
+
+/// Whether the connection died under the statement, so that a fresh one may answer.
+pub(super) fn connection_lost(error: &tokio_postgres::Error) -> bool {
+    match error.as_db_error() {
+        // Poolers leave out the field that is never translated, and write this one in English.
+        Some(answer) => match answer.parsed_severity() {
+            Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
+            None => matches!(answer.severity(), "FATAL" | "PANIC"),
+        },
+        None => error.is_closed() || error.source().is_some_and(|cause| cause.is::<io::Error>()),
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Refusal {
+    Unavailable,
+    Deadline,
+    Constraint,
+    Other,
+}
+
+fn refusal(sqlstate: &str) -> Refusal {
+    match sqlstate {
+        // A malformed message is our own doing, the rest of its class is the line's.
+        "08P01" => Refusal::Other,
+        // The role's statement_timeout and lock_timeout.
+        "57014" | "55P03" => Refusal::Deadline,
+        // A primary that became a replica under us takes writes again after the fail-over.
+        "25006" => Refusal::Unavailable,
+        _ if sqlstate.starts_with("57P") => Refusal::Unavailable,
+        _ => match sqlstate.get(..2) {
+            Some("08" | "53" | "58") => Refusal::Unavailable,
+            Some("23") => Refusal::Constraint,
+            _ => Refusal::Other,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Refusal, refusal};
+
+    #[test]
+    fn answers_are_told_apart_by_what_to_do_about_them() {
+        for (sqlstate, expected) in [
+            ("57P01", Refusal::Unavailable),
+            ("57P03", Refusal::Unavailable),
+            ("53300", Refusal::Unavailable),
+            ("08006", Refusal::Unavailable),
+            ("25006", Refusal::Unavailable),
+            ("57014", Refusal::Deadline),
+            ("55P03", Refusal::Deadline),
+            ("23505", Refusal::Constraint),
+            ("23503", Refusal::Constraint),
+            ("08P01", Refusal::Other),
+            ("42601", Refusal::Other),
+            ("", Refusal::Other),
+        ] {
+            assert_eq!(refusal(sqlstate), expected, "{sqlstate}");
+        }
+    }
+}
