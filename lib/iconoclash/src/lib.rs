@@ -1,1 +1,4 @@
 //! The library behind every Iconoclash endpoint.
+
+pub mod claude;
+pub mod price;
