@@ -1,0 +1,133 @@
+//! A prompt as the bytes that the provider reads and caches.
+
+use serde::Serialize;
+
+use super::{Prompt, Role, Turn};
+
+/// The request as the provider reads it. Field order is fixed, so equal prompts are equal bytes.
+#[derive(Serialize)]
+pub(super) struct Body<'a> {
+    model: &'a str,
+    max_tokens: u32,
+    stream: bool,
+    metadata: Metadata<'a>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    system: Vec<Block<'a>>,
+    messages: Vec<Message<'a>>,
+}
+
+#[derive(Serialize)]
+struct Metadata<'a> {
+    user_id: &'a str,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: Role,
+    content: [Block<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct Block<'a> {
+    r#type: &'static str,
+    text: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_control: Option<CacheControl>,
+}
+
+#[derive(Serialize)]
+struct CacheControl {
+    r#type: &'static str,
+}
+
+impl<'a> Body<'a> {
+    /// Marks the system text and the last turn: the next message of the conversation finds this
+    /// one's mark, as the provider looks 20 blocks back.
+    pub(super) fn of(prompt: &'a Prompt) -> Self {
+        let last = prompt.turns.len().saturating_sub(1);
+        let message = |(at, turn): (usize, &'a Turn)| Message {
+            role: turn.role,
+            content: [Block::new(&turn.text, at == last)],
+        };
+        Self {
+            model: &prompt.model,
+            max_tokens: prompt.max_tokens,
+            stream: true,
+            metadata: Metadata {
+                user_id: &prompt.user_id,
+            },
+            system: if prompt.system.is_empty() {
+                vec![]
+            } else {
+                vec![Block::new(&prompt.system, true)]
+            },
+            messages: prompt.turns.iter().enumerate().map(message).collect(),
+        }
+    }
+}
+
+impl<'a> Block<'a> {
+    fn new(text: &'a str, cached: bool) -> Self {
+        Self {
+            r#type: "text",
+            text,
+            cache_control: cached.then_some(CacheControl {
+                r#type: "ephemeral",
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompt(system: &str, turns: &[(Role, &str)]) -> Prompt {
+        Prompt {
+            model: "claude-haiku-5-5".into(),
+            max_tokens: 64,
+            system: system.into(),
+            turns: turns
+                .iter()
+                .map(|&(role, text)| Turn {
+                    role,
+                    text: text.into(),
+                })
+                .collect(),
+            user_id: "u1".into(),
+        }
+    }
+
+    #[test]
+    fn the_system_text_and_the_last_turn_are_marked_for_the_cache() {
+        let prompt = prompt(
+            "You are Socrates.",
+            &[
+                (Role::User, "Hello"),
+                (Role::Assistant, "Why?"),
+                (Role::User, "Because"),
+            ],
+        );
+        let block = |text: &str| serde_json::json!([{"type": "text", "text": text}]);
+        let marked = |text: &str| serde_json::json!([{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]);
+        assert_eq!(
+            serde_json::to_value(Body::of(&prompt)).unwrap(),
+            serde_json::json!({
+                "model": "claude-haiku-5-5", "max_tokens": 64, "stream": true,
+                "metadata": {"user_id": "u1"},
+                "system": marked("You are Socrates."),
+                "messages": [
+                    {"role": "user", "content": block("Hello")},
+                    {"role": "assistant", "content": block("Why?")},
+                    {"role": "user", "content": marked("Because")},
+                ],
+            })
+        );
+    }
+
+    #[test]
+    fn an_empty_system_text_is_left_out_because_the_provider_refuses_it() {
+        let body = serde_json::to_value(Body::of(&prompt("", &[(Role::User, "Hello")]))).unwrap();
+        assert_eq!(body.get("system"), None);
+    }
+}
