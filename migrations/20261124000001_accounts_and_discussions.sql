@@ -85,30 +85,34 @@ create index messages_reply_to_idx on messages (reply_to);
 create unique index messages_one_streaming_reply_key on messages (discussion_id) where status = 'streaming';
 create index messages_lease_expires_at_idx on messages (lease_expires_at) where status = 'streaming';
 
--- The ledger: one row for each call to Claude, whatever came of it. It outlives the account that caused it.
+-- The ledger: one row for each call to Claude, whatever came of it. It outlives the account that caused it. The row is
+-- written before the first word of the reply, with the most that the call can cost; its end brings the true numbers.
 create table usage_events (
   request_id uuid not null constraint usage_events_pkey primary key,
   user_id uuid constraint usage_events_user_id_fkey references users on delete set null,
-  message_id uuid,
-  -- Who the message counts for: the user's id, or a keyed hash of a guest's network.
+  message_id uuid not null,
+  -- Who the message counts for: the user, or a keyed hash of a guest's network.
   subject text not null,
-  plan text not null,
+  plan text not null constraint usage_events_plan_known check (plan in ('guest', 'free', 'pro')),
   model text not null,
   key_label text not null,
   outcome text not null constraint usage_events_outcome_known
-    check (outcome in ('complete', 'partial', 'stopped', 'failed')),
+    check (outcome in ('running', 'complete', 'partial', 'stopped', 'failed')),
   -- False where the message was given back to the day's quota.
-  counted boolean not null,
-  -- True where the provider's numbers never came.
-  estimated boolean not null,
-  input_tokens bigint not null,
-  cache_write_5m_tokens bigint not null,
-  cache_write_1h_tokens bigint not null,
-  cache_read_tokens bigint not null,
-  output_tokens bigint not null,
+  counted boolean not null default true,
+  -- True until the provider's numbers are here.
+  estimated boolean not null default true,
+  input_tokens bigint not null default 0,
+  cache_write_5m_tokens bigint not null default 0,
+  cache_write_1h_tokens bigint not null default 0,
+  cache_read_tokens bigint not null default 0,
+  output_tokens bigint not null default 0,
   cost_microusd bigint not null constraint usage_events_cost_not_negative check (cost_microusd >= 0),
-  created_at timestamptz not null
+  created_at timestamptz not null,
+  ended_at timestamptz,
+  constraint usage_events_running_has_no_end check ((outcome = 'running') = (ended_at is null))
 );
+create index usage_events_message_id_idx on usage_events (message_id);
 create index usage_events_user_id_created_at_idx on usage_events (user_id, created_at);
 create index usage_events_subject_created_at_idx on usage_events (subject, created_at);
 create index usage_events_created_at_idx on usage_events (created_at);
@@ -118,9 +122,12 @@ create table idempotency_keys (
   key text not null constraint idempotency_keys_key_length check (length(key) between 1 and 255),
   -- Method, path and body of the first request.
   request_hash bytea not null,
-  -- Null while the first request runs.
+  -- The first answer, or the reply that tells it: whether that still runs, and what it became.
   response jsonb,
+  reply_id uuid constraint idempotency_keys_reply_id_fkey references messages on delete cascade,
   created_at timestamptz not null,
-  constraint idempotency_keys_pkey primary key (user_id, key)
+  constraint idempotency_keys_pkey primary key (user_id, key),
+  constraint idempotency_keys_answer check ((response is null) <> (reply_id is null))
 );
+create index idempotency_keys_reply_id_idx on idempotency_keys (reply_id);
 create index idempotency_keys_created_at_idx on idempotency_keys (created_at);

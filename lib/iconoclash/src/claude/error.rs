@@ -124,10 +124,7 @@ impl Error {
             | Self::SpendLimit(detail)
             | Self::Auth(detail)
             | Self::Invalid(detail) => Some(detail),
-            Self::Transport(_)
-            | Self::Timeout { .. }
-            | Self::Cut { .. }
-            | Self::Malformed { .. } => None,
+            Self::Transport(_) | Self::Timeout { .. } | Self::Cut { .. } | Self::Malformed { .. } => None,
         }
     }
 
@@ -151,12 +148,7 @@ impl fmt::Display for Detail {
         if let Some(code) = &self.error_code {
             write!(f, "/{code}")?;
         }
-        write!(
-            f,
-            " {:?} (request-id {})",
-            self.message,
-            self.request_id.as_deref().unwrap_or("none")
-        )
+        write!(f, " {:?} (request-id {})", self.message, self.request_id.as_deref().unwrap_or("none"))
     }
 }
 
@@ -181,30 +173,16 @@ struct WireDetails {
 
 impl Detail {
     pub(super) fn ours(message: &str) -> Box<Self> {
-        Box::new(Self {
-            message: message.to_owned(),
-            ..Self::default()
-        })
+        Box::new(Self { message: message.to_owned(), ..Self::default() })
     }
 
     /// Reads the documented error body; of anything else its beginning is kept as the message.
     pub(super) fn parse(body: &str, request_id: Option<&str>, secret: &str) -> Self {
         let (error, body_id) = match serde_json::from_str::<WireError>(body) {
             Ok(wire) => (wire.error, wire.request_id),
-            Err(_) => (
-                WireErrorBody {
-                    r#type: String::new(),
-                    message: body.to_owned(),
-                    details: None,
-                },
-                None,
-            ),
+            Err(_) => (WireErrorBody { r#type: String::new(), message: body.to_owned(), details: None }, None),
         };
-        let message = if secret.is_empty() {
-            error.message
-        } else {
-            error.message.replace(secret, "[key]")
-        };
+        let message = if secret.is_empty() { error.message } else { error.message.replace(secret, "[key]") };
         Self {
             status: None,
             error_type: error.r#type,
@@ -216,13 +194,7 @@ impl Detail {
 }
 
 pub(super) fn transport(error: reqwest::Error) -> Error {
-    if error.is_timeout() {
-        Error::Timeout {
-            phase: Phase::Connect,
-        }
-    } else {
-        Error::Transport(error.without_url())
-    }
+    if error.is_timeout() { Error::Timeout { phase: Phase::Connect } } else { Error::Transport(error.without_url()) }
 }
 
 /// Turns an answer that is not 200 into its error.
@@ -236,20 +208,13 @@ pub(super) async fn refused(mut response: reqwest::Response, secret: &str) -> Er
         }
     }
     let headers = response.headers();
-    let detail = Detail::parse(
-        &String::from_utf8_lossy(&body),
-        text(headers, "request-id"),
-        secret,
-    );
+    let detail = Detail::parse(&String::from_utf8_lossy(&body), text(headers, "request-id"), secret);
     classify(response.status(), detail, retry_after(headers))
 }
 
 /// The provider's own word first; the status decides where something else answered.
 fn classify(status: StatusCode, detail: Detail, retry_after: Option<Duration>) -> Error {
-    let detail = Box::new(Detail {
-        status: Some(status.as_u16()),
-        ..detail
-    });
+    let detail = Box::new(Detail { status: Some(status.as_u16()), ..detail });
     if is_spend_limit(status, &detail) {
         return Error::SpendLimit(detail);
     }
@@ -257,38 +222,17 @@ fn classify(status: StatusCode, detail: Detail, retry_after: Option<Duration>) -
         return Error::Auth(detail);
     }
     match (detail.error_type.as_str(), status.as_u16()) {
-        ("rate_limit_error", _) => Error::RateLimited {
-            retry_after,
-            detail,
-        },
+        ("rate_limit_error", _) => Error::RateLimited { retry_after, detail },
         ("authentication_error" | "billing_error" | "permission_error", _) => Error::Auth(detail),
-        ("overloaded_error", _) => Error::Overloaded {
-            retry_after,
-            detail,
-        },
-        ("api_error" | "timeout_error" | "conflict_error", _) => Error::Provider {
-            retry_after,
-            detail,
-        },
+        ("overloaded_error", _) => Error::Overloaded { retry_after, detail },
+        ("api_error" | "timeout_error" | "conflict_error", _) => Error::Provider { retry_after, detail },
         ("not_found_error" | "request_too_large", _) => Error::Invalid(detail),
-        (_, 429) => Error::RateLimited {
-            retry_after,
-            detail,
-        },
+        (_, 429) => Error::RateLimited { retry_after, detail },
         (_, 401..=403) => Error::Auth(detail),
-        (_, 529) => Error::Overloaded {
-            retry_after,
-            detail,
-        },
-        (_, 408 | 409) => Error::Provider {
-            retry_after,
-            detail,
-        },
+        (_, 529) => Error::Overloaded { retry_after, detail },
+        (_, 408 | 409) => Error::Provider { retry_after, detail },
         (_, 400..=499) => Error::Invalid(detail),
-        _ => Error::Provider {
-            retry_after,
-            detail,
-        },
+        _ => Error::Provider { retry_after, detail },
     }
 }
 
@@ -298,36 +242,25 @@ fn classify(status: StatusCode, detail: Detail, retry_after: Option<Duration>) -
 /// message of every user on that key instead of sending them to another.
 fn is_spend_limit(status: StatusCode, detail: &Detail) -> bool {
     match detail.error_code.as_deref() {
-        Some(code) => matches!(
-            code,
-            "enforced_spend_limit_reached" | "contract_spend_limit_reached" | "spend_limit_reached"
-        ),
+        Some(code) => {
+            matches!(code, "enforced_spend_limit_reached" | "contract_spend_limit_reached" | "spend_limit_reached")
+        }
         None => {
             status == StatusCode::BAD_REQUEST
                 && detail.error_type == "invalid_request_error"
-                && [
-                    "You have reached your specified API",
-                    "You have reached your specified workspace API",
-                ]
-                .iter()
-                .any(|beginning| detail.message.starts_with(beginning))
+                && ["You have reached your specified API", "You have reached your specified workspace API"]
+                    .iter()
+                    .any(|beginning| detail.message.starts_with(beginning))
         }
     }
 }
 
 /// `retry-after-ms`, else `retry-after` in seconds or as a date, which is read against the answer's own `date`.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let number = |name: &str| {
-        text(headers, name)?
-            .trim()
-            .parse::<f64>()
-            .ok()
-            .filter(|number| !number.is_nan())
-    };
+    let number = |name: &str| text(headers, name)?.trim().parse::<f64>().ok().filter(|number| !number.is_nan());
     let date = |name: &str| {
-        let format = format_description!(
-            "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
-        );
+        let format =
+            format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
         PrimitiveDateTime::parse(text(headers, name)?.trim(), &format).ok()
     };
     let seconds = number("retry-after-ms")

@@ -45,22 +45,14 @@ impl<'a> Body<'a> {
     /// one's mark, as the provider looks 20 blocks back.
     pub(super) fn of(prompt: &'a Prompt) -> Self {
         let last = prompt.turns.len().saturating_sub(1);
-        let message = |(at, turn): (usize, &'a Turn)| Message {
-            role: turn.role,
-            content: [Block::new(&turn.text, at == last)],
-        };
+        let message =
+            |(at, turn): (usize, &'a Turn)| Message { role: turn.role, content: [Block::new(&turn.text, at == last)] };
         Self {
             model: &prompt.model,
             max_tokens: prompt.max_tokens,
             stream: true,
-            metadata: Metadata {
-                user_id: &prompt.user_id,
-            },
-            system: if prompt.system.is_empty() {
-                vec![]
-            } else {
-                vec![Block::new(&prompt.system, true)]
-            },
+            metadata: Metadata { user_id: &prompt.user_id },
+            system: if prompt.system.is_empty() { vec![] } else { vec![Block::new(&prompt.system, true)] },
             messages: prompt.turns.iter().enumerate().map(message).collect(),
         }
     }
@@ -68,13 +60,7 @@ impl<'a> Body<'a> {
 
 impl<'a> Block<'a> {
     fn new(text: &'a str, cached: bool) -> Self {
-        Self {
-            r#type: "text",
-            text,
-            cache_control: cached.then_some(CacheControl {
-                r#type: "ephemeral",
-            }),
-        }
+        Self { r#type: "text", text, cache_control: cached.then_some(CacheControl { r#type: "ephemeral" }) }
     }
 }
 
@@ -87,29 +73,18 @@ mod tests {
             model: "claude-haiku-5-5".into(),
             max_tokens: 64,
             system: system.into(),
-            turns: turns
-                .iter()
-                .map(|&(role, text)| Turn {
-                    role,
-                    text: text.into(),
-                })
-                .collect(),
+            turns: turns.iter().map(|&(role, text)| Turn { role, text: text.into() }).collect(),
             user_id: "u1".into(),
         }
     }
 
     #[test]
     fn the_system_text_and_the_last_turn_are_marked_for_the_cache() {
-        let prompt = prompt(
-            "You are Socrates.",
-            &[
-                (Role::User, "Hello"),
-                (Role::Assistant, "Why?"),
-                (Role::User, "Because"),
-            ],
-        );
+        let prompt =
+            prompt("You are Socrates.", &[(Role::User, "Hello"), (Role::Assistant, "Why?"), (Role::User, "Because")]);
         let block = |text: &str| serde_json::json!([{"type": "text", "text": text}]);
-        let marked = |text: &str| serde_json::json!([{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]);
+        let marked =
+            |text: &str| serde_json::json!([{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]);
         assert_eq!(
             serde_json::to_value(Body::of(&prompt)).unwrap(),
             serde_json::json!({

@@ -121,26 +121,18 @@ impl Reply {
         }
         // A stream that always has something ready would never let the timer speak.
         if Instant::now() >= self.clock.whole_by() {
-            return Err(Error::Timeout {
-                phase: Phase::Whole,
-            });
+            return Err(Error::Timeout { phase: Phase::Whole });
         }
         let (deadline, phase) = self.clock.next();
-        let event = timeout_at(deadline, self.events.next())
-            .await
-            .map_err(|_| Error::Timeout { phase })?;
+        let event = timeout_at(deadline, self.events.next()).await.map_err(|_| Error::Timeout { phase })?;
         self.clock.heard();
         match event {
             Some(Ok(event)) => {
                 self.unread.store(0, Ordering::Relaxed);
                 self.take(event)
             }
-            Some(Err(EventStreamError::Transport(ChunkError::Body(error)))) => {
-                Err(self.cut(Some(error)))
-            }
-            Some(Err(EventStreamError::Transport(ChunkError::TooLong))) => {
-                Err(self.malformed("an event has no end"))
-            }
+            Some(Err(EventStreamError::Transport(ChunkError::Body(error)))) => Err(self.cut(Some(error))),
+            Some(Err(EventStreamError::Transport(ChunkError::TooLong))) => Err(self.malformed("an event has no end")),
             Some(Err(EventStreamError::Utf8(_))) => Err(self.malformed("not UTF-8")),
             Some(Err(EventStreamError::Parser(_))) => Err(self.malformed("not an event stream")),
             None => Err(self.cut(None)),
@@ -160,18 +152,14 @@ impl Reply {
                 self.usage.absorb(&message.usage);
             }
             "content_block_start" => {
-                if let ContentBlockStart {
-                    content_block: Block::Text { text },
-                } = self.parse(&event)?
+                if let ContentBlockStart { content_block: Block::Text { text } } = self.parse(&event)?
                     && !text.is_empty()
                 {
                     return Ok(Step::Text(text));
                 }
             }
             "content_block_delta" => {
-                if let ContentBlockDelta {
-                    delta: Delta::TextDelta { text },
-                } = self.parse(&event)?
+                if let ContentBlockDelta { delta: Delta::TextDelta { text } } = self.parse(&event)?
                     && !text.is_empty()
                 {
                     return Ok(Step::Text(text));
@@ -199,28 +187,17 @@ impl Reply {
     fn parse<T: DeserializeOwned>(&self, event: &Event) -> Result<T, Error> {
         // The event's text stays out of the message: it is part of a private conversation.
         serde_json::from_str(&event.data).map_err(|error| {
-            self.malformed(&format!(
-                "{} at column {} of {}",
-                kind(&error),
-                error.column(),
-                event.event
-            ))
+            self.malformed(&format!("{} at column {} of {}", kind(&error), error.column(), event.event))
         })
     }
 
     fn malformed(&self, what: &str) -> Error {
-        Error::Malformed {
-            what: what.to_owned(),
-            request_id: self.head.request_id.clone(),
-        }
+        Error::Malformed { what: what.to_owned(), request_id: self.head.request_id.clone() }
     }
 
     fn cut(&self, error: Option<reqwest::Error>) -> Error {
         let source = error.map(reqwest::Error::without_url);
-        Error::Cut {
-            request_id: self.head.request_id.clone(),
-            source,
-        }
+        Error::Cut { request_id: self.head.request_id.clone(), source }
     }
 }
 
@@ -240,11 +217,7 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn start(deadlines: Deadlines) -> Self {
-        Self {
-            started: Instant::now(),
-            heard: None,
-            deadlines,
-        }
+        Self { started: Instant::now(), heard: None, deadlines }
     }
 
     pub(super) fn first_event_by(&self) -> Instant {
@@ -285,11 +258,7 @@ fn capped(
     body.map(move |chunk| {
         let chunk = chunk.map_err(ChunkError::Body)?;
         let before = unread.fetch_add(chunk.len(), Ordering::Relaxed);
-        if before > MOST_EVENT_BYTES {
-            Err(ChunkError::TooLong)
-        } else {
-            Ok(chunk)
-        }
+        if before > MOST_EVENT_BYTES { Err(ChunkError::TooLong) } else { Ok(chunk) }
     })
 }
 
@@ -384,9 +353,7 @@ impl Reported {
         keep(&mut self.output, wire.output_tokens);
         if let Some(split) = &wire.cache_creation {
             self.written_1h = split.ephemeral_1h_input_tokens;
-            let sum = split
-                .ephemeral_5m_input_tokens
-                .saturating_add(split.ephemeral_1h_input_tokens);
+            let sum = split.ephemeral_5m_input_tokens.saturating_add(split.ephemeral_1h_input_tokens);
             self.written = self.written.max(sum);
         }
     }

@@ -9,9 +9,7 @@ use std::{
     time::Duration,
 };
 
-use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts,
-};
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
 use rustls::{
     ClientConfig,
     crypto::aws_lc_rs,
@@ -35,18 +33,12 @@ const CHECK_TIMEOUT: Duration = Duration::from_millis(300);
 /// A pool that connects when it is first asked.
 pub(super) fn pool(url: &str, size: usize) -> Result<(Pool, Tls), Error> {
     let (config, tls) = read(url)?;
-    let recycling = ManagerConfig {
-        recycling_method: RecyclingMethod::Fast,
-    };
+    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     let manager = Manager::from_config(config, tls.clone(), recycling);
     let pool = Pool::builder(manager)
         .max_size(size.max(1))
         .runtime(Runtime::Tokio1)
-        .timeouts(Timeouts {
-            wait: Some(WAIT_TIMEOUT),
-            create: Some(CONNECT_TIMEOUT),
-            recycle: None,
-        })
+        .timeouts(Timeouts { wait: Some(WAIT_TIMEOUT), create: Some(CONNECT_TIMEOUT), recycle: None })
         // The connection used last is the least likely to have gone stale.
         .queue_mode(deadpool_postgres::QueueMode::Lifo)
         .pre_recycle(Hook::async_fn(|connection, metrics| {
@@ -68,14 +60,8 @@ pub(super) fn pool(url: &str, size: usize) -> Result<(Pool, Tls), Error> {
 
 /// Parameters that the driver knows and a pooler takes. Providers add their own (`pgbouncer=true`, `supa=…`), and
 /// `options` would have the connection refused.
-const KNOWN: [&str; 6] = [
-    "application_name",
-    "channel_binding",
-    "sslmode",
-    "sslnegotiation",
-    "target_session_attrs",
-    "user",
-];
+const KNOWN: [&str; 6] =
+    ["application_name", "channel_binding", "sslmode", "sslnegotiation", "target_session_attrs", "user"];
 
 fn read(url: &str) -> Result<(Config, Tls), Error> {
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
@@ -92,9 +78,7 @@ fn read(url: &str) -> Result<(Config, Tls), Error> {
             _ => {}
         }
     }
-    let mut config: Config = format!("{address}?{}", kept.join("&"))
-        .parse()
-        .map_err(Error::other)?;
+    let mut config: Config = format!("{address}?{}", kept.join("&")).parse().map_err(Error::other)?;
     if config.get_hosts().is_empty() {
         return Err(Error::other("the database URL names no host"));
     }
@@ -105,10 +89,7 @@ fn read(url: &str) -> Result<(Config, Tls), Error> {
         .connect_timeout(CONNECT_TIMEOUT)
         .keepalives_idle(Duration::from_secs(30))
         .tcp_user_timeout(Duration::from_secs(5));
-    let tls = Tls {
-        root_certificates,
-        maker: Arc::default(),
-    };
+    let tls = Tls { root_certificates, maker: Arc::default() };
     Ok((config, tls))
 }
 
@@ -128,23 +109,17 @@ impl Tls {
         let extra = match &self.root_certificates {
             Some(path) => CertificateDer::pem_file_iter(path)
                 .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .map_err(|error| {
-                    io::Error::other(format!("sslrootcert {}: {error}", path.display()))
-                })?,
+                .map_err(|error| io::Error::other(format!("sslrootcert {}: {error}", path.display())))?,
             None => Vec::new(),
         };
-        let verifier =
-            Verifier::new_with_extra_roots(extra, provider.clone()).map_err(io::Error::other)?;
+        let verifier = Verifier::new_with_extra_roots(extra, provider.clone()).map_err(io::Error::other)?;
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
-        Ok(self
-            .maker
-            .get_or_init(|| MakeRustlsConnect::new(config))
-            .clone())
+        Ok(self.maker.get_or_init(|| MakeRustlsConnect::new(config)).clone())
     }
 }
 
@@ -162,10 +137,7 @@ impl MakeTlsConnect<Socket> for Tls {
     type Error = io::Error;
 
     fn make_tls_connect(&mut self, host: &str) -> io::Result<Handshake> {
-        Ok(Handshake {
-            tls: self.clone(),
-            host: host.to_owned(),
-        })
+        Ok(Handshake { tls: self.clone(), host: host.to_owned() })
     }
 }
 
@@ -177,8 +149,8 @@ impl TlsConnect<Socket> for Handshake {
     fn connect(self, socket: Socket) -> Self::Future {
         Box::pin(async move {
             let mut maker = self.tls.maker()?;
-            let connector = MakeTlsConnect::<Socket>::make_tls_connect(&mut maker, &self.host)
-                .map_err(io::Error::other)?;
+            let connector =
+                MakeTlsConnect::<Socket>::make_tls_connect(&mut maker, &self.host).map_err(io::Error::other)?;
             connector.connect(socket).await
         })
     }
@@ -194,10 +166,8 @@ mod tests {
 
     #[test]
     fn providers_own_parameters_and_startup_options_are_left_out() {
-        let (config, _) = read(
-            "postgres://u:p%40ss@h:6543/d?pgbouncer=true&options=-c%20x%3Dy&supa=base&sslmode=require",
-        )
-        .unwrap();
+        let (config, _) =
+            read("postgres://u:p%40ss@h:6543/d?pgbouncer=true&options=-c%20x%3Dy&supa=base&sslmode=require").unwrap();
         assert_eq!(config.get_user(), Some("u"));
         assert_eq!(config.get_password(), Some(b"p@ss".as_slice()));
         assert_eq!(config.get_options(), None);
@@ -224,22 +194,14 @@ mod tests {
     #[test]
     fn a_private_authority_is_named_in_the_url() {
         let (_, tls) = read("postgres://u@h/d?sslrootcert=/etc/ca.pem").unwrap();
-        assert_eq!(
-            tls.root_certificates.as_deref(),
-            Some(Path::new("/etc/ca.pem"))
-        );
+        assert_eq!(tls.root_certificates.as_deref(), Some(Path::new("/etc/ca.pem")));
         let (_, tls) = read("postgres://u@h/d?sslrootcert=system").unwrap();
         assert_eq!(tls.root_certificates, None);
     }
 
     #[test]
     fn what_is_no_url_is_refused_without_repeating_its_password() {
-        for url in [
-            "",
-            "nonsense",
-            "postgres://u:secret@h:port/d",
-            "u:secret@h/d",
-        ] {
+        for url in ["", "nonsense", "postgres://u:secret@h:port/d", "u:secret@h/d"] {
             let error = read(url).err().unwrap_or_else(|| panic!("{url} was taken"));
             assert!(!error.to_string().contains("secret"), "{error}");
         }

@@ -26,10 +26,7 @@ pub(super) struct Flight {
 
 impl Flight {
     pub(super) fn new(connection: Object, tls: Tls) -> Self {
-        Self {
-            connection: Some(connection),
-            tls,
-        }
+        Self { connection: Some(connection), tls }
     }
 
     /// Sends everything in one batch with an unnamed statement, which is the only shape that every pooler keeps whole.
@@ -69,11 +66,7 @@ impl Flight {
         let tls = self.tls.clone();
         // Not registered with the platform: a dropped future has nobody to wait for it, and if the instance is frozen
         // first the role's statement_timeout ends the query. A drop may also come after the runtime, hence the handle.
-        Some(
-            Handle::try_current()
-                .ok()?
-                .spawn(async move { doomed.cancel(tls).await }),
-        )
+        Some(Handle::try_current().ok()?.spawn(async move { doomed.cancel(tls).await }))
     }
 }
 

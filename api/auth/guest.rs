@@ -1,0 +1,12 @@
+//! /api/auth/guest
+//!
+//! POST  anyone   a visitor's account, its messages counted by network   201
+//!
+//! Logic: `iconoclash::routes::accounts`.
+
+use iconoclash::{routes::accounts, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(accounts::router).await
+}

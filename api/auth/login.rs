@@ -1,0 +1,12 @@
+//! /api/auth/login
+//!
+//! POST  anyone   a session for an address and its password   200 · 401 · 403 · 422
+//!
+//! Logic: `iconoclash::routes::accounts`.
+
+use iconoclash::{routes::accounts, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(accounts::router).await
+}

@@ -1,0 +1,12 @@
+//! /api/auth/logout
+//!
+//! POST  signed in   ends this session, or all of the user's   204 · 401
+//!
+//! Logic: `iconoclash::routes::accounts`.
+
+use iconoclash::{routes::accounts, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(accounts::router).await
+}

@@ -1,0 +1,12 @@
+//! /api/auth/session
+//!
+//! GET   signed in   who one is, and what is left of today   200 · 401
+//!
+//! Logic: `iconoclash::routes::accounts`.
+
+use iconoclash::{routes::accounts, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(accounts::router).await
+}

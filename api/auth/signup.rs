@@ -1,0 +1,12 @@
+//! /api/auth/signup
+//!
+//! POST  anyone   new account, or a guest made into one   201 · 401 · 409 · 422
+//!
+//! Logic: `iconoclash::routes::accounts`.
+
+use iconoclash::{routes::accounts, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(accounts::router).await
+}

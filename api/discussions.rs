@@ -1,0 +1,13 @@
+//! /api/discussions
+//!
+//! GET   signed in   own discussions, newest first; `?archived=&limit=&cursor=`   200 · 400 · 401
+//! POST  signed in   begin a discussion; `Idempotency-Key`   201 · 401 · 409 · 422
+//!
+//! Logic: `iconoclash::routes::discussions`.
+
+use iconoclash::{routes::discussions, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(discussions::router).await
+}

@@ -1,0 +1,14 @@
+//! /api/discussions/{id}
+//!
+//! GET     its owner   the discussion   200 · 401 · 404
+//! PATCH   its owner   rename, archive, share   200 · 401 · 404 · 422
+//! DELETE  its owner   with all its messages   204 · 401 · 404
+//!
+//! Logic: `iconoclash::routes::discussions`.
+
+use iconoclash::{routes::discussions, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(discussions::router).await
+}

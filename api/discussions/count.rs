@@ -1,0 +1,12 @@
+//! /api/discussions/count
+//!
+//! GET   signed in   how many discussions, in all and today   200 · 401
+//!
+//! Logic: `iconoclash::routes::discussions`.
+
+use iconoclash::{routes::discussions, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(discussions::router).await
+}

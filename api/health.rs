@@ -1,0 +1,12 @@
+//! /api/health
+//!
+//! GET   anyone   is the function alive; `?deep=1` with the cron secret asks what it needs   200 · 401 · 503
+//!
+//! Logic: `iconoclash::routes::operations`.
+
+use iconoclash::{routes::operations, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(operations::router).await
+}

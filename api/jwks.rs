@@ -1,0 +1,12 @@
+//! /api/jwks
+//!
+//! GET   anyone   public keys of the session tokens   200
+//!
+//! Logic: `iconoclash::routes::operations`.
+
+use iconoclash::{routes::operations, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(operations::router).await
+}

@@ -1,0 +1,12 @@
+//! /api/plans
+//!
+//! GET   anyone   plans, prices and limits; kept by the CDN, with an ETag   200 · 304
+//!
+//! Logic: `iconoclash::routes::catalog`.
+
+use iconoclash::{routes::catalog, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(catalog::router).await
+}

@@ -1,0 +1,137 @@
+//! What every handler can reach: settings, clients, the clock. Each client is made by the first request that needs it,
+//! so that a function without a database still answers its health.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+use time::OffsetDateTime;
+use upstash_redis_rs::Redis;
+use uuid::{ContextV7, Timestamp, Uuid};
+
+use crate::{
+    claude::Claude,
+    config::Config,
+    db::Db,
+    error::{Error, Result},
+    token::Tokens,
+};
+
+/// Time until Redis counts as unreachable.
+const REDIS_DEADLINE: Duration = Duration::from_millis(300);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the time comes from.
+pub type Clock = Arc<dyn Fn() -> OffsetDateTime + Send + Sync>;
+
+/// The process's shared state; cloning is cheap.
+#[derive(Clone)]
+pub struct App(Arc<Shared>);
+
+struct Shared {
+    config: Config,
+    clock: Clock,
+    /// Keeps ids of one millisecond in order: a reply sorts after the message that it answers.
+    ids: Mutex<ContextV7>,
+    http: OnceLock<reqwest::Client>,
+    db: OnceLock<Db>,
+    redis: OnceLock<Redis>,
+    claude: OnceLock<Claude>,
+    tokens: OnceLock<Tokens>,
+}
+
+impl App {
+    /// The app of a process that runs for real.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+    pub fn from_env() -> Self {
+        Self::new(Config::from_env(), Arc::new(OffsetDateTime::now_utc))
+    }
+
+    /// An app with its own settings and clock.
+    pub fn new(config: Config, clock: Clock) -> Self {
+        Self(Arc::new(Shared {
+            config,
+            clock,
+            ids: Mutex::new(ContextV7::new()),
+            http: OnceLock::new(),
+            db: OnceLock::new(),
+            redis: OnceLock::new(),
+            claude: OnceLock::new(),
+            tokens: OnceLock::new(),
+        }))
+    }
+
+    /// All settings.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// The time, to the microsecond that Postgres stores.
+    pub fn now(&self) -> OffsetDateTime {
+        let now = (self.0.clock)();
+        now.replace_microsecond(now.microsecond()).expect("a time's own microsecond is in range")
+    }
+
+    /// A UUIDv7 of now, greater than those made before it in this process.
+    pub fn new_id(&self) -> Uuid {
+        let now = self.now();
+        let seconds = u64::try_from(now.unix_timestamp()).unwrap_or_default();
+        Uuid::new_v7(Timestamp::from_unix(&self.0.ids, seconds, now.nanosecond()))
+    }
+
+    /// Postgres, through the pooler.
+    pub fn db(&self) -> Result<&Db> {
+        once(&self.0.db, || {
+            let database = self.0.config.database.clone()?;
+            Ok(Db::new(database.url.expose(), database.pool_size)?)
+        })
+    }
+
+    /// Redis, over REST.
+    pub fn redis(&self) -> Result<&Redis> {
+        once(&self.0.redis, || {
+            let redis = self.0.config.redis.clone()?;
+            let client = Redis::new(&redis.url, redis.token.expose(), self.http()?.clone());
+            Ok(client.with_deadline(REDIS_DEADLINE))
+        })
+    }
+
+    /// Claude.
+    pub fn claude(&self) -> Result<&Claude> {
+        once(&self.0.claude, || {
+            let claude = self.0.config.claude.clone()?;
+            let key = claude.keys.into_iter().next().expect("configuration lists at least one key");
+            Ok(Claude::new(self.http()?.clone(), claude.base_url, key).with_deadlines(claude.deadlines))
+        })
+    }
+
+    /// The keys of session tokens.
+    pub fn tokens(&self) -> Result<&Tokens> {
+        once(&self.0.tokens, || Tokens::new(&self.0.config.public_url, &self.0.config.jwt_keys.clone()?))
+    }
+
+    /// The one HTTP client, whose connections stay warm between requests.
+    #[expect(clippy::disallowed_methods, reason = "this is the one client")]
+    fn http(&self) -> Result<&reqwest::Client> {
+        once(&self.0.http, || {
+            let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build();
+            client.map_err(|error| Error::Internal(error.into()))
+        })
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("config", &self.0.config).finish_non_exhaustive()
+    }
+}
+
+/// Two requests may both make the first client; one of them is kept.
+fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(made) = cell.get() {
+        return Ok(made);
+    }
+    let made = make()?;
+    Ok(cell.get_or_init(|| made))
+}

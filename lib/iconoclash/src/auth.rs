@@ -1,0 +1,268 @@
+//! Who is calling. A handler's signature says who may: `User` and `Admin` are live sessions, `Session` is a verified
+//! token whose liveness the handler's own statement checks, `Visitor` is anybody.
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+use hmac::{Hmac, KeyInit, Mac};
+use http::{HeaderMap, HeaderValue, Method, header};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use std::net::{IpAddr, Ipv4Addr};
+use subtle::ConstantTimeEq;
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    error::{Error, Result},
+    plan::Plan,
+    row, sql,
+    token::Claims,
+};
+
+const COOKIE: &str = "__Host-session";
+
+/// Anybody, signed in or not. A token that is not valid is refused even here.
+#[derive(Debug)]
+pub struct Visitor {
+    /// The session, where a token came with the request.
+    pub session: Option<Session>,
+}
+
+/// The bearer of a token that we signed and that has not run out. Whether the session is still live is for the
+/// handler's own statement to say, which saves a round trip on the way to Claude.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// What the token says.
+    pub claims: Claims,
+    /// The caller's network.
+    pub network: Network,
+}
+
+/// A user whose session is live now.
+#[derive(Debug)]
+pub struct User {
+    /// The user.
+    pub id: Uuid,
+    /// The session that the request came with.
+    pub session: Session,
+    /// As shown to the user.
+    pub profile: Profile,
+}
+
+/// A user with role `admin`.
+#[derive(Debug)]
+pub struct Admin(pub User);
+
+/// A user as answers show it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = User)]
+pub struct Profile {
+    /// The user's id.
+    pub id: Uuid,
+    /// Address for sign-in; guests have none.
+    pub email: Option<String>,
+    /// What to call the user.
+    pub name: Option<String>,
+    /// What the user pays for.
+    pub plan: Plan,
+    /// What the user may do.
+    pub role: Role,
+    /// When the account was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// What a user may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Argue.
+    User,
+    /// Operate the service.
+    Admin,
+}
+
+impl FromRequestParts<App> for Visitor {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let Some(token) = presented_token(parts, app)? else {
+            return Ok(Self { session: None });
+        };
+        let claims = app.tokens()?.verify(&token, app.now()).ok_or(INVALID_TOKEN)?;
+        Ok(Self { session: Some(Session { claims, network: Network::of(&parts.headers, app) }) })
+    }
+}
+
+impl FromRequestParts<App> for Session {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        Visitor::from_request_parts(parts, app).await?.session.ok_or(SIGN_IN)
+    }
+}
+
+impl FromRequestParts<App> for User {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let session = Session::from_request_parts(parts, app).await?;
+        let Claims { sub, sid, ver, .. } = session.claims;
+        let row = app.db()?.optional(&LIVE, &[&sub, &ver, &sid]).await?.ok_or(INVALID_TOKEN)?;
+        Ok(Self { id: sub, session, profile: row.try_into()? })
+    }
+}
+
+impl FromRequestParts<App> for Admin {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let user = User::from_request_parts(parts, app).await?;
+        if user.profile.role == Role::Admin {
+            Ok(Self(user))
+        } else {
+            Err(Error::Forbidden { code: "admin_only", detail: "This is for operators." })
+        }
+    }
+}
+
+/// The token was signed by nobody we know, has run out, or its session has ended.
+pub const INVALID_TOKEN: Error = Error::Unauthorized { code: "invalid_token", detail: "Sign in again." };
+const SIGN_IN: Error = Error::Unauthorized { code: "unauthorized", detail: "Sign in first." };
+
+sql! {
+    /// The user of a session that is neither revoked, nor of an older token version, nor of a suspended account.
+    read LIVE(UUID, INT4, UUID) -> UserRow = "
+        select u.id, u.email, u.name, u.plan, u.role, u.token_version, u.created_at
+        from users u
+        where u.id = $1 and u.token_version = $2 and u.suspended_at is null
+          and not exists (select from revoked_sessions r where r.sid = $3)";
+}
+
+row! {
+    /// What every statement about an account returns.
+    pub(crate) struct UserRow {
+        id: Uuid,
+        email: Option<String>,
+        name: Option<String>,
+        plan: String,
+        role: String,
+        token_version: i32,
+        created_at: OffsetDateTime,
+    }
+}
+
+impl TryFrom<UserRow> for Profile {
+    type Error = Error;
+
+    fn try_from(row: UserRow) -> Result<Self> {
+        let plan = Plan::from_name(&row.plan).ok_or_else(|| Error::Internal("users.plan is not a plan".into()))?;
+        let role = if row.role == "admin" { Role::Admin } else { Role::User };
+        Ok(Self { id: row.id, email: row.email, name: row.name, plan, role, created_at: row.created_at })
+    }
+}
+
+/// The token of the header, else of the cookie. A browser sends the cookie by itself, so with it an unsafe method must
+/// also name an origin that we know.
+fn presented_token(parts: &Parts, app: &App) -> Result<Option<String>> {
+    if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
+        let token = value.to_str().ok().and_then(|value| value.split_once(' '));
+        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).ok_or(INVALID_TOKEN)?;
+        return Ok(Some(token.1.trim().to_owned()));
+    }
+    let Some(token) = cookie(&parts.headers) else {
+        return Ok(None);
+    };
+    let safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let origin = parts.headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    if safe || origin.is_some_and(|origin| app.config().allows_origin(origin)) {
+        Ok(Some(token))
+    } else {
+        Err(Error::Forbidden { code: "origin_not_allowed", detail: "This page may not act for you." })
+    }
+}
+
+fn cookie(headers: &HeaderMap) -> Option<String> {
+    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value.to_owned())
+}
+
+/// The cookie that keeps a browser signed in; an empty token takes it away.
+pub fn session_cookie(token: &str, max_age_secs: i64) -> HeaderValue {
+    HeaderValue::try_from(format!("{COOKIE}={token}; Path=/; Max-Age={max_age_secs}; Secure; HttpOnly; SameSite=Lax"))
+        .expect("a token is visible ASCII")
+}
+
+/// The network that a request came from: an IPv4 address, or the first 64 bits of an IPv6 one, which one household
+/// or data centre can vary at will beyond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(IpAddr);
+
+impl Network {
+    /// Reads the platform's own header. Behind Cloudflare that holds Cloudflare's address, so the visitor's comes from
+    /// `cf-connecting-ip`, but only with the secret that our rule there adds: anybody can send the header.
+    pub fn of(headers: &HeaderMap, app: &App) -> Self {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let trusted = app
+            .config()
+            .proxy_secret
+            .as_ref()
+            .zip(text("x-proxy-secret"))
+            .is_some_and(|(secret, shown)| bool::from(secret.expose().as_bytes().ct_eq(shown.as_bytes())));
+        let address = if trusted { text("cf-connecting-ip") } else { None }
+            .or_else(|| text("x-vercel-forwarded-for"))
+            .and_then(|value| value.split(',').next()?.trim().parse().ok());
+        // Callers without an address share one allowance rather than having none.
+        Self::from(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
+    }
+
+    /// A name for the network that does not tell its address to who has no key.
+    pub fn pseudonym(&self, key: &[u8; 32]) -> String {
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
+        mac.update(b"network\0");
+        mac.update(self.0.to_string().as_bytes());
+        mac.finalize().into_bytes().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl From<IpAddr> for Network {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(v6) => Self(IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into())),
+            v4 => Self(v4),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_household_is_one_network() {
+        let network = |text: &str| Network::from(text.parse::<IpAddr>().unwrap());
+        assert_eq!(network("2001:db8:1:2:aaaa::1"), network("2001:db8:1:2:bbbb::2"));
+        assert_ne!(network("2001:db8:1:2::1"), network("2001:db8:1:3::1"));
+        assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
+        assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
+    }
+
+    #[test]
+    fn a_networks_pseudonym_depends_on_the_key_and_hides_the_address() {
+        let network = Network::from(IpAddr::from([192, 0, 2, 1]));
+        assert_eq!(network.pseudonym(&[1; 32]), network.pseudonym(&[1; 32]));
+        assert_ne!(network.pseudonym(&[1; 32]), network.pseudonym(&[2; 32]));
+        assert!(!network.pseudonym(&[1; 32]).contains("192"));
+    }
+
+    #[test]
+    fn the_cookie_is_found_among_others() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::COOKIE, HeaderValue::from_static("a=b; __Host-session=tok.en; c=d"));
+        assert_eq!(cookie(&headers).as_deref(), Some("tok.en"));
+        headers.insert(header::COOKIE, HeaderValue::from_static("session=tok.en"));
+        assert_eq!(cookie(&headers), None);
+    }
+}

@@ -1,0 +1,352 @@
+//! Every setting, read from the environment once and nowhere else.
+//!
+//! Reading never fails: a setting that is missing or malformed is an error *value*, met by the first request that
+//! needs it. A function without a database still answers its health, and the log line names the variable.
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use std::fmt;
+
+use crate::{
+    claude::{ApiKey, Deadlines},
+    price,
+};
+
+/// A setting, or why it cannot be used.
+pub type Setting<T> = Result<T, Invalid>;
+
+/// Why a setting cannot be used. It names the variable and never shows the value.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{variable} {problem}")]
+pub struct Invalid {
+    variable: &'static str,
+    problem: String,
+}
+
+/// A value that neither logs nor `Debug` may show.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a value.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself, for the one call that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// All settings of a process.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `DATABASE_URL`, `DATABASE_POOL_SIZE`: Postgres through the pooler.
+    pub database: Setting<Database>,
+    /// `UPSTASH_REDIS_REST_URL`, `UPSTASH_REDIS_REST_TOKEN` (or `KV_REST_API_URL`, `KV_REST_API_TOKEN`).
+    pub redis: Setting<Redis>,
+    /// `ANTHROPIC_API_KEYS` (or `ANTHROPIC_API_KEY`), `ANTHROPIC_BASE_URL`.
+    pub claude: Setting<Claude>,
+    /// `CLAUDE_MODEL_PRO`, `CLAUDE_MODEL_FREE`.
+    pub models: Setting<Models>,
+    /// `JWT_KEYS`: the first signs, all verify.
+    pub jwt_keys: Setting<Vec<JwtKey>>,
+    /// `CREDENTIALS_KEY`: 32 bytes from which keyed hashes are made.
+    pub credentials_key: Setting<Key>,
+    /// `CRON_SECRET`: what crons and deep health checks present.
+    pub cron_secret: Setting<Secret>,
+    /// `PUBLIC_URL`: where people reach the service; issuer of the tokens.
+    pub public_url: String,
+    /// `CORS_ALLOWED_ORIGINS`: who may call from a browser, besides `PUBLIC_URL`.
+    pub allowed_origins: Vec<String>,
+    /// `TRUSTED_PROXY_SECRET`: what a trusted proxy presents before its client address is believed.
+    pub proxy_secret: Option<Secret>,
+    /// `QUOTA_GUEST`, `QUOTA_FREE`, `QUOTA_PRO`: messages a UTC day.
+    pub quotas: Setting<Quotas>,
+    /// `VERCEL_REGION`, else `AWS_REGION`.
+    pub region: String,
+    /// `VERCEL_GIT_COMMIT_SHA`, else the crate's version.
+    pub version: String,
+}
+
+/// Whether AWS Lambda runs this process.
+#[cfg(feature = "lambda")]
+#[expect(clippy::disallowed_methods, reason = "the environment is read in this file")]
+pub(crate) fn on_lambda() -> bool {
+    std::env::var("AWS_LAMBDA_RUNTIME_API").is_ok()
+}
+
+/// Where Postgres is.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// Pooled connection string.
+    pub url: Secret,
+    /// Connections that one process may hold.
+    pub pool_size: usize,
+}
+
+/// Where Redis is.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// REST endpoint.
+    pub url: String,
+    /// Bearer token.
+    pub token: Secret,
+}
+
+/// How Claude is reached.
+#[derive(Clone, Debug)]
+pub struct Claude {
+    /// API root, without a trailing slash.
+    pub base_url: String,
+    /// Keys in order of preference, at least one.
+    pub keys: Vec<ApiKey>,
+    /// How long a reply may take; not a setting, but shorter in tests.
+    pub deadlines: Deadlines,
+}
+
+/// The model of each plan; each has a price.
+#[derive(Clone, Debug)]
+pub struct Models {
+    /// For plan `pro`.
+    pub pro: String,
+    /// For plans `free` and `guest`.
+    pub free: String,
+}
+
+/// Messages a UTC day of each plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Quotas {
+    /// By network, for visitors without an account.
+    pub guest: u32,
+    /// By user.
+    pub free: u32,
+    /// By user.
+    pub pro: u32,
+}
+
+/// 32 secret bytes.
+#[derive(Clone)]
+pub struct Key(pub [u8; 32]);
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(…)")
+    }
+}
+
+/// An Ed25519 signing key by its id.
+#[derive(Clone, Debug)]
+pub struct JwtKey {
+    /// `kid` of the tokens that it signs.
+    pub kid: String,
+    /// The private seed.
+    pub seed: Key,
+}
+
+impl Config {
+    /// Reads the process environment.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+    pub fn from_env() -> Self {
+        Self::from_lookup(|name| std::env::var(name).ok())
+    }
+
+    /// Reads settings from any source; an empty value counts as absent, as Vercel's dashboard stores it.
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
+        let env = Env(&|name| lookup(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty()));
+        Self {
+            database: env.database(),
+            redis: env.redis(),
+            claude: env.claude(),
+            models: env.models(),
+            jwt_keys: env.jwt_keys(),
+            credentials_key: env.required("CREDENTIALS_KEY").and_then(|v| key("CREDENTIALS_KEY", &v)),
+            cron_secret: env.required("CRON_SECRET").map(Secret),
+            public_url: env.or("PUBLIC_URL", "http://localhost:3000").trim_end_matches('/').to_owned(),
+            allowed_origins: env
+                .or("CORS_ALLOWED_ORIGINS", "")
+                .split(',')
+                .map(|origin| origin.trim().trim_end_matches('/').to_owned())
+                .filter(|origin| !origin.is_empty())
+                .collect(),
+            proxy_secret: env.optional("TRUSTED_PROXY_SECRET").map(Secret),
+            quotas: env.quotas(),
+            region: env
+                .optional("VERCEL_REGION")
+                .or_else(|| env.optional("AWS_REGION"))
+                .unwrap_or_else(|| "local".to_owned()),
+            version: env.optional("VERCEL_GIT_COMMIT_SHA").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+        }
+    }
+
+    /// Whether a browser page of this origin may act for its user.
+    pub fn allows_origin(&self, origin: &str) -> bool {
+        origin == self.public_url || self.allowed_origins.iter().any(|allowed| allowed == origin)
+    }
+}
+
+struct Env<'a>(&'a dyn Fn(&str) -> Option<String>);
+
+impl Env<'_> {
+    fn optional(&self, name: &str) -> Option<String> {
+        (self.0)(name)
+    }
+
+    fn or(&self, name: &str, default: &str) -> String {
+        self.optional(name).unwrap_or_else(|| default.to_owned())
+    }
+
+    fn required(&self, name: &'static str) -> Setting<String> {
+        self.optional(name).ok_or_else(|| invalid(name, "is not set"))
+    }
+
+    fn number<T: std::str::FromStr>(&self, name: &'static str, default: T) -> Setting<T> {
+        match self.optional(name) {
+            None => Ok(default),
+            Some(value) => value.parse().map_err(|_| invalid(name, "is not a whole number")),
+        }
+    }
+
+    fn database(&self) -> Setting<Database> {
+        let pool_size = self.number("DATABASE_POOL_SIZE", 10)?;
+        if pool_size == 0 {
+            return Err(invalid("DATABASE_POOL_SIZE", "must be at least 1"));
+        }
+        Ok(Database { url: Secret(self.required("DATABASE_URL")?), pool_size })
+    }
+
+    fn redis(&self) -> Setting<Redis> {
+        let url = self.optional("UPSTASH_REDIS_REST_URL").or_else(|| self.optional("KV_REST_API_URL"));
+        let token = self.optional("UPSTASH_REDIS_REST_TOKEN").or_else(|| self.optional("KV_REST_API_TOKEN"));
+        Ok(Redis {
+            url: url.ok_or_else(|| invalid("UPSTASH_REDIS_REST_URL", "is not set"))?,
+            token: Secret(token.ok_or_else(|| invalid("UPSTASH_REDIS_REST_TOKEN", "is not set"))?),
+        })
+    }
+
+    fn claude(&self) -> Setting<Claude> {
+        let base_url = self.or("ANTHROPIC_BASE_URL", "https://api.anthropic.com");
+        let keys = match self.optional("ANTHROPIC_API_KEYS") {
+            Some(list) => pairs("ANTHROPIC_API_KEYS", &list, '=')?
+                .into_iter()
+                .map(|(label, key)| ApiKey::new(label, key))
+                .collect(),
+            None => vec![ApiKey::new("default", self.required("ANTHROPIC_API_KEY")?)],
+        };
+        Ok(Claude { base_url: base_url.trim_end_matches('/').to_owned(), keys, deadlines: Deadlines::default() })
+    }
+
+    fn models(&self) -> Setting<Models> {
+        let priced = |variable: &'static str, default| {
+            let model = self.or(variable, default);
+            if price::is_known(&model) { Ok(model) } else { Err(invalid(variable, "names a model without a price")) }
+        };
+        Ok(Models {
+            pro: priced("CLAUDE_MODEL_PRO", "claude-sonnet-5-5")?,
+            free: priced("CLAUDE_MODEL_FREE", "claude-haiku-5-5")?,
+        })
+    }
+
+    fn jwt_keys(&self) -> Setting<Vec<JwtKey>> {
+        pairs("JWT_KEYS", &self.required("JWT_KEYS")?, ':')?
+            .into_iter()
+            .map(|(kid, seed)| Ok(JwtKey { kid, seed: key("JWT_KEYS", &seed)? }))
+            .collect()
+    }
+
+    fn quotas(&self) -> Setting<Quotas> {
+        Ok(Quotas {
+            guest: self.number("QUOTA_GUEST", 3)?,
+            free: self.number("QUOTA_FREE", 10)?,
+            pro: self.number("QUOTA_PRO", 100)?,
+        })
+    }
+}
+
+fn invalid(variable: &'static str, problem: &str) -> Invalid {
+    Invalid { variable, problem: problem.to_owned() }
+}
+
+fn key(variable: &'static str, value: &str) -> Setting<Key> {
+    let bytes = BASE64.decode(value).ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.map(Key).ok_or_else(|| invalid(variable, "must hold 32 bytes in base64"))
+}
+
+/// `name<separator>value, …`, at least one, no name twice.
+fn pairs(variable: &'static str, list: &str, separator: char) -> Setting<Vec<(String, String)>> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let (name, value) = item
+            .split_once(separator)
+            .filter(|(name, value)| !name.is_empty() && !value.is_empty())
+            .ok_or_else(|| Invalid { variable, problem: format!("must list name{separator}value, …") })?;
+        if found.iter().any(|(known, _)| known == name) {
+            return Err(Invalid { variable, problem: format!("names {name} twice") });
+        }
+        found.push((name.to_owned(), value.to_owned()));
+    }
+    if found.is_empty() { Err(invalid(variable, "lists nothing")) } else { Ok(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(settings: &[(&str, &str)]) -> Config {
+        let settings: Vec<(String, String)> =
+            settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Config::from_lookup(|name| settings.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone()))
+    }
+
+    #[test]
+    fn an_empty_environment_names_each_variable_that_is_missing() {
+        let config = config(&[]);
+        assert_eq!(config.database.unwrap_err().to_string(), "DATABASE_URL is not set");
+        assert_eq!(config.redis.unwrap_err().to_string(), "UPSTASH_REDIS_REST_URL is not set");
+        assert_eq!(config.claude.unwrap_err().to_string(), "ANTHROPIC_API_KEY is not set");
+        assert_eq!(config.jwt_keys.unwrap_err().to_string(), "JWT_KEYS is not set");
+        assert_eq!(config.quotas.unwrap().free, 10);
+    }
+
+    #[test]
+    fn malformed_settings_say_what_is_wrong_and_never_show_the_value() {
+        let config = config(&[
+            ("JWT_KEYS", "k1:c2hvcnQ="),
+            ("QUOTA_FREE", "ten"),
+            ("CLAUDE_MODEL_PRO", "gpt"),
+            ("ANTHROPIC_API_KEYS", "a=secret-1,a=secret-2"),
+        ]);
+        assert_eq!(config.jwt_keys.unwrap_err().to_string(), "JWT_KEYS must hold 32 bytes in base64");
+        assert_eq!(config.quotas.unwrap_err().to_string(), "QUOTA_FREE is not a whole number");
+        assert_eq!(config.claude.unwrap_err().to_string(), "ANTHROPIC_API_KEYS names a twice");
+        assert_eq!(config.models.unwrap_err().to_string(), "CLAUDE_MODEL_PRO names a model without a price");
+    }
+
+    #[test]
+    fn vercels_own_names_for_redis_are_accepted_and_empty_values_are_absent() {
+        let config =
+            config(&[("UPSTASH_REDIS_REST_URL", " "), ("KV_REST_API_URL", "https://kv"), ("KV_REST_API_TOKEN", "t")]);
+        assert_eq!(config.redis.unwrap().url, "https://kv");
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let shown = format!(
+            "{:?}",
+            config(&[
+                ("DATABASE_URL", "postgres://u:hunter2@h/d"),
+                ("ANTHROPIC_API_KEYS", "a=hunter2"),
+                ("CRON_SECRET", "hunter2"),
+                ("UPSTASH_REDIS_REST_URL", "https://kv"),
+                ("UPSTASH_REDIS_REST_TOKEN", "hunter2"),
+            ])
+        );
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}

@@ -1,0 +1,127 @@
+//! Messages: what was said in a discussion, and saying something new.
+
+mod opening;
+mod prompt;
+mod record;
+mod reply;
+mod send;
+
+use axum::extract::State;
+use serde::Serialize;
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    auth::User,
+    error::{Error, Problem, Result},
+    extract::{Page, Path, Query},
+    row, sql,
+};
+
+/// `/api/discussions/{id}/messages`
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(list, send::send))
+}
+
+/// Something said by the user or by the icons.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+struct Message {
+    id: Uuid,
+    #[schema(pattern = "^(user|assistant)$")]
+    role: String,
+    content: String,
+    /// `complete` only where the provider said that the reply ended.
+    #[schema(pattern = "^(complete|streaming|partial|stopped|failed)$")]
+    status: String,
+    /// Of a reply: who wrote it.
+    model: Option<String>,
+    /// Of a reply that has ended: what it took.
+    usage: Option<Usage>,
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+}
+
+/// Tokens by price class, and what they cost.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+struct Usage {
+    input_tokens: i64,
+    cache_write_tokens: i64,
+    cache_read_tokens: i64,
+    output_tokens: i64,
+    cost_microusd: i64,
+}
+
+/// A page of messages, newest first.
+#[derive(Debug, Serialize, ToSchema)]
+struct Messages {
+    data: Vec<Message>,
+    next_cursor: Option<Uuid>,
+}
+
+/// What was said, newest first.
+#[utoipa::path(get, path = "/api/discussions/{id}/messages", tag = "messages", security(("bearer" = [])),
+    params(("id" = Uuid, Path), Page),
+    responses((status = 200, body = Messages), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem)))]
+async fn list(
+    State(app): State<App>,
+    user: User,
+    Path(discussion): Path<Uuid>,
+    Query(page): Query<Page>,
+) -> Result<axum::Json<Messages>> {
+    let (db, rows) = (app.db()?, page.limit.rows());
+    let (owned, rows) = tokio::try_join!(async { db.execute(&OWNED, &[&discussion, &user.id]).await }, async {
+        db.all(&PAGE, &[&discussion, &user.id, &page.cursor, &rows]).await
+    },)?;
+    if owned == 0 {
+        return Err(Error::NotFound);
+    }
+    let (rows, next_cursor) = page.limit.cut(rows, |row| row.id);
+    Ok(axum::Json(Messages { data: rows.into_iter().map(Message::from).collect(), next_cursor }))
+}
+
+sql! {
+    read OWNED(UUID, UUID) -> () = "select from discussions where id = $1 and user_id = $2";
+}
+
+sql! {
+    read PAGE(UUID, UUID, UUID, INT8) -> MessageRow = "
+        select id, role, content, status, model, input_tokens, cache_write_tokens, cache_read_tokens, output_tokens,
+          cost_microusd, created_at
+        from messages
+        where discussion_id = (select id from discussions where id = $1 and user_id = $2)
+          and ($3::uuid is null or id < $3)
+        order by id desc limit $4";
+}
+
+row! {
+    struct MessageRow {
+        id: Uuid,
+        role: String,
+        content: String,
+        status: String,
+        model: Option<String>,
+        input_tokens: Option<i64>,
+        cache_write_tokens: Option<i64>,
+        cache_read_tokens: Option<i64>,
+        output_tokens: Option<i64>,
+        cost_microusd: Option<i64>,
+        created_at: OffsetDateTime,
+    }
+}
+
+impl From<MessageRow> for Message {
+    fn from(row: MessageRow) -> Self {
+        let usage = row.cost_microusd.map(|cost_microusd| Usage {
+            input_tokens: row.input_tokens.unwrap_or_default(),
+            cache_write_tokens: row.cache_write_tokens.unwrap_or_default(),
+            cache_read_tokens: row.cache_read_tokens.unwrap_or_default(),
+            output_tokens: row.output_tokens.unwrap_or_default(),
+            cost_microusd,
+        });
+        let MessageRow { id, role, content, status, model, created_at, .. } = row;
+        Self { id, role, content, status, model, usage, created_at }
+    }
+}

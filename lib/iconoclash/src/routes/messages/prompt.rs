@@ -1,0 +1,139 @@
+//! What Claude is asked. The system text depends on the discussion alone, so that it is the same for every message and
+//! the provider's prompt cache can keep it.
+
+use serde::Deserialize;
+use std::fmt::Write;
+
+use crate::claude::{Role, Turn};
+
+/// Characters of history that go along: about 15,000 tokens, far below where a long prompt costs more.
+const HISTORY_CHARS: usize = 60_000;
+
+const RULES: &str = "\
+House rules. You speak with a real person who came to have their ideas tested. Argue in good faith: put their view at \
+its strongest before you attack it, attack the idea and never the person, and say so when they have a point. Stay in \
+character, but if you are sincerely asked whether you are a machine, say that you are an AI speaking in this voice. \
+Do not present invented words as quotations. Answer at the length of a conversation, usually under 200 words, in the \
+language in which you are addressed, without headings or lists.";
+
+/// An icon as the prompt needs it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Persona {
+    pub(super) name: String,
+    pub(super) system_prompt: String,
+}
+
+/// An earlier message.
+#[derive(Debug, Deserialize)]
+pub(super) struct Past {
+    pub(super) role: String,
+    pub(super) status: String,
+    pub(super) content: String,
+}
+
+/// Who speaks, by which rules, about what.
+pub(super) fn system(personas: &[Persona], topic: Option<&str>) -> String {
+    let mut text = String::new();
+    if let [persona] = personas {
+        text.push_str(&persona.system_prompt);
+    } else {
+        text.push_str(
+            "You play several voices who argue with the user and with each other. Each reply is a short exchange: the \
+             voices that have something to say speak in turn, each turn a paragraph that begins with the speaker's \
+             name in bold, as in **Name:**. They disagree where they would, and keep their own diction.\n",
+        );
+        for persona in personas {
+            let _infallible = write!(text, "\n# {}\n{}\n", persona.name, persona.system_prompt);
+        }
+    }
+    text.push_str("\n\n");
+    text.push_str(RULES);
+    if let Some(topic) = topic {
+        let _infallible = write!(text, "\n\nThe discussion is about this, in the user's words: {topic}");
+    }
+    text
+}
+
+/// The conversation so far and the new message. A message whose reply failed is left out with it: the user has said it
+/// again since, or given up. The oldest go first where there is too much.
+pub(super) fn turns(past: &[Past], content: &str) -> Vec<Turn> {
+    let mut turns: Vec<Turn> = Vec::new();
+    for message in past {
+        match (message.role.as_str(), message.status == "failed" || message.content.is_empty()) {
+            ("assistant", true) => drop(turns.pop_if(|turn| turn.role == Role::User)),
+            ("assistant", false) => turns.push(Turn { role: Role::Assistant, text: message.content.clone() }),
+            _ => turns.push(Turn { role: Role::User, text: message.content.clone() }),
+        }
+    }
+    let mut room = HISTORY_CHARS;
+    let kept = turns.iter().rev().take_while(|turn| {
+        let length = turn.text.chars().count();
+        let fits = length <= room;
+        room = room.saturating_sub(length);
+        fits
+    });
+    let first = turns.len() - kept.count();
+    let mut turns = turns.split_off(first);
+    // A conversation begins with the user.
+    let opening = turns.iter().position(|turn| turn.role == Role::User).unwrap_or(turns.len());
+    turns.drain(..opening);
+    turns.push(Turn { role: Role::User, text: content.to_owned() });
+    turns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn past(role: &str, status: &str, content: &str) -> Past {
+        Past { role: role.into(), status: status.into(), content: content.into() }
+    }
+
+    #[track_caller]
+    fn check(past: &[Past], expected: &[(Role, &str)]) {
+        let turns = turns(past, "new");
+        let got: Vec<_> = turns.iter().map(|turn| (turn.role, turn.text.as_str())).collect();
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn history_leaves_out_what_failed_and_keeps_what_was_cut() {
+        use Role::{Assistant, User};
+        check(&[], &[(User, "new")]);
+        check(
+            &[
+                past("user", "complete", "a"),
+                past("assistant", "failed", ""),
+                past("user", "complete", "b"),
+                past("assistant", "partial", "half"),
+            ],
+            &[(User, "b"), (Assistant, "half"), (User, "new")],
+        );
+    }
+
+    #[test]
+    fn too_much_history_loses_its_beginning_and_still_starts_with_the_user() {
+        use Role::{Assistant, User};
+        let long = "x".repeat(HISTORY_CHARS - 1);
+        check(
+            &[past("user", "complete", "old"), past("assistant", "complete", &long), past("user", "complete", "b")],
+            &[(User, "b"), (User, "new")],
+        );
+        check(
+            &[past("user", "complete", "a"), past("assistant", "complete", "b")],
+            &[(User, "a"), (Assistant, "b"), (User, "new")],
+        );
+    }
+
+    #[test]
+    fn one_voice_speaks_for_itself_and_several_take_turns() {
+        let ada = || Persona { name: "Ada".into(), system_prompt: "You are Ada.".into() };
+        let bob = Persona { name: "Bob".into(), system_prompt: "You are Bob.".into() };
+        assert!(system(&[ada()], None).starts_with("You are Ada."));
+        let both = system(&[ada(), bob], Some("Is it so?"));
+        assert!(
+            both.contains("# Ada\nYou are Ada.") && both.contains("# Bob") && both.ends_with("Is it so?"),
+            "{both}"
+        );
+    }
+}

@@ -1,0 +1,197 @@
+//! What Postgres keeps of a reply: its beginning, its text on the way, and its end with the ledger's row.
+
+use std::time::Duration;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Message, Usage, opening::REPLY_IN_PROGRESS, reply::Asked};
+use crate::{
+    claude::{self, Prompt},
+    db::ToSql,
+    error::{Error, OnConstraint, Result},
+    idempotency,
+    plan::Plan,
+    price, sql,
+};
+
+/// A reply whose producer has not renewed its lease for so long belongs to a process that died.
+const LEASE: Duration = Duration::from_secs(90);
+/// Seconds between attempts to write the end of a reply, which was paid for.
+const END_RETRIES: [u64; 5] = [1, 2, 4, 8, 16];
+
+/// The rows of a message and its reply.
+pub(super) struct Record<'a> {
+    asked: &'a Asked,
+    plan: Plan,
+    key_label: &'a str,
+    pub(super) message: Message,
+    pub(super) reply_id: Uuid,
+    pub(super) model: String,
+    /// The most that the call can cost, which the ledger holds until the provider's numbers are there.
+    most_microusd: i64,
+}
+
+impl<'a> Record<'a> {
+    /// Prepares the rows; nothing is written yet.
+    pub(super) fn new(asked: &'a Asked, plan: Plan, key_label: &'a str, prompt: &Prompt) -> Self {
+        let message = Message {
+            id: asked.app.new_id(),
+            role: "user".to_owned(),
+            content: asked.content.clone(),
+            status: "complete".to_owned(),
+            model: None,
+            usage: None,
+            created_at: asked.now,
+        };
+        let reply_id = asked.app.new_id();
+        let most_microusd = cost_microusd(&prompt.model, &most(prompt), asked.now);
+        Self { asked, plan, key_label, message, reply_id, model: prompt.model.clone(), most_microusd }
+    }
+
+    /// Writes that Claude was asked.
+    pub(super) async fn begin(&self) -> Result<()> {
+        let Asked { app, session, subject, discussion, key, request, now, .. } = self.asked;
+        let (user, lease) = (session.claims.sub, *now + LEASE);
+        let hash = key.as_ref().map(|_| self.asked.fingerprint());
+        let (subject, plan) = (subject.as_str(), self.plan.name());
+        let values: [&(dyn ToSql + Sync); 15] = [
+            &user,
+            discussion,
+            &self.message.id,
+            &self.message.content,
+            &self.reply_id,
+            &self.model,
+            &lease,
+            now,
+            key,
+            &hash,
+            request,
+            &subject,
+            &plan,
+            &self.key_label,
+            &self.most_microusd,
+        ];
+        let begun = app.db()?.execute(&BEGIN, &values).await;
+        match begun.on_constraint("messages_one_streaming_reply_key", REPLY_IN_PROGRESS)? {
+            0 if key.is_some() => Err(idempotency::IN_PROGRESS),
+            0 => Err(Error::NotFound),
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps what is there so far and renews the lease. Best effort: the end is what must be written.
+    pub(super) async fn save(&self, text: &str) {
+        let lease = self.asked.app.now() + LEASE;
+        let db = self.asked.app.db();
+        let saved = async { Ok::<_, Error>(db?.execute(&SAVE, &[&self.reply_id, &text, &lease]).await?) };
+        if let Err(error) = saved.await {
+            tracing::warn!(request.id = %self.asked.request, cause = ?error, "a running reply could not be saved");
+        }
+    }
+
+    /// Writes the reply, its status and the ledger in one statement, trying for a while: the reply was paid for.
+    pub(super) async fn end(&self, status: &str, text: &str, usage: &claude::Usage) -> Result<Message> {
+        let app = &self.asked.app;
+        let [input, write_5m, write_1h, cache_read, output] =
+            [usage.input, usage.cache_write_5m, usage.cache_write_1h, usage.cache_read, usage.output].map(i64::from);
+        let (cache_write, ended_at) = (write_5m + write_1h, app.now());
+        let cost = cost_microusd(&self.model, usage, self.asked.now);
+        let counted = status != "failed" || *usage != claude::Usage::default();
+        let values: [&(dyn ToSql + Sync); 13] = [
+            &self.reply_id,
+            &status,
+            &text,
+            &input,
+            &cache_write,
+            &cache_read,
+            &output,
+            &cost,
+            &self.asked.request,
+            &counted,
+            &write_5m,
+            &write_1h,
+            &ended_at,
+        ];
+        let mut waits = END_RETRIES.into_iter();
+        while let Err(error) = app.db()?.execute(&END, &values).await {
+            let Some(wait) = waits.next() else { return Err(error.into()) };
+            tracing::warn!(request.id = %self.asked.request, cause = ?error, "a reply's end could not be written yet");
+            tokio::time::sleep(Duration::from_secs(wait)).await;
+        }
+        let usage = Usage {
+            input_tokens: input,
+            cache_write_tokens: cache_write,
+            cache_read_tokens: cache_read,
+            output_tokens: output,
+            cost_microusd: cost,
+        };
+        Ok(Message {
+            id: self.reply_id,
+            role: "assistant".to_owned(),
+            content: text.to_owned(),
+            status: status.to_owned(),
+            model: Some(self.model.clone()),
+            usage: Some(usage),
+            created_at: self.asked.now,
+        })
+    }
+}
+
+/// No token is shorter than a byte, so that the prompt's bytes are at least its tokens; and none is dearer than one that
+/// is written to the cache.
+fn most(prompt: &Prompt) -> claude::Usage {
+    let bytes = prompt.system.len() + prompt.turns.iter().map(|turn| turn.text.len()).sum::<usize>();
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    claude::Usage { cache_write_5m: bytes, output: prompt.max_tokens, ..claude::Usage::default() }
+}
+
+fn cost_microusd(model: &str, usage: &claude::Usage, at: OffsetDateTime) -> i64 {
+    price::cost_microusd(model, usage, at).expect("configuration takes only models with a price")
+}
+
+sql! {
+    /// The question, the reply's place, the ledger's row and the key, all or nothing. No row changes where the key is
+    /// taken or the discussion is gone.
+    write BEGIN(
+        UUID, UUID, UUID, TEXT, UUID, TEXT, TIMESTAMPTZ, TIMESTAMPTZ, TEXT, BYTEA, UUID, TEXT, TEXT, TEXT, INT8
+    ) -> () = "
+        with claimed as (
+          insert into idempotency_keys (user_id, key, request_hash, reply_id, created_at)
+          select $1, $9, $10, $5, $8 where $9 is not null
+          on conflict do nothing
+          returning key
+        ), bumped as (
+          update discussions set message_count = message_count + 2, updated_at = $8
+          where id = $2 and user_id = $1 and ($9 is null or exists (select from claimed))
+          returning id
+        ), question as (
+          insert into messages (id, discussion_id, role, status, content, created_at)
+          select $3, id, 'user', 'complete', $4, $8 from bumped
+        ), reply as (
+          insert into messages (id, discussion_id, role, status, content, reply_to, model, lease_expires_at, created_at)
+          select $5, id, 'assistant', 'streaming', '', $3, $6, $7, $8 from bumped
+        )
+        insert into usage_events
+          (request_id, user_id, message_id, subject, plan, model, key_label, outcome, cost_microusd, created_at)
+        select $11, $1, $5, $12, $13, $6, $14, 'running', $15, $8 from bumped";
+
+    write SAVE(UUID, TEXT, TIMESTAMPTZ) -> () = "
+        update messages set content = $2, lease_expires_at = $3 where id = $1 and status = 'streaming'";
+
+    /// Safe to repeat, and right even after the lease ran out under a producer that was only slow. A failed reply frees
+    /// its key, so that the same request may be tried again.
+    write END(UUID, TEXT, TEXT, INT8, INT8, INT8, INT8, INT8, UUID, BOOL, INT8, INT8, TIMESTAMPTZ) -> () = "
+        with ended as (
+          update messages
+          set status = $2, content = $3, input_tokens = $4, cache_write_tokens = $5, cache_read_tokens = $6,
+            output_tokens = $7, cost_microusd = $8, lease_expires_at = null
+          where id = $1
+        ), freed as (
+          delete from idempotency_keys where reply_id = $1 and $2 = 'failed'
+        )
+        update usage_events
+        set outcome = $2, input_tokens = $4, cache_write_5m_tokens = $11, cache_write_1h_tokens = $12,
+          cache_read_tokens = $6, output_tokens = $7, cost_microusd = $8, counted = $10, estimated = false,
+          ended_at = $13
+        where request_id = $9";
+}

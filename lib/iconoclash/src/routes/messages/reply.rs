@@ -1,0 +1,238 @@
+//! The producer of a reply: registered with the platform, it asks Claude, keeps what arrives and ends the reply on every
+//! path, whether or not anybody still listens.
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+use time::OffsetDateTime;
+use tokio::{sync::mpsc::UnboundedSender, time::interval};
+use uuid::Uuid;
+
+use super::{
+    Message, MessageRow,
+    opening::{Granted, Opening},
+    record::Record,
+    send::Start,
+};
+use crate::{
+    admission::{Admission, Subject},
+    app::App,
+    auth::Session,
+    claude::{self, Claude, Prompt},
+    error::{Error, Result},
+    idempotency,
+    plan::Plan,
+    quota::Quota,
+    sql, telemetry,
+};
+
+/// At most this much text is lost with a process.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// A reply that is silent for a while, but lives, says so well before its lease runs out.
+const RENEW_LEASE: Duration = Duration::from_secs(20);
+
+/// One message that wants an answer.
+pub(super) struct Asked {
+    pub(super) app: App,
+    pub(super) session: Session,
+    pub(super) subject: Subject,
+    pub(super) discussion: Uuid,
+    pub(super) key: Option<String>,
+    pub(super) request: Uuid,
+    pub(super) content: String,
+    pub(super) now: OffsetDateTime,
+    /// When the request began, for durations in the log.
+    pub(super) begun: Instant,
+}
+
+/// What the producer tells whoever listens: `Refused`, or `Start`, `Delta`…, `End`.
+pub(super) enum Event {
+    Refused(Error),
+    Start(Start),
+    Delta(String),
+    End {
+        reply: Message,
+        quota: Quota,
+        /// Why the reply is not complete.
+        failure: Option<Error>,
+    },
+}
+
+impl Asked {
+    /// Answers the message, to the end. The listener may leave at any time: what it would have heard is kept.
+    pub(super) async fn produce(self, tell: UnboundedSender<Event>) {
+        if let Err(refusal) = self.answer(&tell).await {
+            let _gone = tell.send(Event::Refused(refusal));
+        }
+    }
+
+    async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<()> {
+        let (claude, models) = (self.app.claude()?, self.app.config().models.clone()?);
+        let admission = Admission::new(&self.app, &self.subject, self.request, self.now)?;
+        let granted = match self.open(&admission).await? {
+            Opening::Replay { reply, plan, quota } => {
+                return self.replay(reply, plan.model(&models), quota, tell).await;
+            }
+            Opening::Ask(granted) => granted,
+        };
+        let Granted { plan, quota, system, turns } = granted;
+        let prompt = Prompt {
+            model: plan.model(&models).to_owned(),
+            max_tokens: plan.max_output_tokens(),
+            system,
+            turns,
+            user_id: self.session.claims.sub.to_string(),
+        };
+        let record = Record::new(self, plan, claude.key_label(), &prompt);
+        let mut reply = Reply { asked: self, admission, plan, quota, record, text: String::new(), first_text: None };
+        match reply.begin_and_call(claude, &prompt).await {
+            Err(refused) => {
+                self.give_back(&reply.admission).await;
+                Err(refused)
+            }
+            Ok(Err(failed)) => Err(reply.end(Some(failed), claude::Usage::default()).await?.2.unwrap_or(INTERRUPTED)),
+            Ok(Ok(stream)) => reply.relay(stream, tell).await,
+        }
+    }
+
+    /// What tells this request from another under the same key.
+    pub(super) fn fingerprint(&self) -> Vec<u8> {
+        idempotency::fingerprint(&["POST messages", &self.discussion.to_string(), &self.content])
+    }
+
+    /// Tells an answered request's answer again.
+    async fn replay(&self, reply: Uuid, model: &str, quota: Quota, tell: &UnboundedSender<Event>) -> Result<()> {
+        let rows = self.app.db()?.all(&PAIR, &[&reply]).await?;
+        let pair: Vec<Message> = rows.into_iter().map(Message::from).collect();
+        let [message, reply] = <[Message; 2]>::try_from(pair).map_err(|_| Error::NotFound)?;
+        let model = reply.model.clone().unwrap_or_else(|| model.to_owned());
+        let start = Start { message, reply_id: reply.id, model, quota, replayed: true };
+        let failure = (reply.status != "complete").then_some(INTERRUPTED);
+        let text = reply.content.clone();
+        for event in [Event::Start(start), Event::Delta(text), Event::End { reply, quota, failure }] {
+            let _gone = tell.send(event);
+        }
+        Ok(())
+    }
+}
+
+/// A reply in the making.
+struct Reply<'a> {
+    asked: &'a Asked,
+    admission: Admission<'a>,
+    plan: Plan,
+    quota: Quota,
+    record: Record<'a>,
+    text: String,
+    first_text: Option<Instant>,
+}
+
+impl Reply<'_> {
+    /// Asks Claude and, meanwhile, writes that it was asked. If that cannot be written the call is dropped.
+    async fn begin_and_call(&self, claude: &Claude, prompt: &Prompt) -> Result<Result<claude::Reply, claude::Error>> {
+        let mut call = pin!(claude.stream(prompt));
+        let mut begin = pin!(self.record.begin());
+        tokio::select! {
+            begun = &mut begin => {
+                begun?;
+                Ok(call.await)
+            }
+            called = &mut call => {
+                begin.await?;
+                Ok(called)
+            }
+        }
+    }
+
+    async fn relay(mut self, mut stream: claude::Reply, tell: &UnboundedSender<Event>) -> Result<()> {
+        let Record { message, reply_id, model, .. } = &self.record;
+        let (message, model) = (message.clone(), model.clone());
+        let start = Start { message, reply_id: *reply_id, model, quota: self.quota, replayed: false };
+        let _gone = tell.send(Event::Start(start));
+        let failure = self.listen(&mut stream, tell).await.err();
+        let (reply, quota, failure) = self.end(failure, stream.usage()).await?;
+        let _gone = tell.send(Event::End { reply, quota, failure });
+        Ok(())
+    }
+
+    /// Passes text on until the provider says that the message ended, saving it on the way.
+    async fn listen(&mut self, stream: &mut claude::Reply, tell: &UnboundedSender<Event>) -> Result<(), claude::Error> {
+        let mut tick = interval(SAVE_EVERY);
+        let (mut saved, mut renewed) = (0, Instant::now());
+        loop {
+            let mut next = pin!(stream.next());
+            let next = loop {
+                tokio::select! {
+                    next = &mut next => break next,
+                    _ = tick.tick() => if self.text.len() > saved || renewed.elapsed() > RENEW_LEASE {
+                        self.record.save(&self.text).await;
+                        (saved, renewed) = (self.text.len(), Instant::now());
+                    },
+                }
+            };
+            let Some(text) = next? else { return Ok(()) };
+            self.first_text.get_or_insert_with(Instant::now);
+            self.text.push_str(&text);
+            let _gone = tell.send(Event::Delta(text));
+        }
+    }
+
+    /// Ends the reply: its rows, and the message given back where nothing was billed for it.
+    async fn end(
+        &mut self,
+        failure: Option<claude::Error>,
+        usage: claude::Usage,
+    ) -> Result<(Message, Quota, Option<Error>)> {
+        let status = match failure {
+            None => "complete",
+            Some(_) if self.text.is_empty() => "failed",
+            Some(_) => "partial",
+        };
+        let ended = self.record.end(status, &self.text, &usage).await;
+        self.log(status, failure.as_ref(), &ended);
+        let reply = ended?;
+        if status == "failed" && usage == claude::Usage::default() {
+            self.asked.give_back(&self.admission).await;
+            self.quota = self.admission.quota(self.plan, self.quota.used.saturating_sub(1));
+        }
+        let failure = failure.map(|failure| if status == "failed" { failure.into() } else { INTERRUPTED });
+        Ok((reply, self.quota, failure))
+    }
+
+    fn log(&self, status: &str, failure: Option<&claude::Error>, ended: &Result<Message>) {
+        let (request, model) = (self.asked.request, &self.record.model);
+        let usage = ended.as_ref().ok().and_then(|reply| reply.usage.as_ref());
+        let (output_tokens, cost_microusd) = usage.map(|usage| (usage.output_tokens, usage.cost_microusd)).unzip();
+        let begun = self.asked.begun;
+        let first_text_ms = self.first_text.map(|first| (first - begun).as_secs_f64() * 1e3);
+        let duration_ms = begun.elapsed().as_secs_f64() * 1e3;
+        match failure.map(|failure| telemetry::chain(failure)) {
+            None => {
+                tracing::info!(request.id = %request, status, model, output_tokens, cost_microusd, first_text_ms, duration_ms, "reply")
+            }
+            Some(cause) => {
+                tracing::warn!(request.id = %request, status, model, output_tokens, cost_microusd, first_text_ms, duration_ms, cause, "reply");
+            }
+        }
+    }
+}
+
+/// The reply has an end, but not the one that Claude would have given it.
+const INTERRUPTED: Error = Error::Interrupted;
+
+impl From<claude::Error> for Error {
+    fn from(error: claude::Error) -> Self {
+        let retry_after = error.retry_after().unwrap_or(Duration::from_secs(10));
+        Self::Unavailable { retry_after, cause: error.into() }
+    }
+}
+
+sql! {
+    /// A reply and, before it, the message that it answers.
+    read PAIR(UUID) -> MessageRow = "
+        select m.id, m.role, m.content, m.status, m.model, m.input_tokens, m.cache_write_tokens, m.cache_read_tokens,
+          m.output_tokens, m.cost_microusd, m.created_at
+        from messages reply join messages m on m.id in (reply.id, reply.reply_to)
+        where reply.id = $1 order by m.id";
+}

@@ -1,0 +1,188 @@
+//! Saying something: who may, and the answer as a stream or in one piece.
+//!
+//! All work runs in a registered producer (`reply`); the handler only relays what the producer tells, so that a client
+//! who leaves stops nothing.
+
+use axum::{
+    extract::{FromRequestParts, State},
+    http::request::Parts,
+    response::{
+        IntoResponse, Response,
+        sse::{self, KeepAlive, Sse},
+    },
+};
+use futures_util::{Stream, stream};
+use http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    Message,
+    reply::{Asked, Event},
+};
+use crate::{
+    admission::Subject,
+    app::App,
+    auth::Session,
+    error::{Error, Problem, Result},
+    extract::{Json, Path, Text},
+    idempotency::{self, IdempotencyKey},
+    quota::Quota,
+    serve::Background,
+    telemetry::RequestId,
+};
+
+/// How long a stream may be silent before a comment shows that it lives.
+const PING: Duration = Duration::from_secs(15);
+
+/// Something to say.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct NewMessage {
+    #[schema(value_type = String, min_length = 1, max_length = 8000)]
+    content: Text<8000>,
+}
+
+/// The first event of a stream: the message is kept and the reply has begun.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct Start {
+    pub(super) message: Message,
+    pub(super) reply_id: Uuid,
+    pub(super) model: String,
+    pub(super) quota: Quota,
+    /// Whether this tells again what an earlier request began.
+    #[serde(skip)]
+    pub(super) replayed: bool,
+}
+
+/// The last event of a stream that ended well.
+#[derive(Debug, Serialize)]
+struct Done<'a> {
+    reply: &'a Message,
+    quota: Quota,
+}
+
+/// The answer in one piece.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Answer {
+    message: Message,
+    reply: Message,
+    quota: Quota,
+}
+
+/// Say something; the icons answer. With `Accept: text/event-stream` the reply is streamed as the events `start`,
+/// `delta` and `done`, or `error` with a problem document.
+#[utoipa::path(post, path = "/api/discussions/{id}/messages", tag = "messages", security(("bearer" = [])),
+    params(("id" = Uuid, Path), ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
+    responses(
+        (status = 200, content_type = "text/event-stream", body = Start),
+        (status = 201, body = Answer), (status = 401, body = Problem), (status = 404, body = Problem),
+        (status = 409, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn send(
+    State(app): State<App>,
+    session: Session,
+    Path(discussion): Path<Uuid>,
+    call: Call,
+    background: Background,
+    Json(new): Json<NewMessage>,
+) -> Result<Response> {
+    let subject = Subject::of(&session, &app)?;
+    let Call { request, key, streams } = call;
+    let (content, now) = (new.content.as_str().to_owned(), app.now());
+    let asked = Asked { app, session, subject, discussion, key, request, content, now, begun: Instant::now() };
+    let (tell, mut told) = unbounded_channel();
+    background.spawn(asked.produce(tell));
+    match told.recv().await {
+        Some(Event::Start(start)) if streams => Ok(stream_answer(start, told, request)),
+        Some(Event::Start(start)) => whole_answer(start, told).await,
+        Some(Event::Refused(error)) => Err(error),
+        Some(Event::Delta(_) | Event::End { .. }) | None => Err(Error::Internal("the producer did not begin".into())),
+    }
+}
+
+/// How the request is named and how it wants its answer.
+pub(super) struct Call {
+    request: Uuid,
+    key: Option<String>,
+    streams: bool,
+}
+
+impl FromRequestParts<App> for Call {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let RequestId(request) = RequestId::from_request_parts(parts, app).await.unwrap_or_else(|never| match never {});
+        let IdempotencyKey(key) = IdempotencyKey::from_request_parts(parts, app).await?;
+        let accepted = parts.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let mut media = accepted.flat_map(|value| value.split(',')).filter_map(|range| range.split(';').next());
+        let streams = media.any(|media| media.trim().eq_ignore_ascii_case("text/event-stream"));
+        Ok(Self { request, key, streams })
+    }
+}
+
+fn answer_headers(start: &Start) -> HeaderMap {
+    let mut headers = start.quota.headers();
+    if start.replayed {
+        headers
+            .extend([(http::HeaderName::from_static(idempotency::REPLAYED.0), http::HeaderValue::from_static("true"))]);
+    }
+    headers
+}
+
+async fn whole_answer(start: Start, mut told: UnboundedReceiver<Event>) -> Result<Response> {
+    let headers = answer_headers(&start);
+    while let Some(event) = told.recv().await {
+        let Event::End { reply, quota, failure } = event else {
+            continue;
+        };
+        return match failure {
+            Some(failure) if reply.content.is_empty() => Err(failure),
+            _ => {
+                let answer = Answer { message: start.message, reply, quota };
+                Ok((StatusCode::CREATED, headers, axum::Json(answer)).into_response())
+            }
+        };
+    }
+    Err(Error::Internal("the producer ended without an end".into()))
+}
+
+fn stream_answer(start: Start, told: UnboundedReceiver<Event>, request: Uuid) -> Response {
+    let mut headers = answer_headers(&start);
+    // Tells proxies such as nginx not to collect the stream.
+    headers.insert("x-accel-buffering", http::HeaderValue::from_static("no"));
+    headers.insert(header::CACHE_CONTROL, http::HeaderValue::from_static("private, no-store"));
+    let events = Sse::new(events(start, told, request)).keep_alive(KeepAlive::new().interval(PING).text("ping"));
+    let mut response = events.into_response();
+    response.headers_mut().extend(headers);
+    response
+}
+
+fn events(
+    start: Start,
+    told: UnboundedReceiver<Event>,
+    request: Uuid,
+) -> impl Stream<Item = Result<sse::Event, Infallible>> {
+    let first = numbered(1, "start", &start);
+    let rest = stream::unfold((told, 2_u64), move |(mut told, id)| async move {
+        let event = match told.recv().await? {
+            Event::Delta(text) => numbered(id, "delta", &serde_json::json!({ "text": text })),
+            Event::End { reply, quota, failure: None } => numbered(id, "done", &Done { reply: &reply, quota }),
+            Event::End { failure: Some(error), .. } | Event::Refused(error) => {
+                numbered(id, "error", &Problem { request_id: Some(request), ..error.problem() })
+            }
+            Event::Start(again) => numbered(id, "start", &again),
+        };
+        Some((Ok(event), (told, id + 1)))
+    });
+    stream::StreamExt::chain(stream::once(async { Ok(first) }), rest)
+}
+
+fn numbered(id: u64, name: &str, data: &impl Serialize) -> sse::Event {
+    let event = sse::Event::default().id(id.to_string()).event(name);
+    event.json_data(data).expect("our own types are valid JSON on one line")
+}

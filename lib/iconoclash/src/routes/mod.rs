@@ -1,0 +1,22 @@
+//! The resources, one file each: router, types, handlers and SQL together. They never import each other.
+
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::app::App;
+
+pub mod accounts;
+pub mod catalog;
+pub mod discussions;
+pub mod messages;
+pub mod operations;
+
+/// Every route, for one process that serves them all, and for the document that describes them.
+pub fn all() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(operations::Contract::openapi())
+        .merge(operations::router())
+        .merge(catalog::router())
+        .merge(accounts::router())
+        .merge(discussions::router())
+        .merge(messages::router())
+}

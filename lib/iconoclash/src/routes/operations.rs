@@ -1,0 +1,126 @@
+//! What machines ask: is it alive, what does it answer, which keys sign its tokens.
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use subtle::ConstantTimeEq;
+use upstash_redis_rs::Command;
+use utoipa::{
+    Modify, OpenApi, ToSchema,
+    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    app::App,
+    error::{Error, Problem, Result},
+    extract::Query,
+    sql,
+};
+
+/// `/api/health`, `/api/openapi`, `/api/jwks`
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(health)).routes(routes!(openapi)).routes(routes!(jwks))
+}
+
+/// The frame of the OpenAPI document; the routes fill it.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Iconoclash", description = "Argue with icons of every age, played by Claude.", license(name = "Proprietary")),
+    modifiers(&Schemes)
+)]
+pub(super) struct Contract;
+
+struct Schemes;
+
+impl Modify for Schemes {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        components.add_security_scheme("bearer", bearer);
+    }
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+struct Depth {
+    /// `1` also asks Postgres, Redis and the Claude keys; needs the cron secret.
+    deep: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct Health {
+    #[schema(example = "ok")]
+    status: &'static str,
+    version: String,
+    region: String,
+    /// What each dependency said, where they were asked.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    checks: BTreeMap<&'static str, String>,
+}
+
+/// Whether the function answers; with `deep=1`, whether what it needs does.
+#[utoipa::path(get, path = "/api/health", tag = "operations", params(Depth),
+    responses((status = 200, body = Health), (status = 401, body = Problem), (status = 503, body = Health)))]
+async fn health(State(app): State<App>, headers: HeaderMap, Query(depth): Query<Depth>) -> Result<Response> {
+    let checks = if depth.deep.as_deref() == Some("1") {
+        authorize_cron(&app, &headers)?;
+        dependencies(&app).await
+    } else {
+        BTreeMap::new()
+    };
+    let failed = checks.values().any(|said| said != "ok");
+    let (code, status) = if failed { (StatusCode::SERVICE_UNAVAILABLE, "failing") } else { (StatusCode::OK, "ok") };
+    let config = app.config();
+    let health = Health { status, version: config.version.clone(), region: config.region.clone(), checks };
+    Ok((code, axum::Json(health)).into_response())
+}
+
+/// The OpenAPI 3.1 document of all routes.
+#[utoipa::path(get, path = "/api/openapi", tag = "operations", responses((status = 200, body = serde_json::Value)))]
+async fn openapi() -> Response {
+    (PUBLIC_FOR_AN_HOUR, axum::Json(super::all().into_openapi())).into_response()
+}
+
+/// The public keys of the session tokens, as a JWK set.
+#[utoipa::path(get, path = "/api/jwks", tag = "operations", responses((status = 200, body = serde_json::Value)))]
+async fn jwks(State(app): State<App>) -> Result<Response> {
+    Ok((PUBLIC_FOR_FIVE_MINUTES, axum::Json(app.tokens()?.jwks())).into_response())
+}
+
+const PUBLIC_FOR_AN_HOUR: [(header::HeaderName, &str); 1] =
+    [(header::CACHE_CONTROL, "public, s-maxage=3600, max-age=60")];
+const PUBLIC_FOR_FIVE_MINUTES: [(header::HeaderName, &str); 1] =
+    [(header::CACHE_CONTROL, "public, s-maxage=300, max-age=60")];
+
+fn authorize_cron(app: &App, headers: &HeaderMap) -> Result<()> {
+    let secret = app.config().cron_secret.clone()?;
+    let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    if shown.is_some_and(|shown| shown.as_bytes().ct_eq(secret.expose().as_bytes()).into()) {
+        Ok(())
+    } else {
+        Err(Error::Unauthorized { code: "unauthorized", detail: "This needs the cron secret." })
+    }
+}
+
+async fn dependencies(app: &App) -> BTreeMap<&'static str, String> {
+    let postgres = async { Ok::<_, Error>(app.db()?.execute(&ANSWERS, &[]).await.map(|_| ())?) };
+    let ping = Command::new("PING").idempotent();
+    let redis = async { Ok::<_, Error>(app.redis()?.exec::<String>(&ping).await.map(|_| ())?) };
+    let (postgres, redis) = tokio::join!(postgres, redis);
+    let claude = app.claude().map(|_| ());
+    let said = |result: Result<()>| match result {
+        Ok(()) => "ok".to_owned(),
+        Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => crate::telemetry::chain(cause.as_ref()),
+        Err(other) => other.to_string(),
+    };
+    BTreeMap::from([("postgres", said(postgres)), ("redis", said(redis)), ("claude", said(claude))])
+}
+
+sql! {
+    read ANSWERS() -> () = "select";
+}

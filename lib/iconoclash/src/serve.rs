@@ -1,0 +1,222 @@
+//! Runs a router where it is deployed: on Vercel, on AWS Lambda (feature `lambda`), or in one process for development
+//! and tests. This is the only file that knows a platform.
+//!
+//! The runtime's own axum layer buffers the request, streams only some content types and drops the handle that keeps
+//! an invocation alive; the adapter here does none of these.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{DefaultBodyLimit, FromRequestParts},
+    http::request::Parts,
+    middleware,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, header};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use sync_wrapper::SyncWrapper;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowOrigin, CorsLayer},
+    limit::RequestBodyLimitLayer,
+};
+use utoipa_axum::router::OpenApiRouter;
+use vercel_runtime::{AppState, ResponseBody};
+
+use crate::{app::App, error::Error, telemetry};
+
+/// What `main` of an endpoint returns.
+pub type Result = std::result::Result<(), vercel_runtime::Error>;
+
+/// Largest request body in bytes: a message of 8,000 characters, each escaped, with room to spare.
+pub const MAX_BODY: usize = 128 * 1024;
+
+/// Serves a resource until the platform ends the process; work registered with [`Background`] finishes first.
+pub async fn run(resource: fn() -> OpenApiRouter<App>) -> Result {
+    telemetry::init();
+    let router = stack(resource().into(), App::from_env());
+    #[cfg(feature = "lambda")]
+    if crate::config::on_lambda() {
+        return lambda(router).await;
+    }
+    vercel(router).await
+}
+
+/// The layers around every route, wherever it runs: request id and log line, CORS, panics, body limit.
+pub fn stack(router: Router<App>, app: App) -> Router {
+    let router = router
+        .fallback(async || Error::NotFound)
+        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
+        .layer(DefaultBodyLimit::disable())
+        .layer(RequestBodyLimitLayer::new(MAX_BODY))
+        .layer(CatchPanicLayer::custom(answer_panic))
+        .layer(cors(app.clone()))
+        .layer(middleware::from_fn_with_state(app.clone(), telemetry::observe));
+    router.with_state(app)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands the payload over")]
+fn answer_panic(payload: Box<dyn std::any::Any + Send>) -> Response {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a value");
+    Error::Internal(format!("panicked: {text}").into()).into_response()
+}
+
+/// Who may call from a browser, and what it may read there.
+fn cors(app: App) -> CorsLayer {
+    let exposed = [
+        "x-request-id",
+        "ratelimit-policy",
+        "ratelimit",
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+        "retry-after",
+        "idempotent-replayed",
+    ];
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(move |origin: &HeaderValue, _: &Parts| {
+            origin.to_str().is_ok_and(|origin| app.config().allows_origin(origin))
+        }))
+        .allow_credentials(true)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            HeaderName::from_static("idempotency-key"),
+            HeaderName::from_static("last-event-id"),
+        ])
+        .expose_headers(exposed.map(HeaderName::from_static))
+        .max_age(Duration::from_secs(7200))
+}
+
+/// Registers work that outlives its request: the platform keeps the invocation, and at the end the process, until it
+/// is done, whether or not the client is still there.
+#[derive(Clone)]
+pub struct Background {
+    platform: Option<AppState>,
+    tasks: TaskTracker,
+}
+
+impl Background {
+    /// Work that a long-lived process, such as the development server or a test, can wait for.
+    pub fn in_process() -> Self {
+        Self { platform: None, tasks: TaskTracker::new() }
+    }
+
+    /// Starts the work and registers it.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let work = self.tasks.track_future(work);
+        match &self.platform {
+            Some(vercel) => vercel.wait_until(work),
+            None => {
+                #[expect(clippy::disallowed_methods, reason = "the tracker knows this task")]
+                tokio::spawn(work);
+            }
+        }
+    }
+
+    /// Waits until all registered work is done.
+    pub async fn idle(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Background {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> std::result::Result<Self, Infallible> {
+        Ok(parts.extensions.get::<Self>().expect("every way to run a router adds `Background`").clone())
+    }
+}
+
+async fn vercel(router: Router) -> Result {
+    let handle = move |request: vercel_runtime::Request, state: AppState| {
+        let background = Background { platform: Some(state), tasks: TaskTracker::new() };
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(background);
+        let answer = router.clone().oneshot(request);
+        async move {
+            let response = answer.await.unwrap_or_else(|never| match never {});
+            Ok(response.map(|body| ResponseBody(BodyExt::boxed(FrameByFrame::from(body)))))
+        }
+    };
+    vercel_runtime::run(vercel_runtime::service_fn(handle)).await
+}
+
+/// Lambda freezes the process when the answer ends, so the answer ends when the registered work is done.
+#[cfg(feature = "lambda")]
+async fn lambda(router: Router) -> Result {
+    let handle = move |request: lambda_http::Request| {
+        let background = Background::in_process();
+        let (parts, body) = request.into_parts();
+        let mut request = axum::extract::Request::from_parts(parts, Body::new(body));
+        request.extensions_mut().insert(background.clone());
+        let answer = router.clone().oneshot(request);
+        async move {
+            let response = answer.await.unwrap_or_else(|never| match never {});
+            Ok::<_, Infallible>(response.map(|body| held_open(body, background)))
+        }
+    };
+    lambda_http::run_with_streaming_response(lambda_http::service_fn(handle)).await
+}
+
+#[cfg(feature = "lambda")]
+fn held_open(body: Body, background: Background) -> Body {
+    use futures_util::{StreamExt, stream};
+    let end = stream::once(async move {
+        background.idle().await;
+        Ok(Bytes::new())
+    });
+    Body::from_stream(body.into_data_stream().chain(end))
+}
+
+/// Passes a response on as it is made. The runtime wants a body that can be shared between threads, which axum's is
+/// not: the wrapper grants it, because nobody can reach the body through a shared reference.
+struct FrameByFrame {
+    body: SyncWrapper<Body>,
+    left: SizeHint,
+    ended: bool,
+}
+
+impl From<Body> for FrameByFrame {
+    fn from(body: Body) -> Self {
+        let (left, ended) = (http_body::Body::size_hint(&body), http_body::Body::is_end_stream(&body));
+        Self { body: SyncWrapper::new(body), left, ended }
+    }
+}
+
+impl http_body::Body for FrameByFrame {
+    type Data = Bytes;
+    type Error = vercel_runtime::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Self::Error>>> {
+        let body = self.body.get_mut();
+        let frame = Pin::new(&mut *body).poll_frame(cx);
+        let (left, ended) = (http_body::Body::size_hint(body), http_body::Body::is_end_stream(body));
+        (self.left, self.ended) = (left, ended);
+        frame.map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.clone()
+    }
+}

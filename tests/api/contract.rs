@@ -1,0 +1,64 @@
+//! Every JSON answer that a test sees must be one that the OpenAPI document describes.
+
+use http::{HeaderMap, Method, StatusCode, header};
+use iconoclash::routes;
+use serde_json::{Value, json};
+use std::sync::LazyLock;
+
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::to_value(routes::all().into_openapi()).unwrap());
+
+/// The document that `GET /api/openapi` serves.
+pub(crate) fn document() -> &'static Value {
+    &DOCUMENT
+}
+
+/// Holds an answer against the document.
+#[track_caller]
+pub(crate) fn check(method: &Method, path: &str, status: StatusCode, headers: &HeaderMap, json: &Value) {
+    let said = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    assert!(said("x-request-id").is_some(), "{method} {path}: no x-request-id");
+    assert!(said("cache-control").is_some(), "{method} {path}: no cache-control");
+    let content_type = said(header::CONTENT_TYPE.as_str()).unwrap_or_default();
+    if status.is_client_error() || status.is_server_error() && content_type != "application/json" {
+        assert_eq!(content_type, "application/problem+json", "{method} {path} {status}");
+        assert_eq!(json["status"], status.as_u16(), "{json}");
+        assert_eq!(json["request_id"].as_str().map(str::to_owned), said("x-request-id"), "{json}");
+        valid(&json!({ "$ref": "#/components/schemas/Problem" }), json, method, path);
+        return;
+    }
+    let Some(operation) = operation(method, path) else {
+        panic!("{method} {path} is not in the document and answered {status}");
+    };
+    let response = &operation["responses"][status.as_str()];
+    assert!(response.is_object(), "{method} {path} answered {status}, which the document does not know: {json}");
+    let schema = &response["content"]["application/json"]["schema"];
+    if schema.is_object() {
+        valid(schema, json, method, path);
+    }
+}
+
+#[track_caller]
+fn valid(schema: &Value, json: &Value, method: &Method, path: &str) {
+    let mut schema = schema.clone();
+    schema["components"] = DOCUMENT["components"].clone();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors: Vec<String> =
+        validator.iter_errors(json).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert!(errors.is_empty(), "{method} {path} answered {json}: {errors:#?}");
+}
+
+fn operation(method: &Method, path: &str) -> Option<&'static Value> {
+    let path = path.split('?').next().unwrap();
+    let paths = DOCUMENT["paths"].as_object().unwrap();
+    let exact = paths.get(path);
+    let operations =
+        exact.or_else(|| paths.iter().find(|(template, _)| matches(template, path)).map(|(_, found)| found))?;
+    let method = if method == Method::HEAD { "get".to_owned() } else { method.as_str().to_lowercase() };
+    operations.get(method)
+}
+
+fn matches(template: &str, path: &str) -> bool {
+    let (template, path): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
+    template.len() == path.len()
+        && template.iter().zip(path).all(|(part, given)| part.starts_with('{') || *part == given)
+}

@@ -1,0 +1,303 @@
+//! An app of one's own for each test, and actors who call it.
+
+use axum::{Router, body::Body};
+use eventsource_stream::Eventsource;
+use futures_util::{Stream, StreamExt};
+use http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use iconoclash::{app::App, config::Config, routes, serve};
+use iconoclash_local::{claude, upstash};
+use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection};
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, Mutex, atomic::AtomicU32, atomic::Ordering},
+    time::Duration,
+};
+use time::OffsetDateTime;
+use tower::ServiceExt;
+use uuid::Uuid;
+
+use crate::contract;
+
+pub(crate) const CLAUDE_KEY: &str = "sk-ant-test";
+
+/// The service with its own database, its own Redis and its own Claude.
+pub(crate) struct TestApp {
+    pub(crate) app: App,
+    pub(crate) background: serve::Background,
+    pub(crate) claude: claude::StandIn,
+    router: Router,
+    pub(crate) database: String,
+    ahead: Arc<Mutex<time::Duration>>,
+    pub(crate) redis: upstash::Front,
+}
+
+impl TestApp {
+    pub(crate) async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// With settings of its own.
+    pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
+        Self::adjusted(settings, |_| {}).await
+    }
+
+    /// With what no setting can change, too.
+    pub(crate) async fn adjusted(settings: &[(&str, &str)], adjust: impl FnOnce(&mut Config)) -> Self {
+        let redis = upstash::Front::isolated(needed("ICONOCLASH_TEST_REDIS").parse().unwrap()).await.unwrap();
+        let claude = claude_stand_in().await;
+        let database = own_database().await;
+        let mut values: HashMap<String, String> = [
+            ("DATABASE_URL", format!("{}/{database}", needed("ICONOCLASH_TEST_PGBOUNCER"))),
+            ("UPSTASH_REDIS_REST_URL", redis.url().to_owned()),
+            ("UPSTASH_REDIS_REST_TOKEN", redis.token().to_owned()),
+            ("ANTHROPIC_API_KEYS", format!("test={CLAUDE_KEY}")),
+            ("ANTHROPIC_BASE_URL", claude.url().to_owned()),
+            ("JWT_KEYS", "k1:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned()),
+            ("CREDENTIALS_KEY", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=".to_owned()),
+            ("CRON_SECRET", "a-cron-secret-of-32-characters!!".to_owned()),
+            ("PUBLIC_URL", "https://iconoclash.test".to_owned()),
+            ("CORS_ALLOWED_ORIGINS", "https://app.iconoclash.test".to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        values.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+
+        let ahead = Arc::new(Mutex::new(time::Duration::ZERO));
+        let offset = ahead.clone();
+        let clock = Arc::new(move || OffsetDateTime::now_utc() + *offset.lock().unwrap());
+        let mut config = Config::from_lookup(|name| values.get(name).cloned());
+        adjust(&mut config);
+        let app = App::new(config, clock);
+        let router = serve::stack(routes::all().into(), app.clone());
+        let background = serve::Background::in_process();
+        Self { app, background, claude, router, database, ahead, redis }
+    }
+
+    /// Lets time pass for the app.
+    pub(crate) fn advance(&self, by: time::Duration) {
+        *self.ahead.lock().unwrap() += by;
+    }
+
+    pub(crate) fn anonymous(&self) -> Actor<'_> {
+        Actor { app: self, token: None, ip: fresh_ip() }
+    }
+
+    /// A new user with plan free.
+    pub(crate) async fn member(&self, name: &str) -> Actor<'_> {
+        let body = json!({"email": format!("{name}@example.org"), "password": "correct horse", "name": name});
+        let signed = self.anonymous().post("/api/auth/signup", body).await;
+        assert_eq!(signed.status, StatusCode::CREATED, "{}", signed.json);
+        self.bearer(signed.json["token"].as_str().unwrap())
+    }
+
+    /// A visitor without an account, at an address of its own.
+    pub(crate) async fn guest(&self) -> Actor<'_> {
+        let signed = self.anonymous().post("/api/auth/guest", Value::Null).await;
+        assert_eq!(signed.status, StatusCode::CREATED, "{}", signed.json);
+        self.bearer(signed.json["token"].as_str().unwrap())
+    }
+
+    pub(crate) fn bearer(&self, token: &str) -> Actor<'_> {
+        Actor { app: self, token: Some(token.to_owned()), ip: fresh_ip() }
+    }
+
+    /// Runs a statement as the operator would, past the pooler.
+    pub(crate) async fn sql(&self, statement: &str) {
+        let mut connection = self.connect().await;
+        connection.execute(sqlx::AssertSqlSafe(statement.to_owned())).await.unwrap();
+    }
+
+    /// The first column of the first row, as text.
+    pub(crate) async fn value(&self, query: &str) -> String {
+        let mut connection = self.connect().await;
+        let query = sqlx::AssertSqlSafe(format!("select (q.*)::text from ({query}) q"));
+        let text: String = sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap();
+        text.trim_matches(['(', ')']).to_owned()
+    }
+
+    /// Waits, within a bound, until a query gives this value.
+    pub(crate) async fn eventually(&self, query: &str, expected: &str) {
+        let mut seen = String::new();
+        for _ in 0..200 {
+            seen = self.value(query).await;
+            if seen == expected {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("{query}: {seen} instead of {expected}");
+    }
+
+    async fn connect(&self) -> PgConnection {
+        let url = format!("{}/{}", needed("ICONOCLASH_TEST_POSTGRES"), self.database);
+        PgConnection::connect(&url).await.unwrap()
+    }
+
+    /// Calls the router as a platform does.
+    pub(crate) async fn call(&self, mut request: Request<Body>) -> http::Response<Body> {
+        request.extensions_mut().insert(self.background.clone());
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+}
+
+/// What the runner of the tests has started.
+pub(crate) fn needed(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run `cargo local test`"))
+}
+
+async fn claude_stand_in() -> claude::StandIn {
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let keys = vec![CLAUDE_KEY.to_owned()];
+    claude::StandIn::start(claude::Config { listen, keys, pace: Duration::ZERO }).await.unwrap()
+}
+
+async fn own_database() -> String {
+    let name = format!("t_{}", Uuid::new_v4().simple());
+    let server = format!("{}/postgres", needed("ICONOCLASH_TEST_POSTGRES"));
+    let mut connection = PgConnection::connect(&server).await.unwrap();
+    let create = format!("create database {name} template iconoclash_template");
+    connection.execute(sqlx::AssertSqlSafe(create)).await.unwrap();
+    name
+}
+
+fn fresh_ip() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let [_, a, b, c] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    format!("10.{a}.{b}.{c}")
+}
+
+/// Somebody who calls the service from an address.
+#[derive(Clone)]
+pub(crate) struct Actor<'a> {
+    pub(crate) app: &'a TestApp,
+    pub(crate) token: Option<String>,
+    pub(crate) ip: String,
+}
+
+/// An answer read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) json: Value,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// Status and code of a problem document.
+    pub(crate) fn problem(&self) -> (u16, &str) {
+        (self.status.as_u16(), self.json["code"].as_str().unwrap_or_default())
+    }
+}
+
+impl Actor<'_> {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.request(Method::GET, path, &[], Value::Null).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        self.request(Method::POST, path, &[], body).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, body: Value) -> Answer {
+        self.request(Method::PATCH, path, &[], body).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.request(Method::DELETE, path, &[], Value::Null).await
+    }
+
+    pub(crate) async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Value) -> Answer {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        self.raw(method, path, headers, body).await
+    }
+
+    pub(crate) async fn raw(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Body) -> Answer {
+        let request = self.prepare(&method, path, headers, body);
+        let (parts, body) = self.app.call(request).await.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let json = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        contract::check(&method, path, parts.status, &parts.headers, &json);
+        Answer { status: parts.status, headers: parts.headers, json }
+    }
+
+    pub(crate) fn prepare(&self, method: &Method, path: &str, headers: &[(&str, &str)], body: Body) -> Request<Body> {
+        let mut request = Request::builder().method(method).uri(path).header("x-vercel-forwarded-for", &self.ip);
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if !headers.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(body).unwrap()
+    }
+
+    /// A new discussion's id.
+    pub(crate) async fn discussion(&self) -> String {
+        let begun =
+            self.post("/api/discussions", json!({"icons": ["socrates"], "topic": "Can virtue be taught?"})).await;
+        assert_eq!(begun.status, StatusCode::CREATED, "{}", begun.json);
+        begun.json["id"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) async fn send(&self, discussion: &str, content: &str) -> Answer {
+        self.post(&format!("/api/discussions/{discussion}/messages"), json!({ "content": content })).await
+    }
+
+    pub(crate) async fn send_with_key(&self, discussion: &str, content: &str, key: &str) -> Answer {
+        let path = format!("/api/discussions/{discussion}/messages");
+        self.request(Method::POST, &path, &[("idempotency-key", key)], json!({ "content": content })).await
+    }
+
+    /// Sends a message and reads the reply as it comes.
+    pub(crate) async fn stream(&self, discussion: &str, content: &str) -> Events {
+        let path = format!("/api/discussions/{discussion}/messages");
+        let body = Body::from(json!({ "content": content }).to_string());
+        let request = self.prepare(&Method::POST, &path, &[("accept", "text/event-stream")], body);
+        let response = self.app.call(request).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+        let headers = response.headers().clone();
+        let events = response.into_body().into_data_stream().eventsource().map(|event| {
+            let event = event.unwrap();
+            Event { id: event.id.parse().unwrap(), data: serde_json::from_str(&event.data).unwrap(), name: event.event }
+        });
+        Events { headers, events: Box::pin(events) }
+    }
+}
+
+/// A stream of events; dropping it is a client who leaves.
+pub(crate) struct Events {
+    pub(crate) headers: HeaderMap,
+    events: Pin<Box<dyn Stream<Item = Event> + Send>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Event {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) data: Value,
+}
+
+impl Events {
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        tokio::time::timeout(Duration::from_secs(20), self.events.next()).await.expect("an event within 20 seconds")
+    }
+
+    pub(crate) async fn rest(mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(event) = self.next().await {
+            events.push(event);
+        }
+        events
+    }
+}

@@ -1,0 +1,17 @@
+//! The public contract, request by request: the router is called in process, with its real layers, Postgres through
+//! PgBouncer, Redis behind a REST front, and a stand-in for Claude. Every JSON answer is checked against the OpenAPI
+//! document. `cargo local test` starts what these tests need.
+
+#![expect(clippy::disallowed_methods, reason = "a test plays the platform: it has an environment, a clock and tasks")]
+#![expect(missing_docs, reason = "a test's name says what it shows")]
+
+mod contract;
+mod harness;
+
+mod accounts;
+mod discussions;
+mod limits;
+mod messages;
+mod platform;
+mod replies;
+mod round_trips;

@@ -1,0 +1,276 @@
+//! What holds for every route, and for the tree of files that says which routes exist.
+
+use axum::{Router, body::Body, routing::get};
+use http::{Method, Request};
+use http_body_util::BodyExt;
+use iconoclash::{auth::Admin, serve};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+use tower::ServiceExt;
+
+use crate::{contract, harness::TestApp};
+
+const PUBLIC: [&str; 8] = [
+    "GET /api/health",
+    "GET /api/openapi",
+    "GET /api/jwks",
+    "GET /api/icons",
+    "GET /api/plans",
+    "POST /api/auth/signup",
+    "POST /api/auth/login",
+    "POST /api/auth/guest",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Every route as `METHOD /path`, from the document that the routers themselves make.
+fn routes() -> BTreeSet<String> {
+    let paths = contract::document()["paths"].as_object().unwrap();
+    let operations = paths.iter().flat_map(|(path, operations)| {
+        operations.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase()))
+    });
+    operations.collect()
+}
+
+/// The routes that a shell's header promises.
+fn promised(shell: &Path) -> BTreeSet<String> {
+    let text = fs::read_to_string(shell).unwrap();
+    let header: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim).collect();
+    let path = header[0];
+    let methods = header[1..].iter().filter_map(|line| line.split_whitespace().next());
+    let methods = methods.filter(|word| ["GET", "POST", "PUT", "PATCH", "DELETE"].contains(word));
+    methods.map(|method| format!("{method} {path}")).collect()
+}
+
+#[test]
+fn the_api_tree_the_binaries_the_headers_and_the_router_agree() {
+    let root = root();
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let mut binaries = BTreeMap::new();
+    for section in manifest.split("[[bin]]").skip(1) {
+        let value = |key: &str| {
+            let line = section.lines().find(|line| line.starts_with(key)).unwrap();
+            line.split('"').nth(1).unwrap().to_owned()
+        };
+        binaries.insert(value("path"), value("name"));
+    }
+    let mut all_promised = BTreeSet::new();
+    for shell in rust_files(&root.join("api")) {
+        let file = shell.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+        let stem = file.strip_prefix("api/").unwrap().strip_suffix(".rs").unwrap();
+        let name = stem.replace('/', "-").replace(['[', ']'], "");
+        assert_eq!(binaries.remove(&file), Some(name), "[[bin]] of {file}");
+        let promised = promised(&shell);
+        let path = format!("/api/{}", stem.replace('[', "{").replace(']', "}"));
+        assert!(
+            !promised.is_empty() && promised.iter().all(|route| route.ends_with(&path)),
+            "{file} promises {promised:?}"
+        );
+        all_promised.extend(promised);
+        let text = fs::read_to_string(&shell).unwrap();
+        assert!(text.lines().count() <= 25, "{file} is more than a shell");
+    }
+    assert_eq!(binaries, BTreeMap::new(), "a [[bin]] without a file");
+    assert_eq!(all_promised, routes());
+}
+
+#[tokio::test]
+async fn without_a_token_only_the_public_routes_answer() {
+    let app = TestApp::start().await;
+    let public: BTreeSet<String> = PUBLIC.map(str::to_owned).into();
+    assert_eq!(public.difference(&routes()).count(), 0);
+    for route in routes() {
+        let (method, template) = route.split_once(' ').unwrap();
+        let path = template.replace("{id}", "01890000-0000-7000-8000-000000000000");
+        let method: Method = method.parse().unwrap();
+        let answer = app.anonymous().request(method, &path, &[], json!({})).await;
+        if public.contains(&route) {
+            assert_ne!(answer.status, 401, "{route}");
+        } else {
+            assert_eq!(answer.problem(), (401, "unauthorized"), "{route}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_operators_route_is_for_operators() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let router = Router::new().route("/operators", get(async |_: Admin| "in"));
+    let router = serve::stack(router, app.app.clone());
+    let enter = async || {
+        let request = ada.prepare(&Method::GET, "/operators", &[], Body::empty());
+        router.clone().oneshot(request).await.unwrap()
+    };
+    assert_eq!(enter().await.status(), 403);
+    app.sql("update users set role = 'admin'").await;
+    assert_eq!(enter().await.status(), 200);
+}
+
+#[tokio::test]
+async fn health_needs_nothing_and_deep_health_says_what_fails() {
+    let bare = TestApp::with(&[
+        ("DATABASE_URL", ""),
+        ("UPSTASH_REDIS_REST_URL", ""),
+        ("JWT_KEYS", ""),
+        ("ANTHROPIC_API_KEYS", ""),
+    ])
+    .await;
+    let anonymous = bare.anonymous();
+    assert_eq!(anonymous.get("/api/health").await.json["status"], "ok");
+    let head = anonymous.request(Method::HEAD, "/api/health", &[], Value::Null).await;
+    assert_eq!((head.status.as_u16(), head.json), (200, Value::Null));
+    assert_eq!(anonymous.get("/api/health?deep=1").await.problem(), (401, "unauthorized"));
+    let secret = [("authorization", "Bearer a-cron-secret-of-32-characters!!")];
+    let deep = anonymous.request(Method::GET, "/api/health?deep=1", &secret, Value::Null).await;
+    assert_eq!(deep.status, 503);
+    assert_eq!(deep.json["checks"]["postgres"], "DATABASE_URL is not set");
+    assert_eq!(deep.json["checks"]["redis"], "UPSTASH_REDIS_REST_URL is not set");
+    assert_eq!(deep.json["checks"]["claude"], "ANTHROPIC_API_KEY is not set");
+    assert_eq!(anonymous.get("/api/icons").await.problem(), (503, "unavailable"));
+
+    let app = TestApp::start().await;
+    let deep = app.anonymous().request(Method::GET, "/api/health?deep=1", &secret, Value::Null).await;
+    assert_eq!(
+        (deep.status.as_u16(), &deep.json["checks"]),
+        (200, &json!({"claude": "ok", "postgres": "ok", "redis": "ok"}))
+    );
+}
+
+#[tokio::test]
+async fn public_lists_are_kept_by_caches_and_renewed_by_tag() {
+    let app = TestApp::start().await;
+    for path in ["/api/icons", "/api/plans"] {
+        let list = app.anonymous().get(path).await;
+        assert!(
+            list.header("cache-control").starts_with("public")
+                && list.header("vercel-cdn-cache-control").contains("max-age")
+        );
+        let tag = list.header("etag");
+        let weak = format!("\"other\", W/{tag}");
+        let current = app.anonymous().request(Method::GET, path, &[("if-none-match", &weak)], Value::Null).await;
+        assert_eq!((current.status.as_u16(), current.header("etag")), (304, tag), "{path}");
+        let stale = app.anonymous().request(Method::GET, path, &[("if-none-match", "\"other\"")], Value::Null).await;
+        assert_eq!(stale.json, list.json);
+    }
+    let icons = app.anonymous().get("/api/icons").await.json;
+    assert!(icons["data"].as_array().unwrap().len() >= 12);
+    let plans = app.anonymous().get("/api/plans").await.json;
+    assert_eq!(plans["data"][1]["messages_per_day"], 10);
+}
+
+#[tokio::test]
+async fn the_document_is_openapi_3_1_and_knows_every_route() {
+    let app = TestApp::start().await;
+    let document = app.anonymous().get("/api/openapi").await.json;
+    assert_eq!(&document, contract::document());
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    let private: BTreeSet<String> = routes().into_iter().filter(|route| !PUBLIC.contains(&route.as_str())).collect();
+    for route in private {
+        let (method, path) = route.split_once(' ').unwrap();
+        let operation = &document["paths"][path][method.to_lowercase()];
+        assert!(operation["security"][0]["bearer"].is_array(), "{route} does not say that it needs a token");
+        assert!(operation["responses"]["401"].is_object(), "{route} does not say 401");
+    }
+}
+
+#[tokio::test]
+async fn a_preflight_is_answered_for_our_own_pages_only() {
+    let app = TestApp::start().await;
+    let preflight = async |origin: &str| {
+        let request = Request::builder()
+            .method(Method::OPTIONS)
+            .uri("/api/discussions")
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .body(Body::empty())
+            .unwrap();
+        let headers = app.call(request).await.headers().clone();
+        headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert_eq!(preflight("https://app.iconoclash.test").await.as_deref(), Some("https://app.iconoclash.test"));
+    assert_eq!(preflight("https://evil.test").await, None);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_before_it_is_read() {
+    let app = TestApp::start().await;
+    // A body that says its length and never comes: only its length can have been looked at.
+    let announced = [("content-length", "10000000")];
+    let never = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+    let refused = app.anonymous().raw(Method::POST, "/api/auth/login", &announced, never).await;
+    assert_eq!(refused.problem(), (413, "body_too_large"));
+    let chunks =
+        futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(bytes::Bytes::from(vec![b' '; 16 * 1024])));
+    let endless = app.anonymous().raw(Method::POST, "/api/auth/login", &[], Body::from_stream(chunks)).await;
+    assert_eq!(endless.problem(), (413, "body_too_large"));
+}
+
+#[tokio::test]
+async fn a_panic_is_a_problem_document_that_does_not_tell_its_cause() {
+    let app = TestApp::start().await;
+    let router = Router::new().route("/panics", get(async || -> &'static str { panic!("the secret cause") }));
+    let router = serve::stack(router, app.app.clone());
+    let request = Request::builder().uri("/panics").body(Body::empty()).unwrap();
+    let (parts, body) = router.oneshot(request).await.unwrap().into_parts();
+    let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    assert_eq!(parts.status, 500);
+    assert!(text.contains(r#""code":"internal""#) && !text.contains("secret"), "{text}");
+}
+
+/// `(what may be named, where only)`: invariants about what is absent.
+#[test]
+fn each_tool_is_known_in_one_place() {
+    let source = root().join("lib/iconoclash/src");
+    for (name, homes) in [
+        ("vercel_runtime::", &["serve.rs"][..]),
+        ("tokio_postgres::", &["db.rs", "db/"]),
+        ("deadpool_postgres::", &["db.rs", "db/"]),
+        ("env::var", &["config.rs"]),
+    ] {
+        for file in rust_files(&source) {
+            let path = file.strip_prefix(&source).unwrap().to_str().unwrap();
+            let named = fs::read_to_string(&file).unwrap().contains(name);
+            assert!(!named || homes.iter().any(|home| path.starts_with(home)), "{path} names {name}");
+        }
+    }
+    let slices = ["accounts", "catalog", "discussions", "messages", "operations"];
+    for file in rust_files(&source.join("routes")) {
+        let path = file.strip_prefix(source.join("routes")).unwrap().to_str().unwrap().to_owned();
+        let text = fs::read_to_string(&file).unwrap();
+        for slice in slices.iter().filter(|slice| !path.starts_with(**slice)) {
+            assert!(!text.contains(&format!("routes::{slice}")), "{path} imports {slice}");
+        }
+    }
+}
+
+#[test]
+fn files_stay_short_enough_to_be_read() {
+    let root = root();
+    for folder in ["api", "lib", "tests"] {
+        for file in rust_files(&root.join(folder)) {
+            let lines = fs::read_to_string(&file).unwrap().lines().count();
+            assert!(lines <= 450, "{} has {lines} lines: is it two stories?", file.display());
+        }
+    }
+}

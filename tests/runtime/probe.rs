@@ -1,0 +1,81 @@
+//! A function whose routes misbehave on demand. What a route waits for is a file, so that a test decides when.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    response::Response,
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::header;
+use iconoclash::{
+    app::App,
+    error::Result,
+    extract::Json,
+    serve::{self, Background},
+};
+use std::{env, fs, path::PathBuf, process::ExitCode, time::Duration};
+use tokio::sync::mpsc;
+use utoipa_axum::router::OpenApiRouter;
+
+/// Runs until SIGTERM.
+pub(crate) fn serve() -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    match runtime.block_on(serve::run(router)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn router() -> OpenApiRouter<App> {
+    let routes = Router::new()
+        .route("/alive", get(async || "yes"))
+        .route("/echo", post(async |Json(body): Json<serde_json::Value>| axum::Json(body)))
+        .route("/panic", get(async || -> &'static str { panic!("on demand") }))
+        .route("/ndjson", get(ndjson))
+        .route("/work", post(work))
+        .route("/produce", get(produce))
+        .route("/needs-postgres", get(async |State(app): State<App>| -> Result<()> { app.db().map(|_| ()) }));
+    OpenApiRouter::from(routes)
+}
+
+async fn ndjson() -> Response {
+    let second = stream::once(async {
+        appears("second").await;
+        Ok::<_, std::io::Error>(Bytes::from("{\"line\":2}\n"))
+    });
+    let lines = stream::once(async { Ok(Bytes::from("{\"line\":1}\n")) }).chain(second);
+    let typed = Response::builder().header(header::CONTENT_TYPE, "application/x-ndjson");
+    typed.body(Body::from_stream(lines)).unwrap()
+}
+
+async fn work(background: Background) -> &'static str {
+    background.spawn(async {
+        appears("go").await;
+        fs::write(file("done"), "").unwrap();
+    });
+    "registered"
+}
+
+async fn produce(background: Background) -> Response {
+    let (tell, told) = mpsc::unbounded_channel::<Bytes>();
+    background.spawn(async move {
+        let _gone = tell.send(Bytes::from("begun\n"));
+        appears("go").await;
+        fs::write(file("done"), "").unwrap();
+    });
+    let events = stream::unfold(told, async |mut told| Some((Ok::<_, std::io::Error>(told.recv().await?), told)));
+    Response::new(Body::from_stream(events))
+}
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from(env::var_os("ICONOCLASH_PROBE").unwrap()).join(name)
+}
+
+async fn appears(name: &str) {
+    while !file(name).exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
