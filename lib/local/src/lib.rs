@@ -1,1 +1,5 @@
 //! The local stack: services, stand-ins and the development server.
+
+pub mod claude;
+pub mod proxy;
+mod wire;

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use futures_util::stream;
 
 use super::*;
