@@ -1,5 +1,6 @@
 //! The measuring proxies before servers small enough to be sure of.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![expect(
     clippy::disallowed_methods,
     reason = "a test has its own servers and clients"
