@@ -3,18 +3,21 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use eventsource_stream::{Event, EventStream, EventStreamError};
-use futures_util::{FutureExt, Stream, StreamExt};
+use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Deadlines, Detail, Error, Limits, Phase, Usage};
 
 /// The provider's events are a few hundred bytes; this is what one may cost us in memory.
 const MOST_EVENT_BYTES: usize = 256 * 1024;
+/// How long a complete reply waits for its body to end.
+const BODY_END: Duration = Duration::from_millis(100);
 
 /// A reply whose head has come; its text is read with [`Reply::next`].
 pub struct Reply {
@@ -78,8 +81,9 @@ impl Reply {
                 Ok(Step::Nothing) => {}
                 Ok(Step::Stop) => {
                     self.state = State::Complete;
-                    // The body's end is often here already; read, it frees the connection for the next request.
-                    let _ = self.events.next().now_or_never();
+                    // A body dropped before its end costs the connection on HTTP/1.1 and a reset on HTTP/2,
+                    // of which servers tolerate few. The end is due right after this event.
+                    let _ = timeout(BODY_END, self.events.next()).await;
                 }
                 Err(error) => {
                     self.state = State::Failed;

@@ -1,5 +1,3 @@
-use std::time::Duration;
-
 use futures_util::stream;
 
 use super::*;
@@ -241,7 +239,7 @@ async fn asking_again_and_again_does_not_stretch_a_silence() {
     let mut reply = reply(body(vec![Bytes::from(start())]).chain(stream::pending()));
     let began = Instant::now();
     let error = loop {
-        if let Ok(ended) = tokio::time::timeout(Duration::from_secs(1), reply.next()).await {
+        if let Ok(ended) = timeout(Duration::from_secs(1), reply.next()).await {
             break ended.unwrap_err();
         }
     };
