@@ -117,10 +117,7 @@ impl StandIn {
             let shared = Arc::clone(&shared);
             move |request| serve::handle(Arc::clone(&shared), request)
         };
-        Ok(Self {
-            server: Server::start(config.listen, handler).await?,
-            shared,
-        })
+        Ok(Self { server: Server::start(config.listen, handler).await?, shared })
     }
 
     /// The base URL, without `/v1`.
@@ -187,12 +184,7 @@ impl StandIn {
 
     /// Waits until this many clients went away before they had their whole answer.
     pub async fn wait_for_cancelled(&self, count: usize) {
-        let _ = self
-            .shared
-            .cancelled
-            .subscribe()
-            .wait_for(|cancelled| *cancelled >= count)
-            .await;
+        let _ = self.shared.cancelled.subscribe().wait_for(|cancelled| *cancelled >= count).await;
     }
 }
 
@@ -204,10 +196,7 @@ impl Shared {
     }
 
     fn id(&self, prefix: &str) -> String {
-        format!(
-            "{prefix}_local{:012}",
-            self.ids.fetch_add(1, Ordering::Relaxed)
-        )
+        format!("{prefix}_local{:012}", self.ids.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -219,10 +208,7 @@ struct Cancelled {
 
 impl Cancelled {
     fn watch(shared: &Arc<Shared>) -> Self {
-        Self {
-            shared: Arc::clone(shared),
-            served: false,
-        }
+        Self { shared: Arc::clone(shared), served: false }
     }
 
     fn served(&mut self) {
@@ -233,9 +219,7 @@ impl Cancelled {
 impl Drop for Cancelled {
     fn drop(&mut self) {
         if !self.served {
-            self.shared
-                .cancelled
-                .send_modify(|cancelled| *cancelled += 1);
+            self.shared.cancelled.send_modify(|cancelled| *cancelled += 1);
         }
     }
 }

@@ -6,7 +6,7 @@ mod scripts;
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::Bytes,
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
@@ -71,7 +71,7 @@ impl Front {
     /// A front with an empty database that nobody else uses, on a server started with enough of them.
     pub async fn isolated(redis: SocketAddr) -> io::Result<Self> {
         let mut first = Connection::open(redis, 0).await?;
-        let Reply::Integer(next) = first.call(&[b"INCR", b"iconoclash:next_database"]).await? else {
+        let Reply::Integer(next) = first.call(&["INCR", "iconoclash:next_database"]).await? else {
             return Err(io::Error::other("the server's counter of databases holds no number"));
         };
         let database = u32::try_from(next.rem_euclid(9_999) + 1).map_err(io::Error::other)?;
@@ -197,9 +197,39 @@ impl Shared {
 
 /// They need a connection's state, block it, or reach beyond the database.
 const REFUSED: [&str; 34] = [
-    "ACL", "ASKING", "AUTH", "BGREWRITEAOF", "BGSAVE", "BLMOVE", "BLMPOP", "BLPOP", "BRPOP", "BRPOPLPUSH", "BZMPOP",
-    "BZPOPMAX", "BZPOPMIN", "CLIENT", "CLUSTER", "CONFIG", "DEBUG", "DISCARD", "EXEC", "HELLO", "MIGRATE", "MONITOR",
-    "MOVE", "MULTI", "PSUBSCRIBE", "QUIT", "REPLICAOF", "RESET", "SELECT", "SHUTDOWN", "SUBSCRIBE", "SWAPDB", "SYNC",
+    "ACL",
+    "ASKING",
+    "AUTH",
+    "BGREWRITEAOF",
+    "BGSAVE",
+    "BLMOVE",
+    "BLMPOP",
+    "BLPOP",
+    "BRPOP",
+    "BRPOPLPUSH",
+    "BZMPOP",
+    "BZPOPMAX",
+    "BZPOPMIN",
+    "CLIENT",
+    "CLUSTER",
+    "CONFIG",
+    "DEBUG",
+    "DISCARD",
+    "EXEC",
+    "HELLO",
+    "MIGRATE",
+    "MONITOR",
+    "MOVE",
+    "MULTI",
+    "PSUBSCRIBE",
+    "QUIT",
+    "REPLICAOF",
+    "RESET",
+    "SELECT",
+    "SHUTDOWN",
+    "SUBSCRIBE",
+    "SWAPDB",
+    "SYNC",
     "WATCH",
 ];
 

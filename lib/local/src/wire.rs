@@ -2,10 +2,7 @@
 //!
 //! Stand-ins and proxies are built on it, because a web framework always answers.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "local servers outlive the request that meets them"
-)]
+#![expect(clippy::disallowed_methods, reason = "local servers outlive the request that meets them")]
 
 use std::io;
 use std::net::SocketAddr;
@@ -54,10 +51,7 @@ impl Server {
         let stop = CancellationToken::new();
         let accepting = accept(listener, handler, stop.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
-        Ok(Self {
-            addr,
-            _stop: stop.drop_guard(),
-        })
+        Ok(Self { addr, _stop: stop.drop_guard() })
     }
 }
 
@@ -87,9 +81,7 @@ where
 }
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into())
-        .map_err(|never| match never {})
-        .boxed_unsync()
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 pub(crate) fn streamed(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Body {
@@ -99,9 +91,7 @@ pub(crate) fn streamed(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 's
 pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

@@ -8,12 +8,7 @@ use super::{Shared, lock};
 use crate::wire::{self, Body};
 
 /// Answers `/local/claude/{action}`.
-pub(super) fn answer(
-    shared: &Shared,
-    method: &Method,
-    action: &str,
-    body: &Value,
-) -> Response<Body> {
+pub(super) fn answer(shared: &Shared, method: &Method, action: &str, body: &Value) -> Response<Body> {
     match (method.as_str(), action) {
         ("POST", "faults") => match fault(body) {
             Ok((only, script, Some(times))) => {
@@ -34,10 +29,7 @@ pub(super) fn answer(
             shared.releases.add_permits(1);
             wire::json(StatusCode::OK, &json!({}))
         }
-        _ => wire::json(
-            StatusCode::NOT_FOUND,
-            &json!({"error": "there are POST and DELETE faults, POST release"}),
-        ),
+        _ => wire::json(StatusCode::NOT_FOUND, &json!({"error": "there are POST and DELETE faults, POST release"})),
     }
 }
 
@@ -45,25 +37,9 @@ pub(super) fn answer(
 fn fault(body: &Value) -> Result<(Only, Script, Option<u64>), String> {
     let text = |field: &str| body.get(field).and_then(Value::as_str).map(str::to_owned);
     let name = text("fault").unwrap_or_else(|| "answer".to_owned());
-    let behaviour: Behaviour = name
-        .parse()
-        .map_err(|unknown: UnknownBehaviour| unknown.to_string())?;
-    let script = Script {
-        text: text("text"),
-        ..behaviour.into()
-    };
+    let behaviour: Behaviour = name.parse().map_err(|unknown: UnknownBehaviour| unknown.to_string())?;
+    let script = Script { text: text("text"), ..behaviour.into() };
     let always = body.get("always").and_then(Value::as_bool).unwrap_or(false);
-    let times = body
-        .get("times")
-        .and_then(Value::as_u64)
-        .unwrap_or(1)
-        .min(1_000);
-    Ok((
-        Only {
-            key: text("key"),
-            model: text("model"),
-        },
-        script,
-        (!always).then_some(times),
-    ))
+    let times = body.get("times").and_then(Value::as_u64).unwrap_or(1).min(1_000);
+    Ok((Only { key: text("key"), model: text("model") }, script, (!always).then_some(times)))
 }

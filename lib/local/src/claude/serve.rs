@@ -1,9 +1,6 @@
 //! From a request to its answer: who asks, for what, and what its script makes of it.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "a stand-in keeps the time of the wall, as the provider does"
-)]
+#![expect(clippy::disallowed_methods, reason = "a stand-in keeps the time of the wall, as the provider does")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,17 +19,10 @@ use super::{Cancelled, Recorded, Shared, control, key, lock};
 use crate::wire::{self, Body, HangUp};
 
 /// What a key may ask for a minute: requests, prompt tokens, output tokens.
-const LIMITS: [(&str, u64); 4] = [
-    ("requests", 1_000),
-    ("input-tokens", 500_000),
-    ("output-tokens", 100_000),
-    ("tokens", 600_000),
-];
+const LIMITS: [(&str, u64); 4] =
+    [("requests", 1_000), ("input-tokens", 500_000), ("output-tokens", 100_000), ("tokens", 600_000)];
 
-pub(super) async fn handle(
-    shared: Arc<Shared>,
-    request: Request<Bytes>,
-) -> Result<Response<Body>, HangUp> {
+pub(super) async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Result<Response<Body>, HangUp> {
     let (parts, bytes) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
@@ -46,9 +36,7 @@ pub(super) async fn handle(
         headers: parts.headers.clone(),
         body: body.clone(),
     };
-    shared
-        .requests
-        .send_modify(|requests| requests.push(recorded));
+    shared.requests.send_modify(|requests| requests.push(recorded));
 
     let request_id = shared.id("req");
     let key = key(&parts.headers).unwrap_or_default();
@@ -60,11 +48,7 @@ pub(super) async fn handle(
     };
     let headers = response.headers_mut();
     put(headers, "request-id", &request_id);
-    put(
-        headers,
-        "anthropic-organization-id",
-        "00000000-0000-4000-8000-000000000000",
-    );
+    put(headers, "anthropic-organization-id", "00000000-0000-4000-8000-000000000000");
     limits(&shared, key, headers);
     Ok(response)
 }
@@ -96,11 +80,7 @@ async fn answer(
     match (method.as_str(), path) {
         ("POST", "/v1/messages") => message(shared, key, body).await,
         ("POST", "/v1/messages/count_tokens") => {
-            let tokens: u32 = request::read(body, true)?
-                .blocks
-                .iter()
-                .map(|block| block.tokens)
-                .sum();
+            let tokens: u32 = request::read(body, true)?.blocks.iter().map(|block| block.tokens).sum();
             Ok(wire::json(StatusCode::OK, &json!({"input_tokens": tokens})))
         }
         ("GET", "/v1/models") => Ok(wire::json(StatusCode::OK, &models())),
@@ -129,11 +109,7 @@ async fn message(shared: &Arc<Shared>, key: &str, body: &Value) -> Result<Respon
     let reply = Reply::plan(shared.id("msg"), &asked, script, prompt);
     if asked.stream {
         let events = wire::streamed(reply.stream(Arc::clone(shared), shared.pace));
-        return Ok(wire::answer(
-            StatusCode::OK,
-            "text/event-stream; charset=utf-8",
-            events,
-        ));
+        return Ok(wire::answer(StatusCode::OK, "text/event-stream; charset=utf-8", events));
     }
     match behaviour {
         Behaviour::Hold { .. } => shared.held().await,
@@ -186,23 +162,13 @@ fn limits(shared: &Shared, key: &str, headers: &mut HeaderMap) {
     let left = remaining.entry(key.to_owned()).or_insert(LIMITS[0].1);
     *left = left.saturating_sub(1);
     let reset = (OffsetDateTime::now_utc() + Duration::from_secs(60)).replace_nanosecond(0);
-    let reset = reset
-        .ok()
-        .and_then(|at| at.format(&Rfc3339).ok())
-        .unwrap_or_default();
+    let reset = reset.ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default();
     for (of, limit) in LIMITS {
         // All limits of a key shrink together, as if every request were of the same size.
         let left = limit * *left / LIMITS[0].1;
-        for (which, value) in [
-            ("limit", limit.to_string()),
-            ("remaining", left.to_string()),
-            ("reset", reset.clone()),
-        ] {
-            put(
-                headers,
-                &format!("anthropic-ratelimit-{of}-{which}"),
-                &value,
-            );
+        for (which, value) in [("limit", limit.to_string()), ("remaining", left.to_string()), ("reset", reset.clone())]
+        {
+            put(headers, &format!("anthropic-ratelimit-{of}-{which}"), &value);
         }
     }
 }

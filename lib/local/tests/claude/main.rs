@@ -21,10 +21,7 @@ async fn stand_in() -> StandIn {
 }
 
 fn client(url: String, key: &str) -> Claude {
-    let http = reqwest::Client::builder()
-        .connect_timeout(Duration::from_secs(5))
-        .no_proxy()
-        .build();
+    let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).no_proxy().build();
     Claude::new(http.unwrap(), url, ApiKey::new("test", key))
 }
 
@@ -33,10 +30,7 @@ fn prompt(text: &str) -> Prompt {
         model: "claude-haiku-5-5".into(),
         max_tokens: 500,
         system: "You are Socrates, who asks.".into(),
-        turns: vec![Turn {
-            role: Role::User,
-            text: text.into(),
-        }],
+        turns: vec![Turn { role: Role::User, text: text.into() }],
         user_id: "u1".into(),
     }
 }
