@@ -1,1 +1,3 @@
 //! The local stack: services, stand-ins and the development server.
+
+pub mod upstash;
