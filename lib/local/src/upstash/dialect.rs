@@ -224,6 +224,10 @@ impl Names {
             let end = text.rfind(" script: ").unwrap_or(text.len());
             return text[..end].to_owned();
         }
+        // Valkey's words are fewer, and clients compare them.
+        if text.starts_with("NOSCRIPT") {
+            return "NOSCRIPT No matching script. Please use EVAL.".to_owned();
+        }
         text.replace(&self.sent, &self.given)
     }
 }
