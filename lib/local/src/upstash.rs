@@ -28,7 +28,7 @@ use self::{
 /// As many requests as this run at once; more wait.
 const CONNECTIONS: usize = 32;
 
-/// Isolated fronts take their database number from here. It lives in database 0, which none of them is.
+/// Isolated fronts take their database number from this key of database 0, which none of them is.
 const COUNTER: &str = "upstash-front:isolated";
 
 /// What a front stands before, and where it listens.
@@ -79,18 +79,20 @@ impl Front {
 
     /// A front on a free port before a database of its own, empty.
     ///
-    /// Redis must have been started with `--databases 10000` or so: numbers are handed out in turn.
+    /// Numbers are handed out in turn by a counter in database 0, so no other front may stand before
+    /// that one, and Redis must have been started with `--databases 10000` or so.
     pub async fn isolated(redis: SocketAddr) -> io::Result<Self> {
         let mut counter = Connection::open(redis, 0).await?;
-        let databases = match counter
-            .call(&[words(&["CONFIG", "GET", "databases"])])
-            .await?
-            .pop()
-        {
-            Some(Reply::Array(pair)) => match pair.into_iter().nth(1) {
-                Some(Reply::Bulk(number)) => String::from_utf8_lossy(&number).parse().unwrap_or(0),
-                _ => 0,
-            },
+        let ask = [
+            words(&["CONFIG", "GET", "databases"]),
+            words(&["INCR", COUNTER]),
+        ];
+        let replies = counter.call(&ask).await?;
+        let [Reply::Array(setting), Reply::Integer(turn)] = &replies[..] else {
+            return Err(io::Error::other(format!("no database number: {replies:?}")));
+        };
+        let databases: i64 = match &setting[..] {
+            [_, Reply::Bulk(number)] => String::from_utf8_lossy(number).parse().unwrap_or(0),
             _ => 0,
         };
         if databases < 1000 {
@@ -99,10 +101,6 @@ impl Front {
                  start it with --databases 10000"
             )));
         }
-        let turn: i64 = match counter.call(&[words(&["INCR", COUNTER])]).await?.pop() {
-            Some(Reply::Integer(turn)) => turn,
-            other => return Err(io::Error::other(format!("INCR answered {other:?}"))),
-        };
         let database = u32::try_from(1 + turn % (databases - 1)).map_err(io::Error::other)?;
         let mut own = Connection::open(redis, database).await?;
         own.call(&[words(&["FLUSHDB"])]).await?;
