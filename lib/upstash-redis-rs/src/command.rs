@@ -1,38 +1,98 @@
-//! Commands and scripts, as they are sent.
+//! Commands and scripts: what is sent, before anything is sent.
 
-use serde::{Serialize, Serializer};
+use std::{borrow::Cow, fmt, iter, str::Utf8Error, sync::Arc};
+
 use sha1::{Digest, Sha1};
 
-/// One Redis command with its arguments.
-#[derive(Clone, Debug)]
+/// One argument of a command.
+///
+/// Integers travel as strings, because a JSON number above 2^53 does not survive every parser.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Arg(String);
+
+impl From<&str> for Arg {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl From<&String> for Arg {
+    fn from(text: &String) -> Self {
+        Self(text.clone())
+    }
+}
+
+impl From<String> for Arg {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// JSON carries text only, so other bytes are refused instead of being stored mangled.
+impl TryFrom<&[u8]> for Arg {
+    type Error = Utf8Error;
+
+    fn try_from(bytes: &[u8]) -> Result<Self, Utf8Error> {
+        str::from_utf8(bytes).map(Self::from)
+    }
+}
+
+macro_rules! integers {
+    ($($integer:ty)*) => {$(
+        impl From<$integer> for Arg {
+            fn from(number: $integer) -> Self {
+                Self(number.to_string())
+            }
+        }
+    )*};
+}
+integers!(i8 i16 i32 i64 isize u8 u16 u32 u64 usize);
+
+/// A command and its arguments.
+#[derive(Clone)]
 pub struct Command {
-    words: Vec<String>,
+    verb: Verb,
+    args: Vec<Arg>,
     idempotent: bool,
 }
 
+#[derive(Clone)]
+enum Verb {
+    Named(Cow<'static, str>),
+    Script(Script),
+}
+
+/// How a script goes over the wire; other commands have one form only.
+#[derive(Clone, Copy)]
+pub(crate) enum Form {
+    Sha,
+    Source,
+}
+
 impl Command {
-    /// A command by its name.
-    pub fn new(name: &str) -> Self {
-        Self { words: vec![name.to_owned()], idempotent: false }
+    /// A command without arguments as yet.
+    pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            verb: Verb::Named(name.into()),
+            args: Vec::new(),
+            idempotent: false,
+        }
     }
 
-    /// Adds an argument.
-    #[must_use]
-    pub fn arg(mut self, argument: impl ToString) -> Self {
-        self.words.push(argument.to_string());
+    /// Adds one argument.
+    pub fn arg(mut self, arg: impl Into<Arg>) -> Self {
+        self.args.push(arg.into());
         self
     }
 
-    /// Adds several arguments.
-    #[must_use]
-    pub fn args(mut self, arguments: impl IntoIterator<Item: ToString>) -> Self {
-        self.words.extend(arguments.into_iter().map(|argument| argument.to_string()));
+    /// Adds several arguments of one type.
+    pub fn args(mut self, args: impl IntoIterator<Item: Into<Arg>>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
         self
     }
 
-    /// Marks a command that may be sent again when its connection died without an answer, because running twice is the
-    /// same as running once.
-    #[must_use]
+    /// Says that running this twice is the same as running it once, so that it may be sent again
+    /// after the connection broke with no answer.
     pub fn idempotent(mut self) -> Self {
         self.idempotent = true;
         self
@@ -41,76 +101,133 @@ impl Command {
     pub(crate) fn is_idempotent(&self) -> bool {
         self.idempotent
     }
-}
 
-impl Serialize for Command {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.words.serialize(serializer)
+    pub(crate) fn is_script(&self) -> bool {
+        matches!(self.verb, Verb::Script(_))
+    }
+
+    /// The words of the JSON array.
+    pub(crate) fn words(&self, form: Form) -> Vec<&str> {
+        let (name, script) = match (&self.verb, form) {
+            (Verb::Named(name), _) => (name.as_ref(), None),
+            (Verb::Script(script), Form::Sha) => ("EVALSHA", Some(script.sha1())),
+            (Verb::Script(script), Form::Source) => ("EVAL", Some(script.source())),
+        };
+        iter::once(name)
+            .chain(script)
+            .chain(self.args.iter().map(|arg| arg.0.as_str()))
+            .collect()
     }
 }
 
-/// A Lua script and the digest that the server knows it by.
+/// Shows no argument: they hold what users wrote, and tokens.
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match &self.verb {
+            Verb::Named(name) => name,
+            Verb::Script(script) => script.sha1(),
+        };
+        f.debug_struct("Command")
+            .field("name", &name)
+            .field("args", &self.args.len())
+            .field("idempotent", &self.idempotent)
+            .finish()
+    }
+}
+
+/// A Lua script, known to the server by the SHA-1 of its source. Cloning is cheap.
 ///
-/// Begin it with `#!lua flags=allow-key-locking` and declare all keys: otherwise Upstash locks the whole database while
-/// it runs.
-#[derive(Clone, Debug)]
-pub struct Script {
-    source: String,
-    sha: String,
-    idempotent: bool,
+/// On Upstash a first line of `#!lua flags=allow-key-locking` makes the script lock its `KEYS` only,
+/// instead of the whole database; every key it touches must then be declared.
+#[derive(Clone)]
+pub struct Script(Arc<Text>);
+
+struct Text {
+    source: Cow<'static, str>,
+    sha1: String,
 }
 
 impl Script {
-    /// Computes the digest of a script's source.
-    pub fn new(source: impl Into<String>) -> Self {
+    /// Takes the source and computes its SHA-1, once.
+    pub fn new(source: impl Into<Cow<'static, str>>) -> Self {
         let source = source.into();
-        let sha = Sha1::digest(&source).iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { source, sha, idempotent: false }
+        let sha1 = Sha1::digest(source.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Self(Arc::new(Text { source, sha1 }))
     }
 
-    /// Marks a script that may run again when its connection died without an answer.
-    #[must_use]
-    pub fn idempotent(mut self) -> Self {
-        self.idempotent = true;
-        self
+    /// The source, as given.
+    pub fn source(&self) -> &str {
+        &self.0.source
     }
 
-    /// The digest, in hexadecimal.
-    pub fn sha(&self) -> &str {
-        &self.sha
+    /// The SHA-1 of the source, in lower-case hexadecimal.
+    pub fn sha1(&self) -> &str {
+        &self.0.sha1
     }
 
-    pub(crate) fn by_digest(&self, keys: &[impl AsRef<str>], args: &[impl AsRef<str>]) -> Command {
-        self.call("EVALSHA", &self.sha, keys, args)
+    /// A run of this script, for [`exec`](crate::Redis::exec), a pipeline or a transaction.
+    pub fn command(&self, keys: &[&str], args: &[Arg]) -> Command {
+        let command = Command {
+            verb: Verb::Script(self.clone()),
+            args: Vec::with_capacity(1 + keys.len() + args.len()),
+            idempotent: false,
+        };
+        command
+            .arg(keys.len())
+            .args(keys.iter().copied())
+            .args(args.iter().cloned())
     }
+}
 
-    pub(crate) fn by_source(&self, keys: &[impl AsRef<str>], args: &[impl AsRef<str>]) -> Command {
-        self.call("EVAL", &self.source, keys, args)
-    }
-
-    fn call(&self, name: &str, script: &str, keys: &[impl AsRef<str>], args: &[impl AsRef<str>]) -> Command {
-        let command = Command::new(name).arg(script).arg(keys.len());
-        let command = command.args(keys.iter().map(AsRef::as_ref)).args(args.iter().map(AsRef::as_ref));
-        Command { idempotent: self.idempotent, ..command }
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Script").field(&self.sha1()).finish()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Arg, Command, Form, Script};
 
     #[test]
-    fn commands_are_arrays_of_strings() {
-        let command = Command::new("SET").arg("k").arg(5).args(["EX", "60"]);
-        assert_eq!(serde_json::to_string(&command).unwrap(), r#"["SET","k","5","EX","60"]"#);
+    fn integers_travel_as_strings() {
+        let command = Command::new("SET").arg("k").arg(u64::MAX).args([-1, 2]);
+        assert_eq!(
+            command.words(Form::Sha),
+            ["SET", "k", "18446744073709551615", "-1", "2"]
+        );
     }
 
     #[test]
-    fn a_script_is_called_by_the_digest_that_redis_computes() {
+    fn bytes_that_are_not_text_are_refused() {
+        assert_eq!(Arg::try_from("é".as_bytes()), Ok(Arg::from("é")));
+        assert!(Arg::try_from(&[0xff, 0xfe][..]).is_err());
+    }
+
+    #[test]
+    fn a_script_has_two_forms() {
         let script = Script::new("return 1");
-        assert_eq!(script.sha(), "e0e1f9fabfc9d4800c877a703b823ac0578ff8db");
-        let call = script.by_digest(&["a"], &["1", "2"]);
-        let expected = format!(r#"["EVALSHA","{}","1","a","1","2"]"#, script.sha());
-        assert_eq!(serde_json::to_string(&call).unwrap(), expected);
+        let command = script.command(&["k"], &["a".into(), 5.into()]);
+        let sha = "e0e1f9fabfc9d4800c877a703b823ac0578ff8db";
+        assert_eq!(
+            command.words(Form::Sha),
+            ["EVALSHA", sha, "1", "k", "a", "5"]
+        );
+        assert_eq!(
+            command.words(Form::Source),
+            ["EVAL", "return 1", "1", "k", "a", "5"]
+        );
+    }
+
+    #[test]
+    fn debug_shows_no_argument() {
+        let command = Command::new("SET").arg("session").arg("hunter2");
+        assert_eq!(
+            format!("{command:?}"),
+            r#"Command { name: "SET", args: 2, idempotent: false }"#
+        );
     }
 }

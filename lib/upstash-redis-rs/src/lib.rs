@@ -4,6 +4,6 @@ mod client;
 mod command;
 mod error;
 
-pub use client::{DEADLINE, MAX_ANSWER, Redis};
-pub use command::{Command, Script};
-pub use error::Error;
+pub use client::{DEADLINE, MAX_BODY_BYTES, Redis, Results};
+pub use command::{Arg, Command, Script};
+pub use error::{Error, SetupError};
