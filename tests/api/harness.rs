@@ -155,7 +155,7 @@ async fn claude_stand_in() -> claude::StandIn {
 }
 
 async fn own_database() -> String {
-    let name = format!("t_{}", Uuid::new_v4().simple());
+    let name = format!("t_{}", Uuid::now_v7().simple());
     let server = format!("{}/postgres", needed("ICONOCLASH_TEST_POSTGRES"));
     let mut connection = PgConnection::connect(&server).await.unwrap();
     let create = format!("create database {name} template iconoclash_template");

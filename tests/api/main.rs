@@ -3,7 +3,6 @@
 //! document. `cargo local test` starts what these tests need.
 
 #![expect(clippy::disallowed_methods, reason = "a test plays the platform: it has an environment, a clock and tasks")]
-#![expect(missing_docs, reason = "a test's name says what it shows")]
 
 mod contract;
 mod harness;

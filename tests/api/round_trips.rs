@@ -1,10 +1,8 @@
 //! How often the network is crossed on the way to an answer.
 
 use iconoclash_local::proxy;
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
+use tokio::time::Instant;
 
 use crate::harness::{TestApp, needed};
 

@@ -6,7 +6,7 @@
 
 use std::{sync::LazyLock, time::Duration};
 use time::OffsetDateTime;
-use upstash_redis_rs::{Command, Redis, Script};
+use upstash_redis_rs::{Arg, Command, Redis, Script};
 use uuid::Uuid;
 
 use crate::{
@@ -78,11 +78,12 @@ impl<'a> Admission<'a> {
         let guest = self.subject.0.starts_with("ip:").then_some(Plan::Guest);
         // That a network is a guest is no news, and each command is billed.
         let keep_plan = if guest.is_some() { 0 } else { KEEP_PLAN.as_secs() };
-        let mut args = vec![self.request.to_string(), guest.or(plan).map_or("", Plan::name).to_owned()];
-        args.extend(Plan::ALL.map(|plan| plan.messages_per_day(&self.quotas).to_string()));
-        args.extend([KEEP_DAY.as_secs().to_string(), keep_plan.to_string()]);
+        let mut args: Vec<Arg> = vec![self.request.to_string().into(), guest.or(plan).map_or("", Plan::name).into()];
+        args.extend(Plan::ALL.map(|plan| plan.messages_per_day(&self.quotas).into()));
+        args.extend([KEEP_DAY.as_secs().into(), keep_plan.into()]);
         let keys = [day_key(self.subject, self.now), format!("{{rl}}:pl:{}", self.subject.0)];
-        match self.redis.eval::<(u32, u32)>(&TAKE, &keys, &args).await? {
+        let keys = keys.each_ref().map(String::as_str);
+        match self.redis.exec::<(u32, u32)>(&TAKE.command(&keys, &args).idempotent()).await? {
             (0, taken) => Ok(Decision::Admitted(taken)),
             (1, taken) => Ok(Decision::Exhausted(taken)),
             (2, _) => Ok(Decision::PlanUnknown),
@@ -93,7 +94,7 @@ impl<'a> Admission<'a> {
     /// Gives the message back if it was taken, and says how many remain taken. Safe to repeat.
     pub async fn refund(&self) -> Result<u32> {
         let key = day_key(self.subject, self.now);
-        Ok(self.redis.eval::<u32>(&REFUND, &[key], &[self.request.to_string()]).await?)
+        Ok(self.redis.exec(&REFUND.command(&[&key], &[self.request.to_string().into()]).idempotent()).await?)
     }
 
     /// The day as answers show it.

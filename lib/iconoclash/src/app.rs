@@ -92,7 +92,8 @@ impl App {
     pub fn redis(&self) -> Result<&Redis> {
         once(&self.0.redis, || {
             let redis = self.0.config.redis.clone()?;
-            let client = Redis::new(&redis.url, redis.token.expose(), self.http()?.clone());
+            let client =
+                Redis::new(&redis.url, redis.token.expose(), self.http()?.clone()).map_err(Error::unavailable)?;
             Ok(client.with_deadline(REDIS_DEADLINE))
         })
     }
