@@ -1,0 +1,242 @@
+//! A whole stack: services, the Upstash front, stand-ins, and the environment made of them all.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use tokio::runtime::Handle;
+
+use crate::{
+    ports,
+    profile::Profile,
+    progress::{note, step},
+    services::Services,
+    stubs::{claude, iconoclash_cli, upstash},
+};
+
+/// The database of `cargo local`.
+const DATABASE: &str = "iconoclash";
+
+/// Settings that a developer may have in the shell. Databases are not among them: `cargo local` in a shell
+/// that knows production must not touch it.
+const FROM_SHELL: &[&str] = &[
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_API_KEYS",
+    "ANTHROPIC_BASE_URL",
+    "CLAUDE_MODEL_PRO",
+    "CLAUDE_MODEL_FREE",
+    "CLAUDE_MODEL_SMALL",
+    "STRIPE_SECRET_KEY",
+    "STRIPE_WEBHOOK_SECRET",
+    "STRIPE_PRICE_PRO",
+    "STRIPE_BASE_URL",
+    "SENTRY_DSN",
+    "MAIL_FROM",
+    "ALERT_EMAIL_TO",
+    "RESEND_API_KEY",
+    "SMTP_URL",
+    "ALERT_WEBHOOK_URL",
+    "SIGNING_KEYS",
+    "QUOTA_GUEST",
+    "QUOTA_FREE",
+    "QUOTA_PRO",
+    "BURST_PER_MINUTE",
+];
+
+/// Every setting that the application reads: no test may see a developer's.
+pub const NEVER_IN_TESTS: &[&str] = &[
+    "DATABASE_URL",
+    "DATABASE_URL_UNPOOLED",
+    "DATABASE_REPLICA_URL",
+    "DATABASE_POOL_SIZE",
+    "UPSTASH_REDIS_REST_URL",
+    "UPSTASH_REDIS_REST_TOKEN",
+    "KV_REST_API_URL",
+    "KV_REST_API_TOKEN",
+    "JWT_KEYS",
+    "CRON_SECRET",
+    "CREDENTIALS_KEY",
+    "PUBLIC_URL",
+    "CORS_ALLOWED_ORIGINS",
+    "TRUSTED_PROXY_SECRET",
+];
+
+/// Everything that a developer's server talks to.
+pub struct Stack {
+    /// The services.
+    pub services: Services,
+    /// What the server and every other program on this stack gets.
+    pub environment: BTreeMap<String, String>,
+    // They answer as long as they are held.
+    _front: upstash::Front,
+    _claude: Option<claude::StandIn>,
+}
+
+impl Stack {
+    /// The stack's own database, whatever `.env` says: only that one is migrated.
+    pub fn database_url(&self) -> String {
+        self.services.postgres.url(DATABASE)
+    }
+
+    /// Starts the development stack; the application will be at `http://localhost:{port}`.
+    pub fn start(runtime: &Handle, profile: &Profile, port: u16) -> Result<Self> {
+        let services = Services::start(profile)?;
+        services.postgres.create_database(DATABASE, "template0")?;
+        migrate(runtime, &services, DATABASE)?;
+
+        let front_address = ports::kept(&profile.data.join("upstash.port"))?;
+        let front = step("Upstash REST front: starting", || {
+            Ok(
+                runtime.block_on(upstash::Front::start(upstash::FrontConfig {
+                    redis: services.redis.address,
+                    database: 0,
+                    token: services.secrets.redis_token.clone(),
+                    listen: front_address,
+                }))?,
+            )
+        })?;
+
+        let mut environment = defaults(&services, port);
+        environment.insert("UPSTASH_REDIS_REST_URL".into(), front.url());
+        let chosen = chosen(&profile.places.root)?;
+        let has_key = ["ANTHROPIC_API_KEYS", "ANTHROPIC_API_KEY"]
+            .iter()
+            .any(|name| chosen.contains_key(*name));
+        let claude = if has_key {
+            note("Claude itself answers, on your ANTHROPIC_API_KEYS: this costs money");
+            None
+        } else {
+            let address = ports::kept(&profile.data.join("claude.port"))?;
+            let stand_in = start_claude(runtime, address, Duration::from_millis(20))?;
+            note(
+                "no ANTHROPIC_API_KEYS is set, so a stand-in answers for Claude, and costs nothing",
+            );
+            environment.insert("ANTHROPIC_API_KEYS".into(), format!("local={CLAUDE_KEY}"));
+            environment.insert("ANTHROPIC_BASE_URL".into(), stand_in.url());
+            Some(stand_in)
+        };
+        environment.extend(chosen);
+        profile.publish(&environment)?;
+        Ok(Self {
+            services,
+            environment,
+            _front: front,
+            _claude: claude,
+        })
+    }
+}
+
+/// The only key that a stand-in takes.
+const CLAUDE_KEY: &str = "sk-ant-local";
+
+/// A Claude stand-in with its environment, for programs that talk to Claude without a stack.
+pub struct ClaudeForTests {
+    /// `ANTHROPIC_BASE_URL` and `ANTHROPIC_API_KEYS`.
+    pub environment: BTreeMap<String, String>,
+    _stand_in: claude::StandIn,
+}
+
+impl ClaudeForTests {
+    /// Starts it on a free port, as fast as it can.
+    pub fn start(runtime: &Handle) -> Result<Self> {
+        let stand_in = start_claude(
+            runtime,
+            (Ipv4Addr::LOCALHOST, ports::free()?).into(),
+            Duration::ZERO,
+        )?;
+        let environment = BTreeMap::from([
+            ("ANTHROPIC_API_KEY".into(), CLAUDE_KEY.into()),
+            ("ANTHROPIC_API_KEYS".into(), format!("local={CLAUDE_KEY}")),
+            ("ANTHROPIC_BASE_URL".into(), stand_in.url()),
+        ]);
+        Ok(Self {
+            environment,
+            _stand_in: stand_in,
+        })
+    }
+}
+
+fn start_claude(runtime: &Handle, listen: SocketAddr, pace: Duration) -> Result<claude::StandIn> {
+    step("Claude stand-in: starting", || {
+        let config = claude::Config {
+            listen,
+            keys: vec![CLAUDE_KEY.into()],
+            pace,
+        };
+        Ok(runtime.block_on(claude::StandIn::start(config))?)
+    })
+}
+
+/// Brings a database of our own to the newest schema, with its seed.
+pub fn migrate(runtime: &Handle, services: &Services, database: &str) -> Result<()> {
+    let pooled = services
+        .pgbouncer
+        .is_some()
+        .then(|| format!("{}/{database}", services.pooled_base_url()));
+    migrate_url(runtime, &services.postgres.url(database), pooled.as_deref())
+}
+
+/// The same for a server child, which knows its database by URL only.
+pub fn migrate_url(runtime: &Handle, direct: &str, pooled: Option<&str>) -> Result<()> {
+    step("migrating and seeding the database", || {
+        runtime.block_on(iconoclash_cli::migrate(direct, pooled, note))
+    })
+}
+
+fn defaults(services: &Services, port: u16) -> BTreeMap<String, String> {
+    let Services {
+        secrets, postgres, ..
+    } = services;
+    let url = format!("http://localhost:{port}");
+    BTreeMap::from(
+        [
+            (
+                "DATABASE_URL",
+                format!("{}/{DATABASE}", services.pooled_base_url()),
+            ),
+            ("DATABASE_URL_UNPOOLED", postgres.url(DATABASE)),
+            ("UPSTASH_REDIS_REST_TOKEN", secrets.redis_token.clone()),
+            ("JWT_KEYS", format!("local:{}", secrets.jwt_seed)),
+            ("CRON_SECRET", secrets.cron_secret.clone()),
+            ("CREDENTIALS_KEY", secrets.credentials_key.clone()),
+            ("CORS_ALLOWED_ORIGINS", url.clone()),
+            ("PUBLIC_URL", url),
+        ]
+        .map(|(name, value)| (name.to_owned(), value)),
+    )
+}
+
+/// What the developer chose: the shell's settings, and over them those of `.env`.
+fn chosen(root: &Path) -> Result<BTreeMap<String, String>> {
+    let mut settings: BTreeMap<String, String> = FROM_SHELL
+        .iter()
+        .filter_map(|name| {
+            Some((
+                (*name).to_owned(),
+                env::var(name).ok().filter(|value| !value.is_empty())?,
+            ))
+        })
+        .collect();
+    let file = root.join(".env");
+    if fs::exists(&file)? {
+        for item in dotenvy::from_path_iter(&file)? {
+            let (name, value) =
+                item.with_context(|| format!("{} is no list of NAME=value", file.display()))?;
+            settings.insert(name, value);
+        }
+        note(".env is read; its settings go over those of the stack");
+    }
+    Ok(settings)
+}
+
+/// Removes every setting of the application from a command's environment.
+pub fn forget_settings(command: &mut std::process::Command) {
+    for name in FROM_SHELL.iter().chain(NEVER_IN_TESTS) {
+        command.env_remove(name);
+    }
+}
