@@ -15,6 +15,8 @@ use tokio::{
 };
 use tokio_postgres::{Config, config::Host};
 
+use crate::support::{eventually, test_database};
+
 /// Two server connections, whatever the number of clients.
 pub(crate) struct Bouncer {
     port: u16,
@@ -26,7 +28,7 @@ pub(crate) struct Bouncer {
 impl Bouncer {
     /// In front of the test database.
     pub(crate) async fn start() -> Self {
-        let server: Config = crate::test_database().parse().unwrap();
+        let server: Config = test_database().parse().unwrap();
         let port = server.get_ports().first().copied().unwrap_or(5432);
         Self::start_before(port).await
     }
@@ -43,7 +45,7 @@ impl Bouncer {
         // PgBouncer gives up root before it reads its file again.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
 
-        let server: Config = crate::test_database().parse().unwrap();
+        let server: Config = test_database().parse().unwrap();
         let database = server.get_dbname().unwrap().to_owned();
         let port = free_port().await;
         fs::write(folder.join("pgbouncer.ini"), ini(&server, server_port, port, &folder)).unwrap();
@@ -53,8 +55,12 @@ impl Bouncer {
     }
 
     pub(crate) fn url(&self) -> String {
-        let Self { port, database, .. } = self;
-        format!("postgres://anybody@127.0.0.1:{port}/{database}")
+        self.url_of(&self.database)
+    }
+
+    /// Of another database of the same server.
+    pub(crate) fn url_of(&self, database: &str) -> String {
+        format!("postgres://anybody@127.0.0.1:{}/{database}", self.port)
     }
 
     /// Every client and server connection dies; the address stays.
@@ -66,7 +72,7 @@ impl Bouncer {
 
     async fn answers(&mut self) {
         let port = self.port;
-        crate::eventually(Duration::from_secs(10), "PgBouncer listens", || async {
+        eventually(Duration::from_secs(10), "PgBouncer listens", || async {
             TcpStream::connect(("127.0.0.1", port)).await.is_ok()
         })
         .await;

@@ -13,7 +13,9 @@ use crate::{
     bouncer::{Bouncer, free_port},
     direct,
     gate::Gate,
-    named, test_database, warm_up,
+    named,
+    support::test_database,
+    warm_up,
 };
 
 const INSERT_USER: Sql<()> = Sql::unchecked(

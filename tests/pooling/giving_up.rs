@@ -5,7 +5,12 @@ use std::time::Duration;
 use iconoclash::db::{Access, Db, Error, Sql};
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::{SLEEP, assert_echoes, bouncer::Bouncer, direct, eventually, is_busy, named};
+use crate::{
+    SLEEP, assert_echoes,
+    bouncer::Bouncer,
+    direct, is_busy, named,
+    support::{eventually, test_database},
+};
 
 const BACKEND: Sql<i32> = Sql::unchecked(Access::Read, &[], "select pg_backend_pid()");
 
@@ -38,7 +43,7 @@ async fn past_its_deadline(db: &Db, name: &str) {
 #[tokio::test]
 async fn a_dropped_statement_is_cancelled_and_its_connection_not_used_again() {
     let bouncer = Bouncer::start().await;
-    for (url, name) in [(bouncer.url(), "dropped_pooled"), (crate::test_database(), "dropped_direct")] {
+    for (url, name) in [(bouncer.url(), "dropped_pooled"), (test_database(), "dropped_direct")] {
         let db = named(&url, name, 1);
         let watch = direct("watch", 1);
         let mut caller = JoinSet::new();

@@ -9,11 +9,11 @@ mod faults;
 mod gate;
 mod giving_up;
 mod mix;
-
-use std::{future::Future, time::Duration};
+mod support;
 
 use iconoclash::db::{Access, Db, Sql, Type};
-use tokio::time::{Instant, sleep};
+
+use self::support::test_database;
 
 /// Gives back what it was given, so that an answer of somebody else is noticed.
 const ECHO: Sql<i64> = Sql::unchecked(Access::Read, &[Type::INT8], "select $1");
@@ -28,12 +28,6 @@ const TERMINATE: Sql<i64> = Sql::unchecked(
     &[Type::TEXT],
     "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1",
 );
-
-#[expect(clippy::disallowed_methods, reason = "a setting of the test run, not of a deployment")]
-fn test_database() -> String {
-    std::env::var("ICONOCLASH_TEST_DATABASE")
-        .expect("ICONOCLASH_TEST_DATABASE is not set: run `cargo local test`, which starts a migrated database")
-}
 
 /// Straight to Postgres, under a name that no other test has.
 fn direct(name: &str, pool_size: usize) -> Db {
@@ -52,15 +46,6 @@ async fn assert_echoes(db: &Db, number: i64) {
 /// As many statements at once as the pool has connections, so that each of them is made.
 async fn warm_up(db: &Db, connections: i64) {
     futures_util::future::join_all((0..connections).map(|n| assert_echoes(db, n))).await;
-}
-
-/// Waits until the condition holds; a bound that is never met in a healthy run.
-async fn eventually<F: Future<Output = bool>>(within: Duration, what: &str, condition: impl Fn() -> F) {
-    let until = Instant::now() + within;
-    while !condition().await {
-        assert!(Instant::now() < until, "not within {within:?}: {what}");
-        sleep(Duration::from_millis(10)).await;
-    }
 }
 
 async fn is_busy(watch: &Db, name: &str) -> bool {

@@ -6,6 +6,7 @@
 //! migrated schema in the tests. Writes that belong together are one statement with several CTEs; there are no
 //! transactions that span flights.
 
+mod cancel;
 #[cfg(test)]
 pub(crate) mod check;
 mod connect;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use deadpool_postgres::Pool;
 use tokio::time::{Instant, timeout_at};
 
-use self::{connect::Tls, error::connection_lost, flight::Flight};
+use self::{cancel::Canceller, error::connection_lost, flight::Flight};
 
 pub use self::{
     error::Error,
@@ -34,7 +35,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Db {
     pool: Pool,
-    tls: Tls,
+    canceller: Canceller,
     deadline: Duration,
 }
 
@@ -44,8 +45,8 @@ impl Db {
     /// `sslmode=require` and `prefer` verify the certificate, against `sslrootcert` too where the URL names one;
     /// `prefer`, the default, accepts a server that has no TLS.
     pub fn new(url: &str, pool_size: usize) -> Result<Self, Error> {
-        let (pool, tls) = connect::pool(url, pool_size)?;
-        Ok(Self { pool, tls, deadline: DEADLINE })
+        let (pool, canceller) = connect::pool(url, pool_size)?;
+        Ok(Self { pool, canceller, deadline: DEADLINE })
     }
 
     /// The same connections for statements that may take longer, or less, than five seconds.
@@ -114,7 +115,7 @@ impl Db {
             .await
             .map_err(|_| Error::unavailable("no connection within the statement's deadline"))?
             .map_err(Error::unavailable)?;
-        let flight = Flight::new(connection, self.tls.clone());
+        let flight = Flight::new(connection, self.canceller.clone());
         match timeout_at(until, flight.send(sql.text, sql.params, params)).await {
             Ok(Ok(answer)) => {
                 flight.land();

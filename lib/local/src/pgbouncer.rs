@@ -43,7 +43,8 @@ pub enum Need {
 
 /// Finds PgBouncer, or installs it where that is ours to do.
 pub fn program(places: &Places, need: Need) -> Result<Option<PathBuf>> {
-    const HOW: &str = "install it with `apt-get install pgbouncer`, `dnf install pgbouncer` or `brew install pgbouncer`";
+    const HOW: &str =
+        "install it with `apt-get install pgbouncer`, `dnf install pgbouncer` or `brew install pgbouncer`";
     if let Some(program) = install::find(&["pgbouncer"]) {
         return Ok(Some(program));
     }
@@ -67,12 +68,7 @@ pub fn program(places: &Places, need: Need) -> Result<Option<PathBuf>> {
 
 impl PgBouncer {
     /// Starts it before the server at `postgres`, for every database there.
-    pub fn start(
-        profile: &Profile,
-        program: &Path,
-        postgres: SocketAddr,
-        password: &str,
-    ) -> Result<Self> {
+    pub fn start(profile: &Profile, program: &Path, postgres: SocketAddr, password: &str) -> Result<Self> {
         step("PgBouncer: starting", || {
             let dir = profile.data.join("pgbouncer");
             profile.places.private_dir(&dir)?;
@@ -89,11 +85,7 @@ impl PgBouncer {
             let url = format!("{}/postgres", base_url(address, password));
             wait_until(&mut pooler.child, || answers(&url)).with_context(|| {
                 let log = profile.log("pgbouncer");
-                format!(
-                    "PgBouncer did not start; the end of {}:\n{}",
-                    log.display(),
-                    process::tail(&log)
-                )
+                format!("PgBouncer did not start; the end of {}:\n{}", log.display(), process::tail(&log))
             })?;
             Ok(pooler)
         })
@@ -134,11 +126,6 @@ log_disconnections = 0
 
 fn write(profile: &Profile, path: &Path, text: &str) -> Result<()> {
     let _ = fs::remove_file(path);
-    OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)?
-        .write_all(text.as_bytes())?;
+    OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?.write_all(text.as_bytes())?;
     profile.places.give(path)
 }

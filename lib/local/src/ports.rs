@@ -12,9 +12,7 @@ use anyhow::{Context, Result};
 /// The port kept in this file if it is still free, else a free one, which is then kept:
 /// what a developer wrote down about the last run stays true.
 pub fn kept(file: &Path) -> Result<SocketAddr> {
-    let last = fs::read_to_string(file)
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
+    let last = fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
     let port = match last {
         Some(port) if is_free(port) => port,
         _ => free()?,
@@ -25,17 +23,12 @@ pub fn kept(file: &Path) -> Result<SocketAddr> {
 
 /// The first free port from `first` on.
 pub fn from(first: u16) -> Result<u16> {
-    (first..=u16::MAX)
-        .take(100)
-        .find(|port| is_free(*port))
-        .context("none of 100 ports is free")
+    (first..=u16::MAX).take(100).find(|port| is_free(*port)).context("none of 100 ports is free")
 }
 
 /// A port that the system says is free.
 pub fn free() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// This port on the loopback interface.
@@ -46,8 +39,7 @@ pub fn loopback(port: u16) -> SocketAddr {
 /// `localhost` may mean either loopback address, so both must be free.
 fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
-        && TcpListener::bind((Ipv6Addr::LOCALHOST, port))
-            .map_or_else(|e| e.kind() != ErrorKind::AddrInUse, |_| true)
+        && TcpListener::bind((Ipv6Addr::LOCALHOST, port)).map_or_else(|e| e.kind() != ErrorKind::AddrInUse, |_| true)
 }
 
 #[cfg(test)]

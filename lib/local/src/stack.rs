@@ -91,43 +91,32 @@ impl Stack {
 
         let front_address = ports::kept(&profile.data.join("upstash.port"))?;
         let front = step("Upstash REST front: starting", || {
-            Ok(
-                runtime.block_on(upstash::Front::start(upstash::FrontConfig {
-                    redis: services.redis.address,
-                    database: 0,
-                    token: services.secrets.redis_token.clone(),
-                    listen: front_address,
-                }))?,
-            )
+            Ok(runtime.block_on(upstash::Front::start(upstash::FrontConfig {
+                redis: services.redis.address,
+                database: 0,
+                token: services.secrets.redis_token.clone(),
+                listen: front_address,
+            }))?)
         })?;
 
         let mut environment = defaults(&services, port);
         environment.insert("UPSTASH_REDIS_REST_URL".into(), front.url());
         let chosen = chosen(&profile.places.root)?;
-        let has_key = ["ANTHROPIC_API_KEYS", "ANTHROPIC_API_KEY"]
-            .iter()
-            .any(|name| chosen.contains_key(*name));
+        let has_key = ["ANTHROPIC_API_KEYS", "ANTHROPIC_API_KEY"].iter().any(|name| chosen.contains_key(*name));
         let claude = if has_key {
             note("Claude itself answers, on your ANTHROPIC_API_KEYS: this costs money");
             None
         } else {
             let address = ports::kept(&profile.data.join("claude.port"))?;
             let stand_in = start_claude(runtime, address, Duration::from_millis(20))?;
-            note(
-                "no ANTHROPIC_API_KEYS is set, so a stand-in answers for Claude, and costs nothing",
-            );
+            note("no ANTHROPIC_API_KEYS is set, so a stand-in answers for Claude, and costs nothing");
             environment.insert("ANTHROPIC_API_KEYS".into(), format!("local={CLAUDE_KEY}"));
             environment.insert("ANTHROPIC_BASE_URL".into(), stand_in.url());
             Some(stand_in)
         };
         environment.extend(chosen);
         profile.publish(&environment)?;
-        Ok(Self {
-            services,
-            environment,
-            _front: front,
-            _claude: claude,
-        })
+        Ok(Self { services, environment, _front: front, _claude: claude })
     }
 }
 
@@ -144,61 +133,40 @@ pub struct ClaudeForTests {
 impl ClaudeForTests {
     /// Starts it on a free port, as fast as it can.
     pub fn start(runtime: &Handle) -> Result<Self> {
-        let stand_in = start_claude(
-            runtime,
-            (Ipv4Addr::LOCALHOST, ports::free()?).into(),
-            Duration::ZERO,
-        )?;
+        let stand_in = start_claude(runtime, (Ipv4Addr::LOCALHOST, ports::free()?).into(), Duration::ZERO)?;
         let environment = BTreeMap::from([
             ("ANTHROPIC_API_KEY".into(), CLAUDE_KEY.into()),
             ("ANTHROPIC_API_KEYS".into(), format!("local={CLAUDE_KEY}")),
             ("ANTHROPIC_BASE_URL".into(), stand_in.url()),
         ]);
-        Ok(Self {
-            environment,
-            _stand_in: stand_in,
-        })
+        Ok(Self { environment, _stand_in: stand_in })
     }
 }
 
 fn start_claude(runtime: &Handle, listen: SocketAddr, pace: Duration) -> Result<claude::StandIn> {
     step("Claude stand-in: starting", || {
-        let config = claude::Config {
-            listen,
-            keys: vec![CLAUDE_KEY.into()],
-            pace,
-        };
+        let config = claude::Config { listen, keys: vec![CLAUDE_KEY.into()], pace };
         Ok(runtime.block_on(claude::StandIn::start(config))?)
     })
 }
 
 /// Brings a database of our own to the newest schema, with its seed.
 pub fn migrate(runtime: &Handle, services: &Services, database: &str) -> Result<()> {
-    let pooled = services
-        .pgbouncer
-        .is_some()
-        .then(|| format!("{}/{database}", services.pooled_base_url()));
+    let pooled = services.pgbouncer.is_some().then(|| format!("{}/{database}", services.pooled_base_url()));
     migrate_url(runtime, &services.postgres.url(database), pooled.as_deref())
 }
 
 /// The same for a server child, which knows its database by URL only.
 pub fn migrate_url(runtime: &Handle, direct: &str, pooled: Option<&str>) -> Result<()> {
-    step("migrating and seeding the database", || {
-        runtime.block_on(iconoclash_cli::migrate(direct, pooled, note))
-    })
+    step("migrating and seeding the database", || runtime.block_on(iconoclash_cli::migrate(direct, pooled, note)))
 }
 
 fn defaults(services: &Services, port: u16) -> BTreeMap<String, String> {
-    let Services {
-        secrets, postgres, ..
-    } = services;
+    let Services { secrets, postgres, .. } = services;
     let url = format!("http://localhost:{port}");
     BTreeMap::from(
         [
-            (
-                "DATABASE_URL",
-                format!("{}/{DATABASE}", services.pooled_base_url()),
-            ),
+            ("DATABASE_URL", format!("{}/{DATABASE}", services.pooled_base_url())),
             ("DATABASE_URL_UNPOOLED", postgres.url(DATABASE)),
             ("UPSTASH_REDIS_REST_TOKEN", secrets.redis_token.clone()),
             ("JWT_KEYS", format!("local:{}", secrets.jwt_seed)),
@@ -215,18 +183,12 @@ fn defaults(services: &Services, port: u16) -> BTreeMap<String, String> {
 fn chosen(root: &Path) -> Result<BTreeMap<String, String>> {
     let mut settings: BTreeMap<String, String> = FROM_SHELL
         .iter()
-        .filter_map(|name| {
-            Some((
-                (*name).to_owned(),
-                env::var(name).ok().filter(|value| !value.is_empty())?,
-            ))
-        })
+        .filter_map(|name| Some(((*name).to_owned(), env::var(name).ok().filter(|value| !value.is_empty())?)))
         .collect();
     let file = root.join(".env");
     if fs::exists(&file)? {
         for item in dotenvy::from_path_iter(&file)? {
-            let (name, value) =
-                item.with_context(|| format!("{} is no list of NAME=value", file.display()))?;
+            let (name, value) = item.with_context(|| format!("{} is no list of NAME=value", file.display()))?;
             settings.insert(name, value);
         }
         note(".env is read; its settings go over those of the stack");

@@ -31,23 +31,14 @@ const TEMPLATE: &str = "iconoclash_template";
 const CHECKED: &str = "iconoclash_test";
 
 /// Runs the tests whose names contain a filter, or all of them; true if all passed.
-pub fn run(
-    runtime: &Handle,
-    profile: &Profile,
-    filters: &[String],
-    arguments: &[String],
-) -> Result<bool> {
+pub fn run(runtime: &Handle, profile: &Profile, filters: &[String], arguments: &[String]) -> Result<bool> {
     let begun = Instant::now();
     let services = Services::start_for_tests(profile)?;
     services.postgres.create_database(TEMPLATE, "template0")?;
     stack::migrate(runtime, &services, TEMPLATE)?;
     services.postgres.create_database(CHECKED, TEMPLATE)?;
 
-    let suite = Suite {
-        profile,
-        environment: environment(&services),
-        members: Members::read(&profile.places.root)?,
-    };
+    let suite = Suite { profile, environment: environment(&services), members: Members::read(&profile.places.root)? };
     let mut total = Tally::default();
     let mut all_well = true;
     let mut count = |name: &str, command: Command| -> Result<()> {
@@ -64,10 +55,7 @@ pub fn run(
             count("node", command)?;
         }
         for (package, target) in suite.members.apart() {
-            count(
-                target,
-                suite.cargo(&["test", "--package", package, "--test", target]),
-            )?;
+            count(target, suite.cargo(&["test", "--package", package, "--test", target]))?;
         }
     } else {
         note("filters are for cargo test, so the other runners are left out");
@@ -123,10 +111,7 @@ impl Suite<'_> {
         }
         install::node_modules(places)?;
         let mut command = Command::new("node");
-        command
-            .args(["--test", "--test-reporter=spec"])
-            .args(files)
-            .envs(&claude.environment);
+        command.args(["--test", "--test-reporter=spec"]).args(files).envs(&claude.environment);
         Ok(Some(command))
     }
 
@@ -134,22 +119,13 @@ impl Suite<'_> {
     fn run(&self, name: &str, mut command: Command) -> Result<(Tally, bool)> {
         eprintln!("\n── {name}");
         let mut settings: BTreeMap<OsString, OsString> = BTreeMap::new();
-        settings.extend(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name.into(), value?.into()))),
-        );
+        settings.extend(command.get_envs().filter_map(|(name, value)| Some((name.into(), value?.into()))));
         stack::forget_settings(&mut command);
-        command
-            .envs(settings)
-            .envs(&self.environment)
-            .current_dir(&self.profile.places.root);
+        command.envs(settings).envs(&self.environment).current_dir(&self.profile.places.root);
         if stdout().is_terminal() {
             command.env("CARGO_TERM_COLOR", "always");
         }
-        let mut child =
-            self.profile
-                .spawn(name, command.stdout(Stdio::piped()), Stop::Terminate)?;
+        let mut child = self.profile.spawn(name, command.stdout(Stdio::piped()), Stop::Terminate)?;
         let output = child.stdout.take().context("its output is piped")?;
         // On a thread, so that something a test left behind with the pipe open does not hold us.
         let reader = thread::spawn(move || pass_on(BufReader::new(output)));
@@ -170,10 +146,7 @@ impl Suite<'_> {
 fn pass_on(mut output: impl BufRead) -> Tally {
     let mut tally = Tally::default();
     let mut line = Vec::new();
-    while output
-        .read_until(b'\n', &mut line)
-        .is_ok_and(|length| length > 0)
-    {
+    while output.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
         let _ = stdout().write_all(&line).and_then(|()| stdout().flush());
         tally.read(&String::from_utf8_lossy(&line));
         line.clear();
@@ -185,11 +158,7 @@ fn node_tests(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries
         .map(|entry| entry.path())
-        .filter(|path| {
-            [".test.js", ".test.mjs"]
-                .iter()
-                .any(|end| path.to_string_lossy().ends_with(end))
-        })
+        .filter(|path| [".test.js", ".test.mjs"].iter().any(|end| path.to_string_lossy().ends_with(end)))
         .collect();
     files.sort();
     files
@@ -230,20 +199,14 @@ impl Members {
         ensure!(output.status.success(), "cargo metadata failed");
         let Metadata { packages } = serde_json::from_slice(&output.stdout)?;
         let manifest = root.join("Cargo.toml");
-        let root = packages
-            .iter()
-            .find(|package| package.manifest_path == manifest)
-            .map(|it| it.name.clone());
+        let root = packages.iter().find(|package| package.manifest_path == manifest).map(|it| it.name.clone());
         Ok(Self { root, packages })
     }
 
     /// Test targets with `test = false`: slow or of another kind, they run by name, after all others.
     fn apart(&self) -> impl Iterator<Item = (&str, &str)> {
         self.packages.iter().flat_map(|package| {
-            let tests = package
-                .targets
-                .iter()
-                .filter(|it| !it.test && it.kind.iter().any(|kind| kind == "test"));
+            let tests = package.targets.iter().filter(|it| !it.test && it.kind.iter().any(|kind| kind == "test"));
             tests.map(|target| (package.name.as_str(), target.name.as_str()))
         })
     }

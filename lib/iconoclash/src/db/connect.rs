@@ -16,14 +16,17 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 use rustls_platform_verifier::Verifier;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use tokio_postgres::{
     Config, Socket,
     tls::{MakeTlsConnect, TlsConnect},
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::Error;
+use super::{Error, cancel::Canceller};
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,10 +34,11 @@ const IDLE_BEFORE_CHECK: Duration = Duration::from_secs(5);
 const CHECK_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A pool that connects when it is first asked.
-pub(super) fn pool(url: &str, size: usize) -> Result<(Pool, Tls), Error> {
+pub(super) fn pool(url: &str, size: usize) -> Result<(Pool, Canceller), Error> {
     let (config, tls) = read(url)?;
+    let canceller = Canceller::new(&config, tls.clone());
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    let manager = Manager::from_config(config, tls.clone(), recycling);
+    let manager = Manager::from_config(config, tls, recycling);
     let pool = Pool::builder(manager)
         .max_size(size.max(1))
         .runtime(Runtime::Tokio1)
@@ -55,7 +59,7 @@ pub(super) fn pool(url: &str, size: usize) -> Result<(Pool, Tls), Error> {
         }))
         .build()
         .map_err(Error::other)?;
-    Ok((pool, tls))
+    Ok((pool, canceller))
 }
 
 /// Parameters that the driver knows and a pooler takes. Providers add their own (`pgbouncer=true`, `supa=…`), and
@@ -121,6 +125,19 @@ impl Tls {
             .with_no_client_auth();
         Ok(self.maker.get_or_init(|| MakeRustlsConnect::new(config)).clone())
     }
+
+    pub(super) async fn shake_hands<S>(
+        &self,
+        host: &str,
+        socket: S,
+    ) -> io::Result<<MakeRustlsConnect as MakeTlsConnect<S>>::Stream>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut maker = self.maker()?;
+        let connector = MakeTlsConnect::<S>::make_tls_connect(&mut maker, host).map_err(io::Error::other)?;
+        connector.connect(socket).await
+    }
 }
 
 type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
@@ -147,12 +164,7 @@ impl TlsConnect<Socket> for Handshake {
     type Future = Pin<Box<dyn Future<Output = io::Result<Stream>> + Send>>;
 
     fn connect(self, socket: Socket) -> Self::Future {
-        Box::pin(async move {
-            let mut maker = self.tls.maker()?;
-            let connector =
-                MakeTlsConnect::<Socket>::make_tls_connect(&mut maker, &self.host).map_err(io::Error::other)?;
-            connector.connect(socket).await
-        })
+        Box::pin(async move { self.tls.shake_hands(&self.host, socket).await })
     }
 }
 

@@ -14,19 +14,19 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use super::connect::Tls;
+use super::cancel::Canceller;
 
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection that carries a statement.
 pub(super) struct Flight {
     connection: Option<Object>,
-    tls: Tls,
+    canceller: Canceller,
 }
 
 impl Flight {
-    pub(super) fn new(connection: Object, tls: Tls) -> Self {
-        Self { connection: Some(connection), tls }
+    pub(super) fn new(connection: Object, canceller: Canceller) -> Self {
+        Self { connection: Some(connection), canceller }
     }
 
     /// Sends everything in one batch with an unnamed statement, which is the only shape that every pooler keeps whole.
@@ -63,10 +63,10 @@ impl Flight {
 
     fn cancel_in_background(&mut self) -> Option<JoinHandle<()>> {
         let doomed = Doomed(Some(self.connection.take()?));
-        let tls = self.tls.clone();
+        let canceller = self.canceller.clone();
         // Not registered with the platform: a dropped future has nobody to wait for it, and if the instance is frozen
         // first the role's statement_timeout ends the query. A drop may also come after the runtime, hence the handle.
-        Some(Handle::try_current().ok()?.spawn(async move { doomed.cancel(tls).await }))
+        Some(Handle::try_current().ok()?.spawn(async move { doomed.cancel(canceller).await }))
     }
 }
 
@@ -80,13 +80,12 @@ impl Drop for Flight {
 struct Doomed(Option<Object>);
 
 impl Doomed {
-    async fn cancel(self, tls: Tls) {
+    async fn cancel(self, canceller: Canceller) {
         let Some(connection) = self.0.as_ref() else {
             return;
         };
         let token = connection.cancel_token();
-        let cancelled = timeout(CANCEL_TIMEOUT, token.cancel_query(tls)).await;
-        if matches!(cancelled, Ok(Ok(()))) {
+        if timeout(CANCEL_TIMEOUT, canceller.cancel(token)).await.is_ok() {
             // A pooler drops the request of a client that has left, so the client stays until the statement is over.
             drop(timeout(CANCEL_TIMEOUT, connection.check_connection()).await);
         }

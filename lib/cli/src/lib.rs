@@ -1,0 +1,11 @@
+//! What the operators' tool does, for its binary, for `cargo local` and for tests.
+//!
+//! Nothing here prints or reads the environment: progress goes to a function of the caller's, line by line.
+
+pub mod direct;
+pub mod doctor;
+mod icons;
+mod migrate;
+mod pooled;
+
+pub use self::{direct::Error, migrate::migrate};
