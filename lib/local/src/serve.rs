@@ -7,30 +7,51 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use axum::{Json, Router, routing::get};
-use serde_json::json;
+use axum::{Router, extract::Request, response::IntoResponse};
+use iconoclash::{
+    app::App,
+    routes,
+    serve::{self, Background},
+    telemetry,
+};
 use tokio::{
     net::TcpListener,
     runtime::Handle,
     signal::unix::{SignalKind, signal},
 };
+use tower::ServiceExt;
 use tower_http::services::ServeDir;
 
 use crate::stack;
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT; replies that run then are finished first.
 pub fn run(runtime: &Handle, root: &Path, port: u16) -> Result<()> {
     // Set when the server starts again: the new build may bring new migrations.
     if let Ok(url) = env::var("ICONOCLASH_LOCAL_MIGRATE") {
         stack::migrate_url(runtime, &url, None)?;
     }
-    runtime.block_on(listen(router(root), port))
+    telemetry::init();
+    let background = Background::in_process();
+    runtime.block_on(async {
+        listen(router(root, &background), port).await?;
+        background.idle().await;
+        Ok(())
+    })
 }
 
-fn router(root: &Path) -> Router {
-    Router::new()
-        .route("/api/health", get(async || Json(json!({ "status": "ok" }))))
-        .fallback_service(ServeDir::new(root.join("public")))
+/// The functions' own layers and routes below `/api/`; all else is a file of `public/`, as on Vercel.
+fn router(root: &Path, background: &Background) -> Router {
+    let functions = serve::stack(routes::all().into(), App::from_env());
+    let files = ServeDir::new(root.join("public"));
+    let background = background.clone();
+    Router::new().fallback(async move |mut request: Request| {
+        if request.uri().path().starts_with("/api/") {
+            request.extensions_mut().insert(background);
+            functions.oneshot(request).await.into_response()
+        } else {
+            files.oneshot(request).await.into_response()
+        }
+    })
 }
 
 async fn listen(router: Router, port: u16) -> Result<()> {

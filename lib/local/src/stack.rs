@@ -12,11 +12,11 @@ use anyhow::{Context, Result};
 use tokio::runtime::Handle;
 
 use crate::{
-    ports,
+    claude, ports,
     profile::Profile,
     progress::{note, step},
     services::Services,
-    stubs::{claude, iconoclash_cli, upstash},
+    upstash,
 };
 
 /// The database of `cargo local`.
@@ -100,7 +100,7 @@ impl Stack {
         })?;
 
         let mut environment = defaults(&services, port);
-        environment.insert("UPSTASH_REDIS_REST_URL".into(), front.url());
+        environment.insert("UPSTASH_REDIS_REST_URL".into(), front.url().to_owned());
         let chosen = chosen(&profile.places.root)?;
         let has_key = ["ANTHROPIC_API_KEYS", "ANTHROPIC_API_KEY"].iter().any(|name| chosen.contains_key(*name));
         let claude = if has_key {
@@ -158,7 +158,9 @@ pub fn migrate(runtime: &Handle, services: &Services, database: &str) -> Result<
 
 /// The same for a server child, which knows its database by URL only.
 pub fn migrate_url(runtime: &Handle, direct: &str, pooled: Option<&str>) -> Result<()> {
-    step("migrating and seeding the database", || runtime.block_on(iconoclash_cli::migrate(direct, pooled, note)))
+    step("migrating and seeding the database", || {
+        Ok(runtime.block_on(iconoclash_cli::migrate(direct, pooled, &mut |line| note(&line)))?)
+    })
 }
 
 fn defaults(services: &Services, port: u16) -> BTreeMap<String, String> {
