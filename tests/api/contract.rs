@@ -32,7 +32,7 @@ pub(crate) fn check(method: &Method, path: &str, status: StatusCode, headers: &H
     let response = &operation["responses"][status.as_str()];
     assert!(response.is_object(), "{method} {path} answered {status}, which the document does not know: {json}");
     let schema = &response["content"]["application/json"]["schema"];
-    if schema.is_object() {
+    if schema.is_object() && method != Method::HEAD {
         valid(schema, json, method, path);
     }
 }

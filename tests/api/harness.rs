@@ -46,6 +46,10 @@ impl TestApp {
 
     /// With what no setting can change, too.
     pub(crate) async fn adjusted(settings: &[(&str, &str)], adjust: impl FnOnce(&mut Config)) -> Self {
+        // Silent unless asked: `ICONOCLASH_TEST_LOG=1 cargo local test … -- --nocapture`.
+        if std::env::var_os("ICONOCLASH_TEST_LOG").is_some() {
+            iconoclash::telemetry::init();
+        }
         let redis = upstash::Front::isolated(needed("ICONOCLASH_TEST_REDIS").parse().unwrap()).await.unwrap();
         let claude = claude_stand_in().await;
         let database = own_database().await;

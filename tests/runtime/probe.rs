@@ -17,13 +17,24 @@ use iconoclash::{
     serve::{self, Background},
 };
 use std::{env, fs, path::PathBuf, process::ExitCode, time::Duration};
-use tokio::sync::mpsc;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 use utoipa_axum::router::OpenApiRouter;
 
 /// Runs until SIGTERM.
 pub(crate) fn serve() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    match runtime.block_on(serve::run(router)) {
+    let serving = async {
+        let mut terminate = signal(SignalKind::terminate()).unwrap();
+        tokio::spawn(async move {
+            terminate.recv().await;
+            fs::write(file("terminating"), "").unwrap();
+        });
+        serve::run(router).await
+    };
+    match runtime.block_on(serving) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }

@@ -73,7 +73,7 @@ pub enum Error {
     #[error("This idempotency key was used for another request.")]
     IdempotencyKeyReused,
     /// 429: the day's messages are used up.
-    #[error("You have used all of today's messages; more are there after {}.", .0.reset_at)]
+    #[error("You have used all of today's {} messages. The next ones are there at midnight UTC.", .0.limit)]
     QuotaExceeded(Quota),
     /// 502: the reply began and broke off; what was written is kept.
     #[error("The reply broke off. What was written so far is kept; send another message to go on.")]

@@ -150,13 +150,14 @@ pub fn valkey_wheel(places: &Places) -> Result<PathBuf> {
     servers.find(|file| is_program(file)).context("the wheel has no valkey-server for this platform")
 }
 
-/// `npm ci` of the checkout itself, when its lock file changed since the last time.
+/// `npm install` of the checkout itself, by its lock file, when that changed since the last time. Not `npm ci`: the
+/// Vercel CLI names packages for other platforms that were never published, which `npm ci` takes for a broken lock.
 pub fn node_modules(places: &Places) -> Result<()> {
     let into = places.root.join("node_modules");
     once(&places.root.join("package-lock.json"), &into, || {
-        long_step("npm ci (the Vercel CLI and what the Node checks need)", || {
+        long_step("npm install (the Vercel CLI and what the Node checks need)", || {
             let mut command = Command::new("npm");
-            command.args(["ci", "--no-audit", "--no-fund"]).current_dir(&places.root);
+            command.args(["install", "--no-save", "--no-audit", "--no-fund"]).current_dir(&places.root);
             run(command, &places.local.join("npm.log"))
         })
     })

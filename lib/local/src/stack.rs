@@ -1,12 +1,6 @@
 //! A whole stack: services, the Upstash front, stand-ins, and the environment made of them all.
 
-use std::{
-    collections::BTreeMap,
-    env, fs,
-    net::{Ipv4Addr, SocketAddr},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, env, fs, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use tokio::runtime::Handle;
@@ -122,26 +116,6 @@ impl Stack {
 
 /// The only key that a stand-in takes.
 const CLAUDE_KEY: &str = "sk-ant-local";
-
-/// A Claude stand-in with its environment, for programs that talk to Claude without a stack.
-pub struct ClaudeForTests {
-    /// `ANTHROPIC_BASE_URL` and `ANTHROPIC_API_KEYS`.
-    pub environment: BTreeMap<String, String>,
-    _stand_in: claude::StandIn,
-}
-
-impl ClaudeForTests {
-    /// Starts it on a free port, as fast as it can.
-    pub fn start(runtime: &Handle) -> Result<Self> {
-        let stand_in = start_claude(runtime, (Ipv4Addr::LOCALHOST, ports::free()?).into(), Duration::ZERO)?;
-        let environment = BTreeMap::from([
-            ("ANTHROPIC_API_KEY".into(), CLAUDE_KEY.into()),
-            ("ANTHROPIC_API_KEYS".into(), format!("local={CLAUDE_KEY}")),
-            ("ANTHROPIC_BASE_URL".into(), stand_in.url()),
-        ]);
-        Ok(Self { environment, _stand_in: stand_in })
-    }
-}
 
 fn start_claude(runtime: &Handle, listen: SocketAddr, pace: Duration) -> Result<claude::StandIn> {
     step("Claude stand-in: starting", || {

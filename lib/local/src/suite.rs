@@ -15,15 +15,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use tokio::runtime::Handle;
 
-use crate::{
-    install,
-    process::Stop,
-    profile::Profile,
-    progress::note,
-    services::Services,
-    stack::{self, ClaudeForTests},
-    summary::Tally,
-};
+use crate::{install, process::Stop, profile::Profile, progress::note, services::Services, stack, summary::Tally};
 
 /// Copied for each test, so nothing may be connected to it.
 const TEMPLATE: &str = "iconoclash_template";
@@ -33,6 +25,8 @@ const CHECKED: &str = "iconoclash_test";
 /// Runs the tests whose names contain a filter, or all of them; true if all passed.
 pub fn run(runtime: &Handle, profile: &Profile, filters: &[String], arguments: &[String]) -> Result<bool> {
     let begun = Instant::now();
+    // The vendors' own clients and Vercel's own CLI, which some tests run.
+    install::node_modules(&profile.places)?;
     let services = Services::start_for_tests(profile)?;
     services.postgres.create_database(TEMPLATE, "template0")?;
     stack::migrate(runtime, &services, TEMPLATE)?;
@@ -50,10 +44,6 @@ pub fn run(runtime: &Handle, profile: &Profile, filters: &[String], arguments: &
 
     count("cargo test", suite.cargo_test(filters, arguments))?;
     if filters.is_empty() {
-        let claude = ClaudeForTests::start(runtime)?;
-        if let Some(command) = suite.node(&claude)? {
-            count("node", command)?;
-        }
         for (package, target) in suite.members.apart() {
             count(target, suite.cargo(&["test", "--package", package, "--test", target]))?;
         }
@@ -102,19 +92,6 @@ impl Suite<'_> {
         command
     }
 
-    /// The checks in JavaScript, on the vendors' own clients; none when there are no such files.
-    fn node(&self, claude: &ClaudeForTests) -> Result<Option<Command>> {
-        let places = &self.profile.places;
-        let files = node_tests(&places.root.join("tests/vendor"));
-        if files.is_empty() {
-            return Ok(None);
-        }
-        install::node_modules(places)?;
-        let mut command = Command::new("node");
-        command.args(["--test", "--test-reporter=spec"]).args(files).envs(&claude.environment);
-        Ok(Some(command))
-    }
-
     /// Runs one runner to its end, its output passed on as it comes.
     fn run(&self, name: &str, mut command: Command) -> Result<(Tally, bool)> {
         eprintln!("\n── {name}");
@@ -152,16 +129,6 @@ fn pass_on(mut output: impl BufRead) -> Tally {
         line.clear();
     }
     tally
-}
-
-fn node_tests(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> = entries
-        .map(|entry| entry.path())
-        .filter(|path| [".test.js", ".test.mjs"].iter().any(|end| path.to_string_lossy().ends_with(end)))
-        .collect();
-    files.sort();
-    files
 }
 
 /// What cargo says of the workspace.

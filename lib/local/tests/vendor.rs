@@ -10,7 +10,10 @@ use tokio::process::Command;
 #[tokio::test]
 async fn the_official_client_takes_the_stand_in_for_claude() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    assert!(root.join("node_modules/@anthropic-ai/sdk").is_dir(), "the official client is not installed: run `npm ci`");
+    assert!(
+        root.join("node_modules/@anthropic-ai/sdk").is_dir(),
+        "the official client is not installed: run `cargo local test`"
+    );
     let stand_in = StandIn::start(Config::default()).await.unwrap();
     let ran = Command::new("node")
         .args(["--test", "tests/vendor/claude.mjs"])

@@ -251,10 +251,10 @@ sql! {
     /// With a key it inserts once: a second request waits for the first, then finds the key and inserts nothing.
     write INSERT(UUID, UUID, TEXT, TEXT, TEXT_ARRAY, TIMESTAMPTZ, TEXT, BYTEA, JSONB) -> () = "
         with offered as (
-          select from icons where slug = any($5) and not retired having count(*) = cardinality($5)
+          select from icons where slug = any($5::text[]) and not retired having count(*) = cardinality($5)
         ), claimed as (
           insert into idempotency_keys (user_id, key, request_hash, response, created_at)
-          select $2, $7, $8, $9, $6 from offered where $7 is not null
+          select $2, $7::text, $8::bytea, $9::jsonb, $6 from offered where $7 is not null
           on conflict do nothing
           returning key
         )

@@ -157,7 +157,7 @@ sql! {
     ) -> () = "
         with claimed as (
           insert into idempotency_keys (user_id, key, request_hash, reply_id, created_at)
-          select $1, $9, $10, $5, $8 where $9 is not null
+          select $1, $9::text, $10::bytea, $5::uuid, $8::timestamptz where $9 is not null
           on conflict do nothing
           returning key
         ), bumped as (

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 use time::OffsetDateTime;
-use tokio::{sync::mpsc::UnboundedSender, time::interval};
+use tokio::{sync::mpsc::UnboundedSender, time::interval_at};
 use uuid::Uuid;
 
 use super::{
@@ -158,7 +158,7 @@ impl Reply<'_> {
 
     /// Passes text on until the provider says that the message ended, saving it on the way.
     async fn listen(&mut self, stream: &mut claude::Reply, tell: &UnboundedSender<Event>) -> Result<(), claude::Error> {
-        let mut tick = interval(SAVE_EVERY);
+        let mut tick = interval_at(tokio::time::Instant::now() + SAVE_EVERY, SAVE_EVERY);
         let (mut saved, mut renewed) = (0, Instant::now());
         loop {
             let mut next = pin!(stream.next());
