@@ -10,18 +10,17 @@ use iconoclash_local::{claude, upstash};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
 use std::{
-    collections::HashMap,
     pin::Pin,
     sync::{Arc, Mutex, atomic::AtomicU32, atomic::Ordering},
     time::Duration,
 };
 use time::OffsetDateTime;
 use tower::ServiceExt;
-use uuid::Uuid;
 
-use crate::contract;
-
-pub(crate) const CLAUDE_KEY: &str = "sk-ant-test";
+use crate::{
+    contract,
+    surroundings::{Surroundings, needed},
+};
 
 /// The service with its own database, its own Redis and its own Claude.
 pub(crate) struct TestApp {
@@ -50,23 +49,7 @@ impl TestApp {
         if std::env::var_os("ICONOCLASH_TEST_LOG").is_some() {
             iconoclash::telemetry::init();
         }
-        let redis = upstash::Front::isolated(needed("ICONOCLASH_TEST_REDIS").parse().unwrap()).await.unwrap();
-        let claude = claude_stand_in().await;
-        let database = own_database().await;
-        let mut values: HashMap<String, String> = [
-            ("DATABASE_URL", format!("{}/{database}", needed("ICONOCLASH_TEST_PGBOUNCER"))),
-            ("UPSTASH_REDIS_REST_URL", redis.url().to_owned()),
-            ("UPSTASH_REDIS_REST_TOKEN", redis.token().to_owned()),
-            ("ANTHROPIC_API_KEYS", format!("test={CLAUDE_KEY}")),
-            ("ANTHROPIC_BASE_URL", claude.url().to_owned()),
-            ("JWT_KEYS", "k1:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned()),
-            ("CREDENTIALS_KEY", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=".to_owned()),
-            ("CRON_SECRET", "a-cron-secret-of-32-characters!!".to_owned()),
-            ("PUBLIC_URL", "https://iconoclash.test".to_owned()),
-            ("CORS_ALLOWED_ORIGINS", "https://app.iconoclash.test".to_owned()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into();
+        let Surroundings { claude, redis, database, settings: mut values } = Surroundings::start().await;
         values.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
 
         let ahead = Arc::new(Mutex::new(time::Duration::ZERO));
@@ -145,26 +128,6 @@ impl TestApp {
         request.extensions_mut().insert(self.background.clone());
         self.router.clone().oneshot(request).await.unwrap()
     }
-}
-
-/// What the runner of the tests has started.
-pub(crate) fn needed(variable: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run `cargo local test`"))
-}
-
-async fn claude_stand_in() -> claude::StandIn {
-    let listen = "127.0.0.1:0".parse().unwrap();
-    let keys = vec![CLAUDE_KEY.to_owned()];
-    claude::StandIn::start(claude::Config { listen, keys, pace: Duration::ZERO }).await.unwrap()
-}
-
-async fn own_database() -> String {
-    let name = format!("t_{}", Uuid::now_v7().simple());
-    let server = format!("{}/postgres", needed("ICONOCLASH_TEST_POSTGRES"));
-    let mut connection = PgConnection::connect(&server).await.unwrap();
-    let create = format!("create database {name} template iconoclash_template");
-    connection.execute(sqlx::AssertSqlSafe(create)).await.unwrap();
-    name
 }
 
 fn fresh_ip() -> String {

@@ -6,6 +6,7 @@
 
 mod contract;
 mod harness;
+mod surroundings;
 
 mod accounts;
 mod discussions;

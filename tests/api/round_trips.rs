@@ -4,7 +4,7 @@ use iconoclash_local::proxy;
 use std::{net::SocketAddr, time::Duration};
 use tokio::time::Instant;
 
-use crate::harness::{TestApp, needed};
+use crate::{harness::TestApp, surroundings::needed};
 
 /// An app that reaches Postgres and Redis through proxies that count and delay.
 struct Measured {

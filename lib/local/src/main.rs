@@ -65,10 +65,10 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Run every test on fresh services: cargo's, the Node checks, the Vercel tests
+    /// Run every test on fresh services: cargo's, the vendors' own clients, the Vercel CLI
     Test {
-        /// Only cargo's tests whose names contain one of these
-        filters: Vec<String>,
+        /// Only cargo's tests whose names contain this
+        filter: Option<String>,
         /// After `--`: passed on to the test binaries
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -112,8 +112,8 @@ fn run(task: Task) -> Result<bool> {
             print(&record.context("nothing runs here: start `cargo local` in another terminal")?.environment, export)
         }
         Task::Vercel { port, arguments } => run_vercel(handle, &places, port, &arguments),
-        Task::Test { filters, arguments } => {
-            with(handle, Profile::open_test(&places)?, |it| suite::run(handle, it, &filters, &arguments))
+        Task::Test { filter, arguments } => {
+            with(handle, Profile::open_test(&places)?, |it| suite::run(handle, it, filter.as_slice(), &arguments))
         }
         Task::Services => with(handle, Profile::open_test(&places)?, |it| {
             let mut services = Services::start_for_tests(it)?;

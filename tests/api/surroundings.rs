@@ -1,0 +1,56 @@
+//! What an app of a test's own talks to, and the settings that say so.
+
+use iconoclash_local::{claude, upstash};
+use sqlx::{Connection, Executor, PgConnection};
+use std::{collections::HashMap, time::Duration};
+use uuid::Uuid;
+
+const CLAUDE_KEY: &str = "sk-ant-test";
+
+/// A database, a Redis and a Claude that nobody else uses.
+pub(crate) struct Surroundings {
+    pub(crate) claude: claude::StandIn,
+    pub(crate) redis: upstash::Front,
+    pub(crate) database: String,
+    /// The environment of the app.
+    pub(crate) settings: HashMap<String, String>,
+}
+
+impl Surroundings {
+    pub(crate) async fn start() -> Self {
+        let redis = upstash::Front::isolated(needed("ICONOCLASH_TEST_REDIS").parse().unwrap()).await.unwrap();
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let keys = vec![CLAUDE_KEY.to_owned()];
+        let claude = claude::StandIn::start(claude::Config { listen, keys, pace: Duration::ZERO }).await.unwrap();
+        let database = own_database().await;
+        let settings = [
+            ("DATABASE_URL", format!("{}/{database}", needed("ICONOCLASH_TEST_PGBOUNCER"))),
+            ("UPSTASH_REDIS_REST_URL", redis.url().to_owned()),
+            ("UPSTASH_REDIS_REST_TOKEN", redis.token().to_owned()),
+            ("ANTHROPIC_API_KEYS", format!("test={CLAUDE_KEY}")),
+            ("ANTHROPIC_BASE_URL", claude.url()),
+            ("JWT_KEYS", "k1:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned()),
+            ("CREDENTIALS_KEY", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=".to_owned()),
+            ("CRON_SECRET", "a-cron-secret-of-32-characters!!".to_owned()),
+            ("PUBLIC_URL", "https://iconoclash.test".to_owned()),
+            ("CORS_ALLOWED_ORIGINS", "https://app.iconoclash.test".to_owned()),
+        ];
+        let settings = settings.map(|(name, value)| (name.to_owned(), value)).into();
+        Self { claude, redis, database, settings }
+    }
+}
+
+/// What the runner of the tests has started.
+pub(crate) fn needed(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run `cargo local test`"))
+}
+
+/// A copy of the template that the runner migrated and seeded.
+async fn own_database() -> String {
+    let name = format!("t_{}", Uuid::now_v7().simple());
+    let server = format!("{}/postgres", needed("ICONOCLASH_TEST_POSTGRES"));
+    let mut connection = PgConnection::connect(&server).await.unwrap();
+    let create = format!("create database {name} template iconoclash_template");
+    connection.execute(sqlx::AssertSqlSafe(create)).await.unwrap();
+    name
+}
