@@ -17,7 +17,6 @@ use iconoclash_local::{
     profile::{self, Profile},
     progress::note,
     serve,
-    services::Services,
     stack::Stack,
     suite, up, vercel,
 };
@@ -73,7 +72,7 @@ enum Task {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
-    /// Start only the services of a test run, print where they are, and run until Ctrl-C
+    /// Start only what the tests need, print where it is, and run until Ctrl-C
     #[command(hide = true)]
     Services,
     /// Serve every route and public/ (the child of `up`)
@@ -116,8 +115,8 @@ fn run(task: Task) -> Result<bool> {
             with(handle, Profile::open_test(&places)?, |it| suite::run(handle, it, filter.as_slice(), &arguments))
         }
         Task::Services => with(handle, Profile::open_test(&places)?, |it| {
-            let mut services = Services::start_for_tests(it)?;
-            print(&BTreeMap::from([("PGBOUNCER".into(), services.pooled_base_url())]), false)?;
+            let (mut services, environment) = suite::prepare(handle, it)?;
+            print(&environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(), true)?;
             loop {
                 std::thread::sleep(std::time::Duration::from_millis(250));
                 services.check(it)?;
