@@ -2,6 +2,7 @@
 //! PgBouncer, Redis behind a REST front, and a stand-in for Claude. Every JSON answer is checked against the OpenAPI
 //! document. `cargo local test` starts what these tests need.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "a test plays the platform: it has an environment, a clock and tasks")]
 
 mod contract;

@@ -21,7 +21,7 @@ impl Measured {
         let (scheme_and_user, host) = bouncer.rsplit_once('@').unwrap();
         let postgres = proxy::Tcp::start(host.parse::<SocketAddr>().unwrap(), delay).await.unwrap();
         let plain = TestApp::start().await;
-        let redis = proxy::Http::start(&plain.redis.url(), delay).await.unwrap();
+        let redis = proxy::Http::start(plain.redis.url(), delay).await.unwrap();
         let (database, url) = (&plain.database, redis.url());
         let database_url = format!("{scheme_and_user}@{}/{database}?sslmode=disable", postgres.addr());
         let settings = [
@@ -55,7 +55,7 @@ async fn a_message_crosses_the_network_once_before_claude_is_asked_and_five_time
     assert_eq!((flights.query, flights.connect, requests), (3, 0, 1));
     let usual = Duration::from_millis(20);
     let own = request.at.duration_since(asked).saturating_sub(delay);
-    println!("at {usual:?} a crossing, Claude would be asked after {:?}", usual + own);
+    eprintln!("at {usual:?} a crossing, Claude would be asked after {:?}", usual + own);
 }
 
 #[tokio::test]

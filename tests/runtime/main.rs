@@ -1,6 +1,7 @@
 //! What the platform and the router owe each other, shown on a process of its own: this binary starts itself again as a
 //! function whose routes misbehave on demand, and plays the platform and the client towards it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "a test plays the platform: it has an environment and a client")]
 
 mod probe;

@@ -1,5 +1,6 @@
 //! The functions as Vercel builds and runs them: the real CLI, without an account, and the binaries that it makes.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "a test plays the platform: it has an environment and a client")]
 
 #[path = "../api/surroundings.rs"]
@@ -77,7 +78,7 @@ async fn a_vercel_build_has_a_function_a_file_and_its_binary_streams_alone() {
         let config: Value = serde_json::from_slice(&fs::read(folder.join(".vc-config.json")).unwrap()).unwrap();
         let binary = copy.join(config["filePathMap"]["executable"].as_str().unwrap());
         let megabytes = fs::metadata(&binary).unwrap().len() as f64 / 1e6;
-        println!("{file}: {megabytes:.1} MB");
+        eprintln!("{file}: {megabytes:.1} MB");
         binaries.push((file, binary));
     }
 

@@ -217,6 +217,6 @@ impl http_body::Body for FrameByFrame {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.left.clone()
+        self.left
     }
 }
