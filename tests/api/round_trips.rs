@@ -68,4 +68,25 @@ async fn a_refused_message_crosses_the_network_once_more_to_give_the_message_bac
     redis.reset();
     assert_eq!(ada.send(nowhere, "Why?").await.status, 404);
     assert_eq!((postgres.flights().query, redis.requests()), (1, 2));
+
+    let discussion = ada.discussion().await;
+    assert_eq!(ada.send_with_key(&discussion, "Why?", "k-1").await.status, 201);
+    postgres.reset();
+    redis.reset();
+    assert_eq!(ada.send_with_key(&discussion, "Why?", "k-1").await.header("idempotent-replayed"), "true");
+    assert_eq!((postgres.flights().query, redis.requests()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_message_over_the_quota_is_refused_in_one_crossing() {
+    let Measured { app, postgres, redis, _behind } = Measured::start(Duration::ZERO).await;
+    let other = app.guest().await;
+    let elsewhere = other.discussion().await;
+    for _ in 0..3 {
+        other.send(&elsewhere, "Why?").await;
+    }
+    postgres.reset();
+    redis.reset();
+    assert_eq!(other.send(&elsewhere, "Why?").await.problem(), (429, "quota_exceeded"));
+    assert_eq!((postgres.flights().query, redis.requests()), (1, 1));
 }

@@ -44,11 +44,12 @@ impl Asked {
         let db = self.app.db()?;
         let who = [&claims.sub as &(dyn ToSql + Sync), &claims.ver, &claims.sid, &self.discussion, &self.key];
         let (decision, known) = tokio::join!(admission.take(None), db.optional(&OPENING, &who));
+        let may_have_taken = !matches!(decision, Ok(Decision::Exhausted(_) | Decision::PlanUnknown));
         let opened = self.judge(admission, decision, known).await;
         match &opened {
-            Ok(Opening::Ask(_)) => {}
-            // The client learns it from the answer: where nothing is taken there is nothing to give back.
-            _ => self.give_back(admission).await,
+            Ok(_) => {}
+            Err(Error::QuotaExceeded(_)) if !may_have_taken => {}
+            Err(_) => self.give_back(admission).await,
         }
         opened
     }
@@ -65,10 +66,10 @@ impl Asked {
             return Err(Error::NotFound);
         };
         if let Some(hash) = known.key_hash {
-            let quota = admission.quota(plan, admission.refund().await?);
             return match known.key_reply {
                 _ if hash != self.fingerprint() => Err(Error::IdempotencyKeyReused),
                 Some(reply) if known.key_reply_lease.is_none_or(|lease| lease <= self.now) => {
+                    let quota = admission.quota(plan, admission.refund().await?);
                     Ok(Opening::Replay { reply, plan, quota })
                 }
                 _ => Err(idempotency::IN_PROGRESS),
