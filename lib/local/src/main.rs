@@ -73,7 +73,7 @@ enum Task {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
-    /// Start only the services of a test run, print where they are, and run until Ctrl-C
+    /// Start only the services of a test run, and run until Ctrl-C
     #[command(hide = true)]
     Services,
     /// Serve every route and public/ (the child of `up`)
@@ -117,7 +117,7 @@ fn run(task: Task) -> Result<bool> {
         }
         Task::Services => with(handle, Profile::open_test(&places)?, |it| {
             let mut services = Services::start_for_tests(it)?;
-            print(&BTreeMap::from([("PGBOUNCER".into(), services.pooled_base_url())]), false)?;
+            note("the services are up; Ctrl-C ends them");
             loop {
                 std::thread::sleep(std::time::Duration::from_millis(250));
                 services.check(it)?;
