@@ -117,6 +117,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Services => with(handle, Profile::open_test(&places)?, |it| {
             let (mut services, environment) = suite::prepare(handle, it)?;
             print(&environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(), true)?;
+            note("the services are up; Ctrl-C ends them");
             loop {
                 std::thread::sleep(std::time::Duration::from_millis(250));
                 services.check(it)?;

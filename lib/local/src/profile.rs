@@ -10,12 +10,13 @@ use std::{
     io::{Read, Write},
     os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -31,6 +32,8 @@ const TEST_PREFIX: &str = "test-";
 pub struct Record {
     /// The process that started it all.
     pub owner: Identity,
+    /// The process that ends what the owner started, should the owner die first.
+    pub guard: Option<Identity>,
     /// What it started, oldest first.
     pub children: Vec<Started>,
     /// The environment that programs on this stack get, once it is known.
@@ -60,8 +63,8 @@ pub struct Profile {
     /// Data of the services.
     pub data: PathBuf,
     _lock: File,
-    /// The guard sees the other end close when we die, however we die.
-    _guard: Option<ChildStdin>,
+    /// It sees its standard input close when we die, however we die.
+    _guard: Child,
     /// None once closed: nothing may be started any more.
     record: Mutex<Option<Record>>,
 }
@@ -90,9 +93,12 @@ impl Profile {
         drop(door);
 
         let owner = Identity::own().context("cannot tell when this process started")?;
-        let record = Record { owner, children: Vec::new(), environment: BTreeMap::new() };
+        let mut record = Record { owner, guard: None, children: Vec::new(), environment: BTreeMap::new() };
+        // The guard reads the record when it starts.
         save(&dir, &record)?;
-        let guard = start_guard(&dir, &record)?;
+        let guard = start_guard(name)?;
+        record.guard = Identity::of(guard.id());
+        save(&dir, &record)?;
         Ok(Arc::new(Self {
             places: places.clone(),
             name: name.into(),
@@ -191,23 +197,24 @@ pub fn guard(places: &Places, name: &str) -> Result<()> {
     let _ = std::io::stdin().read(&mut [0]);
     let _door = door(places)?;
     let dir = places.local.join(name);
-    // An orderly end removed the record, and a successor has one of its own.
-    if load(&dir).map(|record| record.owner) == owner && lock(&dir)?.is_some() {
-        end_leftovers(&dir);
-        sweep(places)?;
+    // An orderly end removed the record, and a successor removes it before it lets go of the door.
+    while owner.is_some() && load(&dir).map(|record| record.owner) == owner {
+        if let Some(_lock) = lock(&dir)? {
+            end_leftovers(&dir);
+            break;
+        }
+        // A dying process closes its files in no promised order: the pipe may go before the lock.
+        thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
+    sweep(places)
 }
 
-fn start_guard(dir: &Path, record: &Record) -> Result<Option<ChildStdin>> {
-    let name = dir.file_name().context("a profile has a name")?;
+fn start_guard(name: &str) -> Result<Child> {
     let mut command = Command::new(env::current_exe()?);
     command.arg("guard").arg(name).process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     forget_cargo(&mut command);
-    let mut child = command.spawn().context("cannot start the guard")?;
-    ensure!(record.owner.alive(), "the record of this process is wrong");
-    Ok(child.stdin.take())
+    command.spawn().context("cannot start the guard")
 }
 
 /// `cargo run` describes its package to us; in a nested cargo that would make build scripts run again.
@@ -288,7 +295,7 @@ mod tests {
     use super::*;
 
     fn record(children: Vec<Started>) -> Record {
-        Record { owner: Identity::own().unwrap(), children, environment: BTreeMap::new() }
+        Record { owner: Identity::own().unwrap(), guard: None, children, environment: BTreeMap::new() }
     }
 
     fn scratch(name: &str) -> Places {

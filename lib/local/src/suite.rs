@@ -25,6 +25,8 @@ const CHECKED: &str = "iconoclash_test";
 /// Runs the tests whose names contain a filter, or all of them; true if all passed.
 pub fn run(runtime: &Handle, profile: &Profile, filters: &[String], arguments: &[String]) -> Result<bool> {
     let begun = Instant::now();
+    // The vendors' own clients and Vercel's own CLI, which some tests run.
+    install::node_modules(&profile.places)?;
     let (_services, environment) = prepare(runtime, profile)?;
 
     let suite = Suite { profile, environment, members: Members::read(&profile.places.root)? };
@@ -53,8 +55,6 @@ pub fn run(runtime: &Handle, profile: &Profile, filters: &[String], arguments: &
 
 /// Starts what the tests need and says where it is, as they read it from their environment.
 pub fn prepare(runtime: &Handle, profile: &Profile) -> Result<(Services, BTreeMap<&'static str, String>)> {
-    // The vendors' own clients and Vercel's own CLI, which some tests run.
-    install::node_modules(&profile.places)?;
     let services = Services::start_for_tests(profile)?;
     services.postgres.create_database(TEMPLATE, "template0")?;
     stack::migrate(runtime, &services, TEMPLATE)?;
