@@ -53,7 +53,7 @@ impl Services {
                 let server = Postgres::start(profile, &version, &services.secrets.postgres_password)?;
                 services.postgres_15 = Some(server);
             }
-            Err(error) => note(&format!("no Postgres 15 here, ICONOCLASH_TEST_POSTGRES_15 is not set: {error:#}")),
+            Err(error) => note(&format!("no Postgres 15 here, so the tests run on Postgres 18 alone: {error:#}")),
         }
         Ok(services)
     }

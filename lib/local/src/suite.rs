@@ -15,7 +15,10 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use tokio::runtime::Handle;
 
-use crate::{install, process::Stop, profile::Profile, progress::note, services::Services, stack, summary::Tally};
+use crate::{
+    install, postgres::Postgres, process::Stop, profile::Profile, progress::note, services::Services, stack,
+    summary::Tally,
+};
 
 /// Copied for each test, so nothing may be connected to it.
 const TEMPLATE: &str = "iconoclash_template";
@@ -27,7 +30,7 @@ pub fn run(runtime: &Handle, profile: &Profile, filters: &[String], arguments: &
     let begun = Instant::now();
     // The vendors' own clients and Vercel's own CLI, which some tests run.
     install::node_modules(&profile.places)?;
-    let (_services, environment) = prepare(runtime, profile)?;
+    let (services, environment) = prepare(runtime, profile)?;
 
     let suite = Suite { profile, environment, members: Members::read(&profile.places.root)? };
     let mut total = Tally::default();
@@ -41,6 +44,12 @@ pub fn run(runtime: &Handle, profile: &Profile, filters: &[String], arguments: &
 
     count("cargo test", suite.cargo_test(filters, arguments))?;
     if filters.is_empty() {
+        if let Some(oldest) = &services.postgres_15 {
+            let mut again =
+                suite.cargo(&["test", "--package", "iconoclash", "--lib", "--test", "api", "--no-fail-fast"]);
+            again.envs(on_the_oldest(runtime, oldest)?);
+            count("cargo test on Postgres 15", again)?;
+        }
         for (package, target) in suite.members.apart() {
             count(target, suite.cargo(&["test", "--package", package, "--test", target]))?;
         }
@@ -59,21 +68,25 @@ pub fn prepare(runtime: &Handle, profile: &Profile) -> Result<(Services, BTreeMa
     services.postgres.create_database(TEMPLATE, "template0")?;
     stack::migrate(runtime, &services, TEMPLATE)?;
     services.postgres.create_database(CHECKED, TEMPLATE)?;
-    let environment = environment(&services);
-    Ok((services, environment))
-}
-
-fn environment(services: &Services) -> BTreeMap<&'static str, String> {
-    let mut environment = BTreeMap::from([
+    let environment = BTreeMap::from([
         ("ICONOCLASH_TEST_POSTGRES", services.postgres.base_url()),
         ("ICONOCLASH_TEST_PGBOUNCER", services.pooled_base_url()),
         ("ICONOCLASH_TEST_REDIS", services.redis.address.to_string()),
         ("ICONOCLASH_TEST_DATABASE", services.postgres.url(CHECKED)),
     ]);
-    if let Some(server) = &services.postgres_15 {
-        environment.insert("ICONOCLASH_TEST_POSTGRES_15", server.base_url());
-    }
-    environment
+    Ok((services, environment))
+}
+
+/// The oldest Postgres that is promised, without a pooler.
+fn on_the_oldest(runtime: &Handle, server: &Postgres) -> Result<BTreeMap<&'static str, String>> {
+    server.create_database(TEMPLATE, "template0")?;
+    stack::migrate_url(runtime, &server.url(TEMPLATE), None)?;
+    server.create_database(CHECKED, TEMPLATE)?;
+    Ok(BTreeMap::from([
+        ("ICONOCLASH_TEST_POSTGRES", server.base_url()),
+        ("ICONOCLASH_TEST_PGBOUNCER", server.base_url()),
+        ("ICONOCLASH_TEST_DATABASE", server.url(CHECKED)),
+    ]))
 }
 
 struct Suite<'a> {
@@ -105,7 +118,7 @@ impl Suite<'_> {
         let mut settings: BTreeMap<OsString, OsString> = BTreeMap::new();
         settings.extend(command.get_envs().filter_map(|(name, value)| Some((name.into(), value?.into()))));
         stack::forget_settings(&mut command);
-        command.envs(settings).envs(&self.environment).current_dir(&self.profile.places.root);
+        command.envs(&self.environment).envs(settings).current_dir(&self.profile.places.root);
         if stdout().is_terminal() {
             command.env("CARGO_TERM_COLOR", "always");
         }
