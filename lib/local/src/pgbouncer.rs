@@ -70,25 +70,36 @@ impl PgBouncer {
     /// Starts it before the server at `postgres`, for every database there.
     pub fn start(profile: &Profile, program: &Path, postgres: SocketAddr, password: &str) -> Result<Self> {
         step("PgBouncer: starting", || {
-            let dir = profile.data.join("pgbouncer");
-            profile.places.private_dir(&dir)?;
-            let address = ports::kept(&profile.data.join("pgbouncer.port"))?;
-            let users = dir.join("users.txt");
-            write(profile, &users, &format!("\"{ROLE}\" \"{password}\"\n"))?;
-            let config = dir.join("pgbouncer.ini");
-            write(profile, &config, &configuration(address, postgres, &users))?;
-
-            let mut command = Command::new(program);
-            command.arg(&config).current_dir(&dir);
-            let child = profile.spawn_service("pgbouncer", &mut command, Stop::Kill)?;
-            let mut pooler = Self { address, child };
-            let url = format!("{}/postgres", base_url(address, password));
-            wait_until(&mut pooler.child, || answers(&url)).with_context(|| {
-                let log = profile.log("pgbouncer");
-                format!("PgBouncer did not start; the end of {}:\n{}", log.display(), process::tail(&log))
-            })?;
-            Ok(pooler)
+            profile.places.private_dir(&profile.data.join("pgbouncer"))?;
+            ports::with_kept(&profile.data.join("pgbouncer.port"), &profile.log("pgbouncer"), |address| {
+                Self::start_at(profile, program, postgres, password, address)
+            })
         })
+    }
+
+    fn start_at(
+        profile: &Profile,
+        program: &Path,
+        postgres: SocketAddr,
+        password: &str,
+        address: SocketAddr,
+    ) -> Result<Self> {
+        let dir = profile.data.join("pgbouncer");
+        let users = dir.join("users.txt");
+        write(profile, &users, &format!("\"{ROLE}\" \"{password}\"\n"))?;
+        let config = dir.join("pgbouncer.ini");
+        write(profile, &config, &configuration(address, postgres, &users))?;
+
+        let mut command = Command::new(program);
+        command.arg(&config).current_dir(&dir);
+        let child = profile.spawn_service("pgbouncer", &mut command, Stop::Kill)?;
+        let mut pooler = Self { address, child };
+        let url = format!("{}/postgres", base_url(address, password));
+        wait_until(&mut pooler.child, || answers(&url)).with_context(|| {
+            let log = profile.log("pgbouncer");
+            format!("PgBouncer did not start; the end of {}:\n{}", log.display(), process::tail(&log))
+        })?;
+        Ok(pooler)
     }
 }
 

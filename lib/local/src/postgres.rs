@@ -63,41 +63,53 @@ impl Postgres {
                 create(profile, version, &data, password)
             })?;
         }
+        let port = profile.data.join(format!("{}.port", version.name));
         step(&format!("{}: starting", version.label), || {
-            let address = ports::kept(&profile.data.join(format!("{}.port", version.name)))?;
-            let mut command = Command::new(version.bin.join("postgres"));
-            command.arg("-D").arg(&data).current_dir(&data);
-            let port = address.port();
-            // Development data: a crash of the machine may lose it, and every commit is the faster for it.
-            for setting in [
-                format!("port={port}").as_str(),
-                "listen_addresses=127.0.0.1",
-                "unix_socket_directories=",
-                "max_connections=300",
-                "fsync=off",
-                "synchronous_commit=off",
-                "full_page_writes=off",
-                "timezone=UTC",
-                "log_timezone=UTC",
-            ] {
-                command.args(["-c", setting]);
-            }
-            let stop = if profile.is_test() { Stop::Quit } else { Stop::Interrupt };
-            let child = profile.spawn_service(version.name, &mut command, stop)?;
-            let mut server = Self { address, child, password: password.into() };
-            let url = server.url("postgres");
-            wait_until(&mut server.child, || answers(&url)).with_context(|| {
-                let log = profile.log(version.name);
-                format!(
-                    "{} did not start; the end of {}:\n{}\nif its data is broken, remove {} and start again",
-                    version.label,
-                    log.display(),
-                    process::tail(&log),
-                    data.display()
-                )
-            })?;
-            Ok(server)
+            ports::with_kept(&port, &profile.log(version.name), |address| {
+                Self::start_at(profile, version, &data, password, address)
+            })
         })
+    }
+
+    fn start_at(
+        profile: &Profile,
+        version: &Version,
+        data: &Path,
+        password: &str,
+        address: SocketAddr,
+    ) -> Result<Self> {
+        let mut command = Command::new(version.bin.join("postgres"));
+        command.arg("-D").arg(data).current_dir(data);
+        let port = address.port();
+        // Development data: a crash of the machine may lose it, and every commit is the faster for it.
+        for setting in [
+            format!("port={port}").as_str(),
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            "max_connections=300",
+            "fsync=off",
+            "synchronous_commit=off",
+            "full_page_writes=off",
+            "timezone=UTC",
+            "log_timezone=UTC",
+        ] {
+            command.args(["-c", setting]);
+        }
+        let stop = if profile.is_test() { Stop::Quit } else { Stop::Interrupt };
+        let child = profile.spawn_service(version.name, &mut command, stop)?;
+        let mut server = Self { address, child, password: password.into() };
+        let url = server.url("postgres");
+        wait_until(&mut server.child, || answers(&url)).with_context(|| {
+            let log = profile.log(version.name);
+            format!(
+                "{} did not start; the end of {}:\n{}\nif its data is broken, remove {} and start again",
+                version.label,
+                log.display(),
+                process::tail(&log),
+                data.display()
+            )
+        })?;
+        Ok(server)
     }
 
     /// The server's URL, without a database.

@@ -49,20 +49,25 @@ impl Redis {
     /// Starts it empty.
     pub fn start(profile: &Profile, program: &Path) -> Result<Self> {
         step("Redis: starting", || {
-            let dir = profile.data.join("redis");
-            profile.places.private_dir(&dir)?;
-            let address = ports::kept(&profile.data.join("redis.port"))?;
-            let mut command = Command::new(program);
-            command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]).current_dir(&dir);
-            command.args(["--save", "", "--appendonly", "no", "--databases", "10000", "--daemonize", "no"]);
-            let child = profile.spawn_service("redis", &mut command, Stop::Terminate)?;
-            let mut server = Self { address, child };
-            wait_until(&mut server.child, || ping(address)).with_context(|| {
-                let log = profile.log("redis");
-                format!("Redis did not start; the end of {}:\n{}", log.display(), process::tail(&log))
-            })?;
-            Ok(server)
+            profile.places.private_dir(&profile.data.join("redis"))?;
+            ports::with_kept(&profile.data.join("redis.port"), &profile.log("redis"), |address| {
+                Self::start_at(profile, program, address)
+            })
         })
+    }
+
+    fn start_at(profile: &Profile, program: &Path, address: SocketAddr) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]);
+        command.args(["--save", "", "--appendonly", "no", "--databases", "10000", "--daemonize", "no"]);
+        command.current_dir(profile.data.join("redis"));
+        let child = profile.spawn_service("redis", &mut command, Stop::Terminate)?;
+        let mut server = Self { address, child };
+        wait_until(&mut server.child, || ping(address)).with_context(|| {
+            let log = profile.log("redis");
+            format!("Redis did not start; the end of {}:\n{}", log.display(), process::tail(&log))
+        })?;
+        Ok(server)
     }
 }
 
