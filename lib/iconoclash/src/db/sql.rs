@@ -130,7 +130,7 @@ impl<'a> Cells<'a> {
 
 /// Declares the struct of a row; its fields are the columns, by name and in order.
 ///
-/// ```ignore
+/// ```text
 /// row! {
 ///     /// An account.
 ///     pub(super) struct UserRow { id: Uuid, email: Option<String>, created_at: OffsetDateTime }
@@ -167,7 +167,7 @@ macro_rules! row {
 /// `read` or `write`, the types of the parameters by Postgres' name, what a row is (`()` for a statement that gives
 /// none), and the text. Only at the level of a module, for the test is a module of the statement's name.
 ///
-/// ```ignore
+/// ```text
 /// sql! {
 ///     /// Whatever the case it was typed in.
 ///     pub(super) read BY_EMAIL(TEXT) -> UserRow =
