@@ -2,11 +2,11 @@
 //!
 //! GET   anyone   the OpenAPI 3.1 document of all routes   200
 //!
-//! Logic: `iconoclash::routes::operations`.
+//! Logic: `iconoclash::routes::contract`.
 
-use iconoclash::{routes::operations, serve};
+use iconoclash::{routes::contract, serve};
 
 #[tokio::main]
 async fn main() -> serve::Result {
-    serve::run(operations::router).await
+    serve::run(contract::router).await
 }

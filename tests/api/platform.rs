@@ -255,7 +255,7 @@ fn each_tool_is_known_in_one_place() {
             assert!(!named || homes.iter().any(|home| path.starts_with(home)), "{path} names {name}");
         }
     }
-    let slices = ["accounts", "catalog", "discussions", "messages", "operations"];
+    let slices = ["accounts", "catalog", "contract", "discussions", "messages", "operations"];
     for file in rust_files(&source.join("routes")) {
         let path = file.strip_prefix(source.join("routes")).unwrap().to_str().unwrap().to_owned();
         let text = fs::read_to_string(&file).unwrap();

@@ -7,13 +7,15 @@ use crate::app::App;
 
 pub mod accounts;
 pub mod catalog;
+pub mod contract;
 pub mod discussions;
 pub mod messages;
 pub mod operations;
 
 /// Every route, for one process that serves them all, and for the document that describes them.
 pub fn all() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(operations::Contract::openapi())
+    OpenApiRouter::with_openapi(contract::Contract::openapi())
+        .merge(contract::router())
         .merge(operations::router())
         .merge(catalog::router())
         .merge(accounts::router())

@@ -1,4 +1,4 @@
-//! What machines ask: is it alive, what does it answer, which keys sign its tokens.
+//! What machines ask: is it alive, and which keys sign its tokens.
 
 use axum::{
     extract::State,
@@ -9,10 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use subtle::ConstantTimeEq;
 use upstash_redis_rs::Command;
-use utoipa::{
-    Modify, OpenApi, ToSchema,
-    openapi::security::{Http, HttpAuthScheme, SecurityScheme},
-};
+use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -22,27 +19,9 @@ use crate::{
     sql,
 };
 
-/// `/api/health`, `/api/openapi`, `/api/jwks`
+/// `/api/health`, `/api/jwks`
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(health)).routes(routes!(openapi)).routes(routes!(jwks))
-}
-
-/// The frame of the OpenAPI document; the routes fill it.
-#[derive(OpenApi)]
-#[openapi(
-    info(title = "Iconoclash", description = "Argue with icons of every age, played by Claude.", license(name = "Proprietary")),
-    modifiers(&Schemes)
-)]
-pub(super) struct Contract;
-
-struct Schemes;
-
-impl Modify for Schemes {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let components = document.components.get_or_insert_default();
-        let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-        components.add_security_scheme("bearer", bearer);
-    }
+    OpenApiRouter::new().routes(routes!(health)).routes(routes!(jwks))
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -80,20 +59,12 @@ async fn health(State(app): State<App>, headers: HeaderMap, Query(depth): Query<
     Ok((code, axum::Json(health)).into_response())
 }
 
-/// The OpenAPI 3.1 document of all routes.
-#[utoipa::path(get, path = "/api/openapi", tag = "operations", responses((status = 200, body = serde_json::Value)))]
-async fn openapi() -> Response {
-    (PUBLIC_FOR_AN_HOUR, axum::Json(super::all().into_openapi())).into_response()
-}
-
 /// The public keys of the session tokens, as a JWK set.
 #[utoipa::path(get, path = "/api/jwks", tag = "operations", responses((status = 200, body = serde_json::Value)))]
 async fn jwks(State(app): State<App>) -> Result<Response> {
     Ok((PUBLIC_FOR_FIVE_MINUTES, axum::Json(app.tokens()?.jwks())).into_response())
 }
 
-const PUBLIC_FOR_AN_HOUR: [(header::HeaderName, &str); 1] =
-    [(header::CACHE_CONTROL, "public, s-maxage=3600, max-age=60")];
 const PUBLIC_FOR_FIVE_MINUTES: [(header::HeaderName, &str); 1] =
     [(header::CACHE_CONTROL, "public, s-maxage=300, max-age=60")];
 
