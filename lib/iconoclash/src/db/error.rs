@@ -11,7 +11,7 @@ type Cause = Box<dyn StdError + Send + Sync>;
 pub enum Error {
     /// No connection could be had, the one in use died, or the server takes no work: try again later.
     #[error("the database is unavailable: {0}")]
-    Unavailable(Cause),
+    Unavailable(#[source] Cause),
     /// The statement ran past its deadline, or the role's, and was cancelled.
     #[error("the statement was cancelled at its deadline")]
     Deadline,

@@ -130,10 +130,10 @@ impl<'a> Cells<'a> {
 
 /// Declares the struct of a row; its fields are the columns, by name and in order.
 ///
-/// ```text
-/// row! {
+/// ```
+/// iconoclash::row! {
 ///     /// An account.
-///     pub(super) struct UserRow { id: Uuid, email: Option<String>, created_at: OffsetDateTime }
+///     pub(crate) struct UserRow { id: uuid::Uuid, email: Option<String> }
 /// }
 /// ```
 #[macro_export]
@@ -167,15 +167,22 @@ macro_rules! row {
 /// `read` or `write`, the types of the parameters by Postgres' name, what a row is (`()` for a statement that gives
 /// none), and the text. Only at the level of a module, for the test is a module of the statement's name.
 ///
-/// ```text
-/// sql! {
+/// ```
+/// iconoclash::sql! {
 ///     /// Whatever the case it was typed in.
-///     pub(super) read BY_EMAIL(TEXT) -> UserRow =
-///         "select id, email, created_at from users where lower(email) = lower($1)";
+///     pub(crate) read ID_BY_EMAIL(TEXT) -> uuid::Uuid =
+///         "select id from users where lower(email) = lower($1)";
 ///
 ///     /// Ends every session of a user at once.
 ///     write RAISE_TOKEN_VERSION(UUID) -> () =
 ///         "update users set token_version = token_version + 1 where id = $1";
+/// }
+///
+/// async fn sign_out_everywhere(db: &iconoclash::db::Db, email: &str) -> Result<(), iconoclash::db::Error> {
+///     if let Some(id) = db.optional(&ID_BY_EMAIL, &[&email]).await? {
+///         db.execute(&RAISE_TOKEN_VERSION, &[&id]).await?;
+///     }
+///     Ok(())
 /// }
 /// ```
 #[macro_export]

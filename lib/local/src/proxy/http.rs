@@ -37,7 +37,7 @@ struct Shared {
     http: reqwest::Client,
     upstream: String,
     delay: Duration,
-    requests: AtomicU64,
+    requests: watch::Sender<u64>,
     flights: AtomicU64,
     under_way: AtomicU64,
     paused: watch::Sender<bool>,
@@ -57,7 +57,7 @@ impl Http {
             http,
             upstream: upstream.trim_end_matches('/').to_owned(),
             delay,
-            requests: AtomicU64::new(0),
+            requests: watch::Sender::new(0),
             flights: AtomicU64::new(0),
             under_way: AtomicU64::new(0),
             paused: watch::Sender::new(false),
@@ -78,7 +78,13 @@ impl Http {
 
     /// The requests so far.
     pub fn requests(&self) -> u64 {
-        self.shared.requests.load(Ordering::SeqCst)
+        *self.shared.requests.borrow()
+    }
+
+    /// Waits until there were this many requests.
+    pub async fn wait_for_requests(&self, count: u64) {
+        let mut requests = self.shared.requests.subscribe();
+        let _ = requests.wait_for(|requests| *requests >= count).await;
     }
 
     /// How often a request came while no other was under way: round trips as a caller feels them.
@@ -88,7 +94,7 @@ impl Http {
 
     /// Counts from zero.
     pub fn reset(&self) {
-        self.shared.requests.store(0, Ordering::SeqCst);
+        self.shared.requests.send_replace(0);
         self.shared.flights.store(0, Ordering::SeqCst);
     }
 
@@ -113,10 +119,10 @@ struct UnderWay(Arc<Shared>);
 
 impl UnderWay {
     fn begin(shared: &Arc<Shared>) -> Self {
-        shared.requests.fetch_add(1, Ordering::SeqCst);
         if shared.under_way.fetch_add(1, Ordering::SeqCst) == 0 {
             shared.flights.fetch_add(1, Ordering::SeqCst);
         }
+        shared.requests.send_modify(|requests| *requests += 1);
         Self(Arc::clone(shared))
     }
 }

@@ -100,7 +100,7 @@ async fn no_head_is_a_transport_error_or_a_timeout() {
     assert!(matches!(error, Error::Transport(_)), "{error:?}");
 
     stand_in.next(Behaviour::Hang);
-    let soon = Deadlines { first_event: Duration::from_millis(50), ..Deadlines::default() };
+    let soon = Deadlines { first_event: Duration::from_secs(1), ..Deadlines::default() };
     let error = claude.clone().with_deadlines(soon).stream(&prompt("Hello")).await.err().unwrap();
     assert!(matches!(error, Error::Timeout { phase: Phase::FirstEvent }), "{error:?}");
     stand_in.wait_for_cancelled(1).await;
@@ -114,7 +114,7 @@ async fn no_head_is_a_transport_error_or_a_timeout() {
 #[tokio::test]
 async fn a_stall_ends_at_the_first_deadline_that_passes() {
     let stand_in = stand_in().await;
-    let short = Duration::from_millis(100);
+    let short = Duration::from_millis(500);
     for (deadlines, phase) in [
         (Deadlines { silence: short, ..Deadlines::default() }, Phase::Silence),
         (Deadlines { whole: short, ..Deadlines::default() }, Phase::Whole),
