@@ -14,7 +14,7 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use percent_encoding::percent_decode_str;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use super::{
     dialect::{Scripts, Undo},
@@ -75,7 +75,7 @@ async fn answer(shared: &Shared, request: Request) -> Result<Value, Refusal> {
     match parts.uri.path() {
         "" | "/" => {
             let command = parse(&body).ok_or_else(|| bad_request("ERR failed to parse command"))?;
-            shared.single(command, encoding).await
+            shared.single(command.map_err(bad_request)?, encoding).await
         }
         "/pipeline" => {
             let commands = parse_all(&body).ok_or_else(|| bad_request("ERR failed to parse pipeline request"))?;
@@ -127,7 +127,7 @@ impl Shared {
         }
     }
 
-    async fn pipeline(&self, commands: Vec<Words>, encoding: Encoding) -> Result<Value, Refusal> {
+    async fn pipeline(&self, commands: Vec<Sent>, encoding: Encoding) -> Result<Value, Refusal> {
         if commands.is_empty() {
             return Err(bad_request("ERR empty pipeline request"));
         }
@@ -135,6 +135,7 @@ impl Shared {
         let plan: Vec<Result<Undo, String>> = commands
             .into_iter()
             .map(|command| {
+                let command = command?;
                 if command.is_empty() {
                     return Err("ERR empty pipeline command".to_owned());
                 }
@@ -152,7 +153,7 @@ impl Shared {
         Ok(items.collect())
     }
 
-    async fn multi_exec(&self, commands: Vec<Words>, encoding: Encoding) -> Result<Value, Refusal> {
+    async fn multi_exec(&self, commands: Vec<Sent>, encoding: Encoding) -> Result<Value, Refusal> {
         if commands.is_empty() {
             return Err(bad_request("ERR empty multi-exec request"));
         }
@@ -160,6 +161,7 @@ impl Shared {
         let mut sent = vec![words(&["MULTI"])];
         let mut undos = Vec::new();
         for command in commands {
+            let command = command.map_err(|text| discarded(&text))?;
             if command.is_empty() {
                 return Err(discarded("ERR empty command"));
             }
@@ -194,22 +196,28 @@ fn unreachable_redis(error: impl ToString) -> Refusal {
     (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
-fn parse(body: &[u8]) -> Option<Words> {
-    let words: Vec<Value> = serde_json::from_slice(body).ok()?;
-    words.iter().map(word).collect()
+/// A command as it was sent, or why it cannot be one.
+type Sent = Result<Words, String>;
+
+fn parse(body: &[u8]) -> Option<Sent> {
+    let words: Vec<&RawValue> = serde_json::from_slice(body).ok()?;
+    Some(words.into_iter().map(word).collect())
 }
 
-fn parse_all(body: &[u8]) -> Option<Vec<Words>> {
-    let commands: Vec<Vec<Value>> = serde_json::from_slice(body).ok()?;
-    commands.iter().map(|words| words.iter().map(word).collect()).collect()
+fn parse_all(body: &[u8]) -> Option<Vec<Sent>> {
+    let commands: Vec<Vec<&RawValue>> = serde_json::from_slice(body).ok()?;
+    Some(commands.into_iter().map(|words| words.into_iter().map(word).collect()).collect())
 }
 
-fn word(value: &Value) -> Option<Vec<u8>> {
-    match value {
-        Value::String(text) => Some(text.clone().into_bytes()),
-        Value::Number(number) => Some(number.to_string().into_bytes()),
-        Value::Bool(flag) => Some(flag.to_string().into_bytes()),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
+fn word(value: &RawValue) -> Result<Vec<u8>, String> {
+    let written = value.get();
+    match written.as_bytes().first() {
+        Some(b'"') => serde_json::from_str(written).map(String::into_bytes).map_err(|error| format!("ERR {error}")),
+        // What JavaScript makes of `undefined` and `NaN`: the one command is refused, not the whole pipeline.
+        Some(b'n') => Err("ERR null args are not supported".to_owned()),
+        Some(b'[' | b'{') => Err("ERR unsupported arg type: only strings, numbers and booleans are words".to_owned()),
+        // Digit for digit: through a float, large and small numbers would change their spelling.
+        _ => Ok(written.as_bytes().to_vec()),
     }
 }
 

@@ -175,12 +175,42 @@ async fn what_is_not_a_command_is_refused() {
     let raw = Raw::new().await;
     let bad = |text| error(StatusCode::BAD_REQUEST, text);
     assert_eq!(raw.post("/", json!({})).await, bad("ERR failed to parse command"));
-    assert_eq!(raw.post("/", json!(["GET", null])).await, bad("ERR failed to parse command"));
     assert_eq!(raw.post("/", json!([])).await, bad("ERR empty command"));
     assert_eq!(raw.post("/pipeline", json!(["GET"])).await, bad("ERR failed to parse pipeline request"));
     assert_eq!(raw.post("/pipeline", json!([])).await, bad("ERR empty pipeline request"));
     let (status, _) = answer(raw.request(Method::DELETE, "/get/k")).await;
     assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn a_word_that_is_none_costs_its_own_command_only() {
+    let raw = Raw::new().await;
+    let refused = "ERR null args are not supported";
+    assert_eq!(raw.post("/", json!(["GET", null])).await, error(StatusCode::BAD_REQUEST, refused));
+    let pipeline = json!([["INCR", "n"], ["INCRBY", "n", null], ["GET", ["n"]], ["INCR", "n"]]);
+    let (status, items) = raw.post("/pipeline", pipeline).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(items[0], json!({ "result": 1 }));
+    assert_eq!(items[1], json!({ "error": refused }));
+    let text = items[2]["error"].as_str().unwrap();
+    assert!(text.starts_with("ERR unsupported arg type"), "{text}");
+    assert_eq!(items[3], json!({ "result": 2 }));
+
+    let transaction = json!([["INCR", "n"], ["INCRBY", "n", null]]);
+    let discarded = format!("EXECABORT Transaction discarded because of: {refused}");
+    assert_eq!(raw.post("/multi-exec", transaction).await, error(StatusCode::BAD_REQUEST, &discarded));
+    assert_eq!(raw.post("/", json!(["GET", "n"])).await, ok(json!("2")));
+}
+
+#[tokio::test]
+async fn a_number_is_stored_as_it_was_written() {
+    let raw = Raw::new().await;
+    for number in ["100000000000000000000", "1e21", "5e-324", "0.30000000000000004", "-0.10", "18446744073709551616"] {
+        let set = raw.request(Method::POST, "").body(format!(r#"["SET", "n", {number}]"#));
+        assert_eq!(answer(set).await, ok(json!("OK")));
+        assert_eq!(raw.post("/", json!(["GET", "n"])).await, ok(json!(number)));
+    }
+    assert_eq!(raw.post("/", json!(["ECHO", true])).await, ok(json!("true")));
 }
 
 #[tokio::test]
