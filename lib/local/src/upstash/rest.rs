@@ -65,7 +65,7 @@ async fn answer(shared: &Shared, request: Request) -> Result<Value, Refusal> {
     if ![Method::GET, Method::HEAD, Method::POST, Method::PUT].contains(&parts.method) {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "ERR method not allowed".to_owned()));
     }
-    if parts.headers.contains_key("upstash-response-format") {
+    if parts.headers.get("upstash-response-format").is_some_and(|format| format != "json") {
         return Err(bad_request("ERR the local front answers in JSON only"));
     }
     let base64 = parts.headers.get("upstash-encoding").is_some_and(|name| name == "base64");

@@ -146,6 +146,15 @@ async fn strings_come_in_base64_if_asked_for() {
 }
 
 #[tokio::test]
+async fn json_may_be_asked_for_by_name_and_nothing_else() {
+    let raw = Raw::new().await;
+    let ping = |format| answer(raw.request(Method::GET, "/ping").header("Upstash-Response-Format", format));
+    assert_eq!(ping("json").await, ok(json!("PONG")));
+    assert_eq!(ping("resp2").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(ping("xml").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
 async fn the_token_is_asked_for_before_anything_else() {
     let raw = Raw::new().await;
     let unauthorized = error(StatusCode::UNAUTHORIZED, "WRONGPASS invalid or missing auth token");
