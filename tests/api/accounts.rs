@@ -3,6 +3,7 @@
 use axum::body::Body;
 use futures_util::future::join_all;
 use http::Method;
+use iconoclash::auth;
 use serde_json::{Value, json};
 
 use crate::harness::TestApp;
@@ -97,9 +98,11 @@ async fn a_suspended_user_is_out_at_once() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
+    let user = ada.get("/api/auth/session").await.json["user"]["id"].as_str().unwrap().parse().unwrap();
+    auth::before_change(&app.app, user).await.unwrap();
     app.sql("update users set suspended_at = now()").await;
-    assert_eq!(ada.get("/api/discussions").await.problem(), (401, "invalid_token"));
     assert_eq!(ada.send(&discussion, "Hello?").await.problem(), (401, "invalid_token"));
+    assert_eq!(ada.get("/api/discussions").await.problem(), (401, "invalid_token"));
 }
 
 #[tokio::test]

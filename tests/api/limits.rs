@@ -95,16 +95,6 @@ async fn what_is_refused_takes_nothing() {
 }
 
 #[tokio::test]
-async fn without_redis_nobody_is_admitted_and_claude_is_not_asked() {
-    let app = TestApp::with(&[("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9")]).await;
-    let ada = app.member("ada").await;
-    let discussion = ada.discussion().await;
-    let refused = ada.send(&discussion, "Why?").await;
-    assert_eq!((refused.problem(), refused.header("retry-after")), ((503, "unavailable"), "5"));
-    assert_eq!(app.claude.requests().len(), 0);
-}
-
-#[tokio::test]
 async fn without_postgres_the_message_is_given_back_and_claude_is_not_asked() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;

@@ -7,14 +7,15 @@ use std::{
     time::Duration,
 };
 use time::OffsetDateTime;
-use upstash_redis_rs::Redis;
 use uuid::{ContextV7, Timestamp, Uuid};
 
 use crate::{
+    cache::Flights,
     claude::Claude,
     config::Config,
     db::Db,
     error::{Error, Result},
+    redis::Redis,
     token::Tokens,
 };
 
@@ -39,6 +40,8 @@ struct Shared {
     redis: OnceLock<Redis>,
     claude: OnceLock<Claude>,
     tokens: OnceLock<Tokens>,
+    /// Loads of cached values that are under way in this process.
+    flights: Flights,
 }
 
 impl App {
@@ -59,6 +62,7 @@ impl App {
             redis: OnceLock::new(),
             claude: OnceLock::new(),
             tokens: OnceLock::new(),
+            flights: Flights::default(),
         }))
     }
 
@@ -92,10 +96,14 @@ impl App {
     pub fn redis(&self) -> Result<&Redis> {
         once(&self.0.redis, || {
             let redis = self.0.config.redis.clone()?;
-            let client =
-                Redis::new(&redis.url, redis.token.expose(), self.http()?.clone()).map_err(Error::unavailable)?;
-            Ok(client.with_deadline(REDIS_DEADLINE))
+            let client = upstash_redis_rs::Redis::new(&redis.url, redis.token.expose(), self.http()?.clone());
+            Ok(Redis::new(client.map_err(Error::unavailable)?.with_deadline(REDIS_DEADLINE)))
         })
+    }
+
+    /// Loads of cached values that are under way in this process.
+    pub(crate) fn flights(&self) -> &Flights {
+        &self.0.flights
     }
 
     /// Claude.

@@ -1,22 +1,27 @@
 //! Who is calling. A handler's signature says who may: `User` and `Admin` are live sessions, `Session` is a verified
-//! token whose liveness the handler's own statement checks, `Visitor` is anybody.
+//! token of which the handler itself finds out whether it is live, `Visitor` is anybody, `Cron` knows the cron secret.
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderValue, Method, header};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::Sha256;
 use std::net::{IpAddr, Ipv4Addr};
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
+use upstash_redis_rs::Command;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
+    admission,
     app::App,
+    cache::{self, Cached},
     error::{Error, Result},
+    limit::{self, Limit, Of},
     plan::Plan,
-    row, sql,
+    row, sql, telemetry,
     token::Claims,
 };
 
@@ -27,6 +32,8 @@ const COOKIE: &str = "__Host-session";
 pub struct Visitor {
     /// The session, where a token came with the request.
     pub session: Option<Session>,
+    /// The caller's network.
+    pub network: Network,
 }
 
 /// The bearer of a token that we signed and that has not run out. Whether the session is still live is for the
@@ -54,8 +61,33 @@ pub struct User {
 #[derive(Debug)]
 pub struct Admin(pub User);
 
+/// Whoever knows the cron secret.
+#[derive(Debug)]
+pub struct Cron;
+
+impl Cron {
+    /// Checks the secret in constant time. Without a secret in the configuration nobody is let in.
+    pub fn of(headers: &HeaderMap, app: &App) -> Result<Self> {
+        let secret = app.config().cron_secret.clone()?;
+        let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        if shown.is_some_and(|shown| shown.as_bytes().ct_eq(secret.expose().as_bytes()).into()) {
+            Ok(Self)
+        } else {
+            Err(Error::Unauthorized { code: "unauthorized", detail: "This needs the cron secret." })
+        }
+    }
+}
+
+impl FromRequestParts<App> for Cron {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        Self::of(&parts.headers, app)
+    }
+}
+
 /// A user as answers show it.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[schema(as = User)]
 pub struct Profile {
     /// The user's id.
@@ -87,11 +119,22 @@ impl FromRequestParts<App> for Visitor {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let network = Network::of(&parts.headers, app);
         let Some(token) = presented_token(parts, app)? else {
-            return Ok(Self { session: None });
+            return Ok(Self { session: None, network });
         };
         let claims = app.tokens()?.verify(&token, app.now()).ok_or(INVALID_TOKEN)?;
-        Ok(Self { session: Some(Session { claims, network: Network::of(&parts.headers, app) }) })
+        Ok(Self { session: Some(Session { claims, network }), network })
+    }
+}
+
+impl Visitor {
+    /// Counts a public read of somebody who is not signed in.
+    pub async fn may_read(&self, app: &App) -> Result<()> {
+        match self.session {
+            Some(_) => Ok(()),
+            None => limit::check(app, &[(Limit::Read, Of::Network(self.network))]).await,
+        }
     }
 }
 
@@ -108,17 +151,61 @@ impl FromRequestParts<App> for User {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
         let session = Session::from_request_parts(parts, app).await?;
-        let Claims { sub, sid, ver, .. } = session.claims;
-        let row = app.db()?.optional(&LIVE, &[&sub, &ver, &sid]).await?.ok_or(INVALID_TOKEN)?;
-        Ok(Self { id: sub, session, profile: row.try_into()? })
+        Ok(session.live(app, Vec::new()).await?.0)
     }
+}
+
+impl Session {
+    /// The user, if the session is live, from the cache where it is there. Other reads of Redis go along in the same
+    /// request; each comes back as its result, or as nothing.
+    pub async fn live(self, app: &App, beside: Vec<Command>) -> Result<(User, Vec<Option<Value>>)> {
+        let cached = Cached::Session(self.claims.sub);
+        let commands: Vec<Command> = std::iter::once(cached.command()).chain(beside).collect();
+        let asked = async { Ok::<_, Error>(app.redis()?.pipeline(&commands).await?) };
+        let mut found: Vec<Option<Value>> = match asked.await {
+            Ok(results) => results.into_iter().map(Result::ok).collect(),
+            Err(cause) => {
+                telemetry::note(|notes| notes.degraded = Some(cause.to_string()));
+                vec![None; commands.len()]
+            }
+        };
+        let beside = found.split_off(1);
+        let load = async || {
+            let row = app.db()?.optional(&ACTIVE, &[&self.claims.sub]).await?.ok_or(INVALID_TOKEN)?;
+            Active::try_from(row)
+        };
+        let active = cached.or_load(app, found.pop().flatten(), |_| true, load).await?;
+        Ok((self.as_user(active)?, beside))
+    }
+
+    /// The user as Postgres has it now, if the session is live.
+    async fn live_now(self, app: &App) -> Result<User> {
+        let row = app.db()?.optional(&ACTIVE, &[&self.claims.sub]).await?.ok_or(INVALID_TOKEN)?;
+        self.as_user(row.try_into()?)
+    }
+
+    fn as_user(self, active: Active) -> Result<User> {
+        let Claims { sub, sid, ver, .. } = self.claims;
+        let is_live = active.profile.id == sub && active.version == ver && !active.revoked.contains(&sid);
+        if is_live { Ok(User { id: sub, session: self, profile: active.profile }) } else { Err(INVALID_TOKEN) }
+    }
+}
+
+/// A user who is not suspended, and which sessions are live.
+#[derive(Debug, Serialize, Deserialize)]
+struct Active {
+    profile: Profile,
+    version: i32,
+    /// Sessions of this version that were ended.
+    revoked: Vec<Uuid>,
 }
 
 impl FromRequestParts<App> for Admin {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        let user = User::from_request_parts(parts, app).await?;
+        // What an operator may do is never told from a cache.
+        let user = Session::from_request_parts(parts, app).await?.live_now(app).await?;
         if user.profile.role == Role::Admin {
             Ok(Self(user))
         } else {
@@ -131,13 +218,42 @@ impl FromRequestParts<App> for Admin {
 pub const INVALID_TOKEN: Error = Error::Unauthorized { code: "invalid_token", detail: "Sign in again." };
 const SIGN_IN: Error = Error::Unauthorized { code: "unauthorized", detail: "Sign in first." };
 
+/// To be called before a write that changes what a session shows or may do: plan, role, suspension, name. The next
+/// request of every session of the user sees that write.
+pub async fn before_change(app: &App, user: Uuid) -> Result<()> {
+    cache::forget(app, &[Cached::Session(user)], vec![admission::forget_plan_command(user)]).await
+}
+
 sql! {
-    /// The user of a session that is neither revoked, nor of an older token version, nor of a suspended account.
-    read LIVE(UUID, INT4, UUID) -> UserRow = "
-        select u.id, u.email, u.name, u.plan, u.role, u.token_version, u.created_at
+    /// A user who is not suspended, with the sessions that were ended one by one.
+    read ACTIVE(UUID) -> ActiveRow = "
+        select u.id, u.email, u.name, u.plan, u.role, u.token_version, u.created_at,
+          array(select r.sid from revoked_sessions r where r.user_id = u.id) as revoked
         from users u
-        where u.id = $1 and u.token_version = $2 and u.suspended_at is null
-          and not exists (select from revoked_sessions r where r.sid = $3)";
+        where u.id = $1 and u.suspended_at is null";
+}
+
+row! {
+    struct ActiveRow {
+        id: Uuid,
+        email: Option<String>,
+        name: Option<String>,
+        plan: String,
+        role: String,
+        token_version: i32,
+        created_at: OffsetDateTime,
+        revoked: Vec<Uuid>,
+    }
+}
+
+impl TryFrom<ActiveRow> for Active {
+    type Error = Error;
+
+    fn try_from(row: ActiveRow) -> Result<Self> {
+        let ActiveRow { id, email, name, plan, role, token_version, created_at, revoked } = row;
+        let profile = UserRow { id, email, name, plan, role, token_version, created_at };
+        Ok(Self { version: token_version, profile: profile.try_into()?, revoked })
+    }
 }
 
 row! {

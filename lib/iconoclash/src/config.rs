@@ -8,6 +8,7 @@ use std::fmt;
 
 use crate::{
     claude::{ApiKey, Deadlines},
+    fault::Freeze,
     price,
 };
 
@@ -67,12 +68,14 @@ pub struct Config {
     pub allowed_origins: Vec<String>,
     /// `TRUSTED_PROXY_SECRET`: what a trusted proxy presents before its client address is believed.
     pub proxy_secret: Option<Secret>,
-    /// `QUOTA_GUEST`, `QUOTA_FREE`, `QUOTA_PRO`: messages a UTC day.
+    /// `QUOTA_GUEST`, `QUOTA_FREE`, `QUOTA_PRO`: messages a UTC day; `BURST_PER_MINUTE`: messages in quick succession.
     pub quotas: Setting<Quotas>,
     /// `VERCEL_REGION`, else `AWS_REGION`.
     pub region: String,
     /// `VERCEL_GIT_COMMIT_SHA`, else the crate's version.
     pub version: String,
+    /// `ICONOCLASH_FREEZE_AT`, in debug builds only: where a test has the process stop for good.
+    pub freeze: Option<Freeze>,
 }
 
 /// Whether AWS Lambda runs this process.
@@ -129,6 +132,8 @@ pub struct Quotas {
     pub free: u32,
     /// By user.
     pub pro: u32,
+    /// Messages a minute, whatever the plan; all of them may come at once.
+    pub burst_per_minute: u32,
 }
 
 /// 32 secret bytes.
@@ -182,6 +187,7 @@ impl Config {
                 .or_else(|| env.optional("AWS_REGION"))
                 .unwrap_or_else(|| "local".to_owned()),
             version: env.optional("VERCEL_GIT_COMMIT_SHA").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+            freeze: env.optional("ICONOCLASH_FREEZE_AT").and_then(|place| Freeze::parse(&place)),
         }
     }
 
@@ -261,7 +267,12 @@ impl Env<'_> {
     }
 
     fn quotas(&self) -> Setting<Quotas> {
+        let burst_per_minute = self.number("BURST_PER_MINUTE", 5)?;
+        if !(1..=6_000).contains(&burst_per_minute) {
+            return Err(invalid("BURST_PER_MINUTE", "must be 1 to 6000"));
+        }
         Ok(Quotas {
+            burst_per_minute,
             guest: self.number("QUOTA_GUEST", 3)?,
             free: self.number("QUOTA_FREE", 10)?,
             pro: self.number("QUOTA_PRO", 100)?,

@@ -11,7 +11,11 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{config, db, quota::Quota};
+use crate::{
+    config, db,
+    quota::{Allowance, Quota, wait_secs},
+    redis,
+};
 
 /// The result of every handler.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -75,6 +79,33 @@ pub enum Error {
     /// 429: the day's messages are used up.
     #[error("You have used all of today's {} messages. The next ones are there at midnight UTC.", .0.limit)]
     QuotaExceeded(Quota),
+    /// 429: more messages within a minute than anybody reads.
+    #[error("That was too fast; send the next message in {}.", spoken(*.wait))]
+    BurstExceeded {
+        /// The day's messages, which are not the reason.
+        quota: Quota,
+        /// When the next one may come.
+        wait: Duration,
+    },
+    /// 429: one of the limits on sign-ins and the like.
+    #[error("{message} Try again in {}.", spoken(Duration::from_secs(.allowance.reset_in_secs)))]
+    RateLimited {
+        /// What is used up.
+        allowance: Allowance,
+        /// What there was too much of, as a sentence.
+        message: &'static str,
+    },
+    /// 402: what the plan lets one user cost a day is used up.
+    #[error("Today's replies have cost all that your plan includes. You can go on at midnight UTC.")]
+    SpendLimit(Quota),
+    /// 503: what the service may cost is used up; by how much is nobody's business.
+    #[error("Iconoclash has answered as much as it can afford for now; you can go on in {}.", spoken(*.wait))]
+    BudgetSpent {
+        /// When there is a new budget.
+        reset_at: OffsetDateTime,
+        /// Time until then.
+        wait: Duration,
+    },
     /// 502: the reply began and broke off; what was written is kept.
     #[error("The reply broke off. What was written so far is kept; send another message to go on.")]
     Interrupted,
@@ -113,9 +144,12 @@ impl Error {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid { .. } | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::QuotaExceeded(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::QuotaExceeded(_) | Self::BurstExceeded { .. } | Self::RateLimited { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            Self::SpendLimit(_) => StatusCode::PAYMENT_REQUIRED,
             Self::Interrupted => StatusCode::BAD_GATEWAY,
-            Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BudgetSpent { .. } | Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -131,6 +165,10 @@ impl Error {
             Self::Invalid { .. } => "invalid",
             Self::IdempotencyKeyReused => "idempotency_key_reused",
             Self::QuotaExceeded(_) => "quota_exceeded",
+            Self::BurstExceeded { .. } => "burst_exceeded",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::SpendLimit(_) => "spend_limit",
+            Self::BudgetSpent { .. } => "budget_spent",
             Self::Interrupted => "reply_interrupted",
             Self::Unavailable { .. } => "unavailable",
             Self::Internal(_) => "internal",
@@ -142,8 +180,11 @@ impl Error {
         let status = self.status();
         let mut problem = Problem {
             type_: match self {
-                Self::QuotaExceeded(_) => "https://iana.org/assignments/http-problem-types#quota-exceeded",
-                Self::Unavailable { .. } => {
+                Self::QuotaExceeded(_)
+                | Self::BurstExceeded { .. }
+                | Self::RateLimited { .. }
+                | Self::SpendLimit(_) => "https://iana.org/assignments/http-problem-types#quota-exceeded",
+                Self::BudgetSpent { .. } | Self::Unavailable { .. } => {
                     "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
                 }
                 _ => "about:blank",
@@ -161,9 +202,21 @@ impl Error {
             Self::Invalid { field, message } => {
                 problem.errors.insert(field.clone(), message.clone());
             }
-            Self::QuotaExceeded(quota) => {
+            Self::QuotaExceeded(quota) | Self::SpendLimit(quota) => {
                 problem.reset_at = Some(quota.reset_at);
                 problem.retry_after = Some(quota.reset_in_secs);
+            }
+            Self::BurstExceeded { quota, wait } => {
+                problem.retry_after = Some(wait_secs(*wait));
+                problem.reset_at = Some(quota.asked_at + *wait);
+            }
+            Self::RateLimited { allowance, .. } => {
+                problem.retry_after = Some(allowance.reset_in_secs);
+                problem.reset_at = Some(allowance.reset_at);
+            }
+            Self::BudgetSpent { reset_at, wait } => {
+                problem.retry_after = Some(wait_secs(*wait));
+                problem.reset_at = Some(*reset_at);
             }
             Self::Unavailable { retry_after, .. } => problem.retry_after = Some(retry_after.as_secs().max(1)),
             _ => {}
@@ -220,8 +273,11 @@ impl IntoResponse for Error {
         if let Some(seconds) = problem.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Self::QuotaExceeded(quota) = &self {
-            headers.extend(quota.headers());
+        match &self {
+            Self::QuotaExceeded(quota) | Self::SpendLimit(quota) => headers.extend(quota.headers()),
+            Self::BurstExceeded { quota, wait } => headers.extend(quota.burst_headers(*wait)),
+            Self::RateLimited { allowance, .. } => headers.extend(allowance.headers()),
+            _ => {}
         }
         if matches!(self, Self::Unauthorized { .. }) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -255,10 +311,26 @@ impl From<config::Invalid> for Error {
     }
 }
 
-impl From<upstash_redis_rs::Error> for Error {
-    fn from(error: upstash_redis_rs::Error) -> Self {
-        if error.is_unavailable() { Self::unavailable(error) } else { Self::Internal(error.into()) }
+impl From<redis::Error> for Error {
+    fn from(error: redis::Error) -> Self {
+        match &error {
+            redis::Error::Asked(asked) if !asked.is_unavailable() => Self::Internal(error.into()),
+            _ => Self::unavailable(error),
+        }
     }
+}
+
+/// A wait as a person says it, rounded up.
+fn spoken(wait: Duration) -> String {
+    let seconds = wait_secs(wait);
+    let (count, unit) = match seconds {
+        0..=90 => (seconds, "second"),
+        91..=5_400 => (seconds.div_ceil(60), "minute"),
+        5_401..=129_600 => (seconds.div_ceil(3_600), "hour"),
+        _ => (seconds.div_ceil(86_400), "day"),
+    };
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {unit}{plural}")
 }
 
 /// Names the outcome that a constraint of the schema stands for.
@@ -270,5 +342,26 @@ pub trait OnConstraint<T> {
 impl<T> OnConstraint<T> for std::result::Result<T, db::Error> {
     fn on_constraint(self, name: &str, error: Error) -> Result<T> {
         self.map_err(|refused| if refused.constraint() == Some(name) { error } else { refused.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_said_in_the_unit_that_people_use() {
+        for (seconds, expected) in [
+            (0, "1 second"),
+            (45, "45 seconds"),
+            (91, "2 minutes"),
+            (5_400, "90 minutes"),
+            (5_401, "2 hours"),
+            (86_400, "24 hours"),
+            (200_000, "3 days"),
+        ] {
+            assert_eq!(spoken(Duration::from_secs(seconds)), expected);
+        }
+        assert_eq!(spoken(Duration::from_millis(1_001)), "2 seconds");
     }
 }

@@ -7,9 +7,11 @@
 //! - [`serve`]: runs a router on Vercel, on Lambda or in one process, with the layers around every route;
 //! - [`app`], [`config`]: what a handler can reach, and the settings it is made from;
 //! - [`auth`], [`token`], [`password`]: who is calling;
-//! - [`admission`], [`plan`], [`quota`]: who may send now;
+//! - [`admission`], [`budget`], [`plan`], [`quota`]: who may send now, and what it may cost; [`limit`]: every other limit;
+//! - [`reconcile`]: what crashes and outages left behind, put right;
+//! - [`redis`], [`cache`]: Redis behind a breaker, and what it spares Postgres;
 //! - [`db`], [`claude`], [`price`]: Postgres through a pooler, Claude, and what its tokens cost;
-//! - [`error`], [`extract`], [`idempotency`], [`telemetry`]: the edges of a request.
+//! - [`error`], [`extract`], [`idempotency`], [`telemetry`]: the edges of a request; [`fault`]: how tests stop one midway.
 //!
 //! Held by lints and tests: only `serve` names a platform, only `config` reads the environment, only `app` reads the
 //! clock, only `db` knows a driver, and slices never import each other.
@@ -26,8 +28,14 @@ pub mod password;
 pub mod token;
 
 pub mod admission;
+pub mod budget;
+pub mod limit;
 pub mod plan;
 pub mod quota;
+pub mod reconcile;
+
+pub mod cache;
+pub mod redis;
 
 pub mod claude;
 pub mod db;
@@ -35,5 +43,6 @@ pub mod price;
 
 pub mod error;
 pub mod extract;
+pub mod fault;
 pub mod idempotency;
 pub mod telemetry;

@@ -61,6 +61,9 @@ impl Plan {
         }
     }
 
+    /// The longest prompt, in bytes, of which no token is shorter than one. Far below where a long prompt costs more.
+    pub const MAX_PROMPT_BYTES: usize = 64_000;
+
     /// Price a month in micro-dollars.
     pub fn price_microusd(self) -> i64 {
         match self {

@@ -48,6 +48,22 @@ pub fn cost_microusd(model: &str, usage: &Usage, at: OffsetDateTime) -> Option<i
     i64::try_from(total.div_ceil(1_000_000)).ok()
 }
 
+/// Micro-dollars per million tokens, of the dearest kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rates {
+    /// Of a prompt of which all is written to the cache for five minutes, as ours are.
+    pub prompt: u64,
+    /// Of a reply.
+    pub output: u64,
+}
+
+/// The most that a token may cost in a request whose prompt has at most so many tokens.
+pub fn dearest(model: &str, prompt_tokens: u32, at: OffsetDateTime) -> Option<Rates> {
+    let longest = Usage { input: prompt_tokens, ..Usage::default() };
+    let row = row(alias(model)?, &longest, at.to_offset(UtcOffset::UTC).date())?;
+    Some(Rates { prompt: row.input.max(row.cache_write_5m).max(row.cache_read), output: row.output })
+}
+
 /// Whether requests to this model can be priced.
 pub fn is_known(model: &str) -> bool {
     alias(model).is_some()
@@ -154,6 +170,24 @@ mod tests {
             assert!(!is_known(unknown));
         }
         assert!(is_known("claude-opus-5-5") && is_known("claude-opus-5-5-20260901"));
+    }
+
+    #[test]
+    fn no_request_costs_more_than_its_dearest_rates() {
+        for row in ROWS.iter() {
+            for tokens in [1, 99_999, 100_000, 100_001, 400_000] {
+                let Rates { prompt, output } = dearest(&row.model, tokens, NOW).unwrap();
+                let most = (u64::from(tokens) * prompt + 700 * output).div_ceil(1_000_000);
+                for shares in [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [3, 7, 2]] {
+                    let share = |of: u32| tokens / shares.iter().sum::<u32>() * of;
+                    let [input, cache_write_5m, cache_read] = shares.map(share);
+                    let usage = Usage { input, cache_write_5m, cache_read, output: 700, ..NONE };
+                    let cost = cost_microusd(&row.model, &usage, NOW).unwrap();
+                    assert!(cost <= i64::try_from(most).unwrap(), "{} {usage:?}: {cost} > {most}", row.model);
+                }
+            }
+        }
+        assert_eq!(dearest("gpt", 1, NOW), None);
     }
 
     #[test]

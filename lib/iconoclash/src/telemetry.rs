@@ -8,13 +8,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
-use std::{convert::Infallible, time::Instant};
+use std::{cell::RefCell, convert::Infallible, time::Instant};
 use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 use uuid::Uuid;
 
 use crate::{
     app::App,
     error::{Error, Failure},
+    quota::Allowance,
 };
 
 /// Names a request in its answer, in the log and in the ledger.
@@ -27,6 +28,52 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(*parts.extensions.get::<Self>().expect("`observe` names every request"))
     }
+}
+
+/// What happens on the way to an answer and belongs into its log line or its headers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Notes {
+    /// Requests to Redis.
+    pub(crate) redis_requests: u32,
+    /// Of them, those without an answer.
+    pub(crate) redis_failures: u32,
+    /// Cached values that were used.
+    pub(crate) cache_hits: u32,
+    /// Cached values that were not there or not good.
+    pub(crate) cache_misses: u32,
+    /// The oldest value that was used.
+    pub(crate) cache_age_ms: Option<i64>,
+    /// Why something was done in a slower way.
+    pub(crate) degraded: Option<String>,
+    /// The limit that the answer tells of.
+    pub(crate) allowance: Option<Allowance>,
+}
+
+impl Notes {
+    pub(crate) fn cache_hit(&mut self, age_ms: i64) {
+        self.cache_hits += 1;
+        self.cache_age_ms = self.cache_age_ms.max(Some(age_ms));
+    }
+}
+
+tokio::task_local! {
+    static NOTES: RefCell<Notes>;
+}
+
+/// Notes something of the request, or of the registered work, that runs here; elsewhere it is dropped.
+pub(crate) fn note(write: impl FnOnce(&mut Notes)) {
+    // Nothing is awaited and nothing noted while it is borrowed.
+    let _outside = NOTES.try_with(|notes| write(&mut notes.borrow_mut()));
+}
+
+/// Runs a request, or registered work, with notes of its own.
+pub(crate) async fn noting<T>(work: impl Future<Output = T>) -> T {
+    NOTES.scope(RefCell::default(), work).await
+}
+
+/// The notes so far.
+pub(crate) fn notes() -> Notes {
+    NOTES.try_with(|notes| notes.borrow().clone()).unwrap_or_default()
 }
 
 /// Sends log lines to standard output; the first call of a process counts.
@@ -46,12 +93,15 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
     let platform_id = request.headers().get("x-vercel-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
 
-    let mut response = next.run(request).await;
+    let (mut response, notes) = noting(async { (next.run(request).await, notes()) }).await;
     let failure = describe(&mut response);
     if let Some(failure) = &failure {
         write_problem(&mut response, failure, id);
     }
     let headers = response.headers_mut();
+    if let Some(allowance) = notes.allowance.filter(|_| !headers.contains_key("ratelimit")) {
+        headers.extend(allowance.headers());
+    }
     let name = HeaderValue::try_from(id.to_string()).expect("a UUID is visible ASCII");
     headers.insert("x-request-id", name);
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-store"));
@@ -59,13 +109,14 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     let status = response.status().as_u16();
     let duration_ms = started.elapsed().as_secs_f64() * 1e3;
     let code = failure.as_ref().map(|failure| failure.problem.code);
+    let Notes { redis_requests, redis_failures, cache_hits, cache_misses, cache_age_ms, degraded, .. } = notes;
     match failure.and_then(|failure| failure.cause) {
         Some(cause) => {
             let cause = chain(cause.as_ref().as_ref());
-            tracing::error!(request.id = %id, %method, route, status, duration_ms, code, platform_id, cause, "request");
+            tracing::error!(request.id = %id, %method, route, status, duration_ms, code, platform_id, redis_requests, redis_failures, cache_hits, cache_misses, cache_age_ms, degraded, cause, "request");
         }
         None => {
-            tracing::info!(request.id = %id, %method, route, status, duration_ms, code, platform_id, "request")
+            tracing::info!(request.id = %id, %method, route, status, duration_ms, code, platform_id, redis_requests, redis_failures, cache_hits, cache_misses, cache_age_ms, degraded, "request")
         }
     }
     response

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use serde_json::Value;
-use time::OffsetDateTime;
+use time::{Date, OffsetDateTime};
 use tokio_postgres::types::{FromSqlOwned, Type};
 use uuid::Uuid;
 
@@ -58,6 +58,7 @@ columns! {
     Vec<String> => TEXT_ARRAY,
     Vec<Uuid> => UUID_ARRAY,
     Uuid => UUID,
+    Date => DATE,
     OffsetDateTime => TIMESTAMPTZ,
     Value => JSONB,
 }

@@ -14,9 +14,11 @@ use uuid::Uuid;
 use crate::{
     admission::{self, Subject},
     app::App,
-    auth::{self, Profile, User, UserRow, Visitor},
+    auth::{self, Profile, Session, User, UserRow, Visitor},
+    cache::{self, Cached},
     error::{Error, OnConstraint, Problem, Result},
     extract::{Json, OptionalJson, Text},
+    limit::{self, Limit, Of},
     password,
     plan::Plan,
     quota::Quota,
@@ -123,14 +125,16 @@ impl TryFrom<String> for Password {
 
 /// Make an account. With a guest's token that guest becomes the account and keeps the discussions.
 #[utoipa::path(post, path = "/api/auth/signup", tag = "accounts", security((), ("bearer" = [])),
-    responses((status = 201, body = SignedIn), (status = 401, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 201, body = SignedIn), (status = 401, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
 async fn signup(State(app): State<App>, visitor: Visitor, Json(new): Json<NewAccount>) -> Result<Response> {
+    limit::check(&app, &[(Limit::SignUp, Of::Network(visitor.network))]).await?;
     let hash = password::hash(new.password.0).await?;
     let name = new.name.as_ref().map(Text::as_str);
     let db = app.db()?;
     let row = match visitor.session.map(|session| session.claims).filter(|claims| claims.guest) {
         Some(guest) => {
             let Claims { sub, sid, ver, .. } = guest;
+            cache::forget(&app, &[Cached::Session(sub)], Vec::new()).await?;
             let upgraded = db.optional(&UPGRADE_GUEST, &[&sub, &ver, &sid, &new.email.0, &name, &hash]).await;
             upgraded.on_constraint("users_email_key", EMAIL_TAKEN)?.ok_or(auth::INVALID_TOKEN)?
         }
@@ -144,8 +148,10 @@ async fn signup(State(app): State<App>, visitor: Visitor, Json(new): Json<NewAcc
 
 /// Sign in. An unknown address takes as long as a wrong password and is answered the same.
 #[utoipa::path(post, path = "/api/auth/login", tag = "accounts",
-    responses((status = 200, body = SignedIn), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem)))]
-async fn login(State(app): State<App>, Json(credentials): Json<Credentials>) -> Result<Response> {
+    responses((status = 200, body = SignedIn), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
+async fn login(State(app): State<App>, visitor: Visitor, Json(credentials): Json<Credentials>) -> Result<Response> {
+    let (network, account) = (Of::Network(visitor.network), Of::Email(&credentials.email));
+    limit::check(&app, &[(Limit::SignIn, network), (Limit::SignInTo, account)]).await?;
     let found = app.db()?.optional(&BY_EMAIL, &[&credentials.email.trim()]).await?;
     let (stored, suspended, user) = match found {
         Some(row) => (Some(row.password_hash), row.suspended, Some(row.id)),
@@ -161,8 +167,9 @@ async fn login(State(app): State<App>, Json(credentials): Json<Credentials>) -> 
 }
 
 /// Visit without an account; messages count by network.
-#[utoipa::path(post, path = "/api/auth/guest", tag = "accounts", responses((status = 201, body = SignedIn)))]
-async fn guest(State(app): State<App>) -> Result<Response> {
+#[utoipa::path(post, path = "/api/auth/guest", tag = "accounts", responses((status = 201, body = SignedIn), (status = 429, body = Problem)))]
+async fn guest(State(app): State<App>, visitor: Visitor) -> Result<Response> {
+    limit::check(&app, &[(Limit::Guest, Of::Network(visitor.network))]).await?;
     let nothing = None::<&str>;
     let row = app.db()?.one(&INSERT, &[&app.new_id(), &nothing, &nothing, &nothing, &"guest", &app.now()]).await?;
     begin_session(&app, row, StatusCode::CREATED)
@@ -172,14 +179,19 @@ async fn guest(State(app): State<App>) -> Result<Response> {
 #[utoipa::path(post, path = "/api/auth/logout", tag = "accounts", security(("bearer" = [])),
     responses((status = 204), (status = 401, body = Problem)))]
 async fn logout(State(app): State<App>, user: User, OptionalJson(logout): OptionalJson<Logout>) -> Result<Response> {
+    let claims = &user.session.claims;
+    let ends = OffsetDateTime::from_unix_timestamp(claims.exp).map_err(|error| Error::Internal(error.into()))?;
+    let (session, version) = match logout.everywhere {
+        true => (None, Some(claims.ver + 1)),
+        false => (Some((claims.sid, (ends - app.now()).unsigned_abs())), None),
+    };
+    let revoke = admission::revoke_commands(session, user.id, version);
+    cache::forget(&app, &[Cached::Session(user.id)], revoke).await?;
     let db = app.db()?;
-    if logout.everywhere {
-        db.execute(&REVOKE_ALL, &[&user.id]).await?;
-    } else {
-        let claims = &user.session.claims;
-        let ends = OffsetDateTime::from_unix_timestamp(claims.exp).map_err(|error| Error::Internal(error.into()))?;
-        db.execute(&REVOKE, &[&claims.sid, &user.id, &ends]).await?;
-    }
+    match logout.everywhere {
+        true => db.execute(&REVOKE_ALL, &[&user.id]).await?,
+        false => db.execute(&REVOKE, &[&claims.sid, &user.id, &ends]).await?,
+    };
     let forget = [(header::SET_COOKIE, auth::session_cookie("", 0))];
     Ok((StatusCode::NO_CONTENT, forget).into_response())
 }
@@ -187,9 +199,16 @@ async fn logout(State(app): State<App>, user: User, OptionalJson(logout): Option
 /// Who one is and what is left of today's messages.
 #[utoipa::path(get, path = "/api/auth/session", tag = "accounts", security(("bearer" = [])),
     responses((status = 200, body = CurrentSession), (status = 401, body = Problem)))]
-async fn session(State(app): State<App>, user: User) -> Result<Response> {
-    let subject = Subject::of(&user.session, &app)?;
-    let quota = admission::quota(&app, &subject, user.profile.plan, app.now()).await?;
+async fn session(State(app): State<App>, session: Session) -> Result<Response> {
+    let (subject, now) = (Subject::of(&session, &app)?, app.now());
+    let (user, counted) = session.live(&app, vec![admission::messages_command(&subject, now)]).await?;
+    let counted = counted.into_iter().next().flatten().and_then(|counted| counted.as_str()?.parse().ok());
+    let messages = match counted {
+        Some(messages) => messages,
+        None => admission::messages(&app, &subject, now).await?,
+    };
+    let limit = user.profile.plan.messages_per_day(&app.config().quotas.clone()?);
+    let quota = Quota::new(limit, u32::try_from(messages).unwrap_or_default(), now);
     Ok((quota.headers(), axum::Json(CurrentSession { user: user.profile, quota })).into_response())
 }
 

@@ -12,7 +12,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
-    error::{Error, Result},
+    auth::Visitor,
+    error::{Error, Problem, Result},
     plan, row, sql,
 };
 
@@ -53,8 +54,9 @@ struct Plan {
 
 /// The personas.
 #[utoipa::path(get, path = "/api/icons", tag = "catalog",
-    responses((status = 200, body = List<Icon>), (status = 304, description = "The caller's copy is current")))]
-async fn icons(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
+    responses((status = 200, body = List<Icon>), (status = 304, description = "The caller's copy is current"), (status = 429, body = Problem)))]
+async fn icons(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> Result<Response> {
+    visitor.may_read(&app).await?;
     let rows = app.db()?.all(&OFFERED, &[]).await?;
     let data = rows.into_iter().map(|IconRow { slug, name, era, tagline }| Icon { slug, name, era, tagline }).collect();
     cacheable(&headers, &List { data })
@@ -62,8 +64,9 @@ async fn icons(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
 
 /// The plans, their prices and limits.
 #[utoipa::path(get, path = "/api/plans", tag = "catalog",
-    responses((status = 200, body = List<Plan>), (status = 304, description = "The caller's copy is current")))]
-async fn plans(State(app): State<App>, headers: HeaderMap) -> Result<Response> {
+    responses((status = 200, body = List<Plan>), (status = 304, description = "The caller's copy is current"), (status = 429, body = Problem)))]
+async fn plans(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> Result<Response> {
+    visitor.may_read(&app).await?;
     let (quotas, models) = (app.config().quotas.clone()?, app.config().models.clone()?);
     let data = plan::Plan::ALL.map(|plan| Plan {
         plan,

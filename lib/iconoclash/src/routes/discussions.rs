@@ -7,17 +7,19 @@ use axum::{
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use time::{OffsetDateTime, Time};
+use time::{OffsetDateTime, Time, UtcOffset};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use crate::{
     app::App,
-    auth::User,
+    auth::{Session, User},
+    cache::{self, Cached},
     error::{Error, Problem, Result},
     extract::{Json, Page, Path, Query, Text},
     idempotency::{self, IdempotencyKey},
+    limit::{self, Limit, Of},
     row, sql,
 };
 
@@ -126,13 +128,14 @@ async fn list(
 /// Begin a discussion.
 #[utoipa::path(post, path = "/api/discussions", tag = "discussions", security(("bearer" = [])),
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
-    responses((status = 201, body = Discussion), (status = 401, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 201, body = Discussion), (status = 401, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
 async fn create(
     State(app): State<App>,
     user: User,
     key: IdempotencyKey,
     Json(new): Json<NewDiscussion>,
 ) -> Result<Response> {
+    limit::check(&app, &[(Limit::Discussion, Of::User(user.id))]).await?;
     let topic = new.topic.as_ref().map(Text::as_str);
     let title =
         new.title.as_ref().map_or_else(|| default_title(topic, &new.icons.0), |title| title.as_str().to_owned());
@@ -154,6 +157,7 @@ async fn create(
     let hash = idempotency::fingerprint(&asked);
     let answer = serde_json::to_value(&discussion).map_err(|error| Error::Internal(error.into()))?;
     let Discussion { id, title, icons, .. } = &discussion;
+    cache::forget(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
     let inserted =
         app.db()?.execute(&INSERT, &[id, &user.id, title, &topic, icons, &now, &key.0, &hash, &answer]).await?;
     if inserted == 1 {
@@ -174,10 +178,25 @@ async fn replay(app: &App, user: &User, key: &IdempotencyKey, hash: &[u8]) -> Re
 /// How many discussions one has.
 #[utoipa::path(get, path = "/api/discussions/count", tag = "discussions", security(("bearer" = [])),
     responses((status = 200, body = Count), (status = 401, body = Problem)))]
-async fn count(State(app): State<App>, user: User) -> Result<axum::Json<Count>> {
-    let midnight = app.now().replace_time(Time::MIDNIGHT);
-    let CountRow { total, today } = app.db()?.one(&COUNT, &[&user.id, &midnight]).await?;
-    Ok(axum::Json(Count { total, today }))
+async fn count(State(app): State<App>, session: Session) -> Result<axum::Json<Count>> {
+    let now = app.now();
+    let counts = Cached::Counts(session.claims.sub);
+    let (user, mut found) = session.live(&app, vec![counts.command()]).await?;
+    let midnight = now.to_offset(UtcOffset::UTC).replace_time(Time::MIDNIGHT);
+    let load = async || {
+        let CountRow { total, today } = app.db()?.one(&COUNT, &[&user.id, &midnight]).await?;
+        Ok(CountOfDay { day: midnight.date(), total, today })
+    };
+    let counted = counts.or_load(&app, found.pop().flatten(), |counted| counted.day == midnight.date(), load).await?;
+    Ok(axum::Json(Count { total: counted.total, today: counted.today }))
+}
+
+/// As it is cached: "today" is another day after midnight.
+#[derive(Debug, Serialize, Deserialize)]
+struct CountOfDay {
+    day: time::Date,
+    total: i64,
+    today: i64,
 }
 
 /// One discussion.
@@ -209,6 +228,7 @@ async fn edit(
 #[utoipa::path(delete, path = "/api/discussions/{id}", tag = "discussions", security(("bearer" = [])), params(("id" = Uuid, Path)),
     responses((status = 204), (status = 401, body = Problem), (status = 404, body = Problem)))]
 async fn delete(State(app): State<App>, user: User, Path(id): Path<Uuid>) -> Result<StatusCode> {
+    cache::forget(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
     match app.db()?.execute(&DELETE, &[&id, &user.id]).await? {
         0 => Err(Error::NotFound),
         _ => Ok(StatusCode::NO_CONTENT),

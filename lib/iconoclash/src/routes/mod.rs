@@ -8,6 +8,7 @@ use crate::app::App;
 pub mod accounts;
 pub mod catalog;
 pub mod contract;
+pub mod cron;
 pub mod discussions;
 pub mod messages;
 pub mod operations;
@@ -17,6 +18,7 @@ pub fn all() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(contract::Contract::openapi())
         .merge(contract::router())
         .merge(operations::router())
+        .merge(cron::router())
         .merge(catalog::router())
         .merge(accounts::router())
         .merge(discussions::router())

@@ -7,13 +7,13 @@ use axum::{
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use subtle::ConstantTimeEq;
 use upstash_redis_rs::Command;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
+    auth::Cron,
     error::{Error, Problem, Result},
     extract::Query,
     sql,
@@ -47,7 +47,7 @@ struct Health {
     responses((status = 200, body = Health), (status = 401, body = Problem), (status = 503, body = Health)))]
 async fn health(State(app): State<App>, headers: HeaderMap, Query(depth): Query<Depth>) -> Result<Response> {
     let checks = if depth.deep.as_deref() == Some("1") {
-        authorize_cron(&app, &headers)?;
+        Cron::of(&headers, &app)?;
         dependencies(&app).await
     } else {
         BTreeMap::new()
@@ -67,16 +67,6 @@ async fn jwks(State(app): State<App>) -> Result<Response> {
 
 const PUBLIC_FOR_FIVE_MINUTES: [(header::HeaderName, &str); 1] =
     [(header::CACHE_CONTROL, "public, s-maxage=300, max-age=60")];
-
-fn authorize_cron(app: &App, headers: &HeaderMap) -> Result<()> {
-    let secret = app.config().cron_secret.clone()?;
-    let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    if shown.is_some_and(|shown| shown.as_bytes().ct_eq(secret.expose().as_bytes()).into()) {
-        Ok(())
-    } else {
-        Err(Error::Unauthorized { code: "unauthorized", detail: "This needs the cron secret." })
-    }
-}
 
 async fn dependencies(app: &App) -> BTreeMap<&'static str, String> {
     let postgres = async { Ok::<_, Error>(app.db()?.execute(&ANSWERS, &[]).await.map(|_| ())?) };

@@ -10,15 +10,16 @@ use super::{
     reply::Asked,
 };
 use crate::{
-    admission::{Admission, Decision},
+    admission::{Admission, Gate, Ledger, Verdict},
     auth,
+    budget::{self, Budgets},
     claude::Turn,
     db::{self, ToSql},
     error::{Error, Result},
-    idempotency,
+    fault, idempotency,
     plan::Plan,
     quota::Quota,
-    row, sql,
+    reconcile, redis, row, sql,
 };
 
 /// How a request that may go on goes on.
@@ -31,8 +32,7 @@ pub(super) enum Opening {
 
 /// What a message that may be answered is answered with.
 pub(super) struct Granted {
-    pub(super) plan: Plan,
-    pub(super) quota: Quota,
+    pub(super) gate: Gate,
     pub(super) system: String,
     pub(super) turns: Vec<Turn>,
 }
@@ -42,14 +42,16 @@ impl Asked {
     pub(super) async fn open(&self, admission: &Admission<'_>) -> Result<Opening> {
         let claims = &self.session.claims;
         let db = self.app.db()?;
-        let who = [&claims.sub as &(dyn ToSql + Sync), &claims.ver, &claims.sid, &self.discussion, &self.key];
-        let (decision, known) = tokio::join!(admission.take(None), db.optional(&OPENING, &who));
-        let may_have_taken = !matches!(decision, Ok(Decision::Exhausted(_) | Decision::PlanUnknown));
-        let opened = self.judge(admission, decision, known).await;
-        match &opened {
-            Ok(_) => {}
-            Err(Error::QuotaExceeded(_)) if !may_have_taken => {}
-            Err(_) => self.give_back(admission).await,
+        let today = budget::day(self.now);
+        let (month, subject) = (budget::month(today), self.subject.as_str());
+        let who: [&(dyn ToSql + Sync); 8] =
+            [&claims.sub, &claims.ver, &claims.sid, &self.discussion, &self.key, &subject, &today, &month];
+        let most = prompt::bound(self.discussion, &self.content);
+        let (said, known) = tokio::join!(admission.ask(most), db.optional(&OPENING, &who));
+        fault::step(&self.app, "admitted").await;
+        let opened = self.judge(admission, said, known).await;
+        if opened.is_err() {
+            admission.give_back().await;
         }
         opened
     }
@@ -57,59 +59,46 @@ impl Asked {
     async fn judge(
         &self,
         admission: &Admission<'_>,
-        decision: Result<Decision>,
+        said: Result<Verdict, redis::Error>,
         known: Result<Option<OpeningRow>, db::Error>,
     ) -> Result<Opening> {
-        let known = known?.ok_or(auth::INVALID_TOKEN)?;
+        let mut known = known?.ok_or(auth::INVALID_TOKEN)?;
         let plan = Plan::from_name(&known.plan).ok_or_else(|| Error::Internal("users.plan is not a plan".into()))?;
-        let Some(personas) = known.personas else {
+        let Some(personas) = known.personas.take() else {
             return Err(Error::NotFound);
         };
         if let Some(hash) = known.key_hash {
             return match known.key_reply {
                 _ if hash != self.fingerprint() => Err(Error::IdempotencyKeyReused),
                 Some(reply) if known.key_reply_lease.is_none_or(|lease| lease <= self.now) => {
-                    let quota = admission.quota(plan, admission.refund().await?);
-                    Ok(Opening::Replay { reply, plan, quota })
+                    admission.give_back().await;
+                    Ok(Opening::Replay { reply, plan, quota: admission.quota(plan, known.messages) })
                 }
                 _ => Err(idempotency::IN_PROGRESS),
             };
         }
         match known.streaming_until {
             Some(lease) if lease > self.now => return Err(REPLY_IN_PROGRESS),
-            Some(_) => drop(self.app.db()?.execute(&END_EXPIRED, &[&self.discussion, &self.now]).await?),
+            Some(_) => drop(reconcile::end_expired(&self.app, Some(self.discussion)).await?),
             None => {}
         }
-        let taken = confirm(admission, decision?, plan).await?;
         let personas: Vec<Persona> = parse(personas)?;
-        let past: Vec<Past> = parse(known.past.unwrap_or_else(|| Value::Array(Vec::new())))?;
-        Ok(Opening::Ask(Granted {
+        let past: Vec<Past> = parse(known.past.take().unwrap_or_else(|| Value::Array(Vec::new())))?;
+        let system = prompt::system(&personas, known.topic.as_deref());
+        let turns = prompt::turns(&past, &self.content, system.len());
+        let ledger = Ledger {
             plan,
-            quota: admission.quota(plan, taken),
-            system: prompt::system(&personas, known.topic.as_deref()),
-            turns: prompt::turns(&past, &self.content),
-        }))
-    }
-
-    /// Gives the message back. Where Redis cannot be asked the day's key runs out by itself.
-    pub(super) async fn give_back(&self, admission: &Admission<'_>) {
-        if let Err(error) = admission.refund().await {
-            tracing::warn!(request.id = %self.request, cause = ?error, "a message could not be given back");
-        }
-    }
-}
-
-/// The plan in Postgres counts: admission may have known an older one, or none.
-async fn confirm(admission: &Admission<'_>, decision: Decision, plan: Plan) -> Result<u32> {
-    let limit = admission.quota(plan, 0).limit;
-    let decision = match decision {
-        Decision::PlanUnknown => admission.take(Some(plan)).await?,
-        Decision::Exhausted(taken) if taken < limit => admission.take(Some(plan)).await?,
-        decided => decided,
-    };
-    match decision {
-        Decision::Admitted(taken) if taken <= limit => Ok(taken),
-        _ => Err(Error::QuotaExceeded(admission.quota(plan, limit))),
+            prompt_bytes: prompt::bytes(&system, &turns),
+            messages: known.messages,
+            spent: known.spent,
+            burst_ms: known.burst_ms,
+            today: known.today,
+            month: known.month,
+            running: parse(known.running.unwrap_or_else(|| Value::Array(Vec::new())))?,
+            budgets: Budgets::from_json(known.budgets)?,
+        };
+        let gate = admission.decide(said, &ledger).await?;
+        Ok(Opening::Ask(Granted { gate, system, turns }))
     }
 }
 
@@ -124,8 +113,8 @@ pub(super) const REPLY_IN_PROGRESS: Error = Error::Conflict {
 
 sql! {
     /// All that an answer needs to know: nothing where the session is not live, no personas where the discussion is not
-    /// there, the reply that runs, what the key stands for, and the conversation's end.
-    read OPENING(UUID, INT4, UUID, UUID, TEXT) -> OpeningRow = "
+    /// there, the reply that runs, what the key stands for, the conversation's end, and what the ledger adds up to.
+    read OPENING(UUID, INT4, UUID, UUID, TEXT, TEXT, DATE, DATE) -> OpeningRow = "
         select u.plan, d.topic,
           (select jsonb_agg(jsonb_build_object('name', i.name, 'system_prompt', i.system_prompt) order by chosen.position)
             from unnest(d.icons) with ordinality as chosen (slug, position) join icons i on i.slug = chosen.slug
@@ -135,10 +124,19 @@ sql! {
           ) as past,
           (select lease_expires_at from messages where discussion_id = d.id and status = 'streaming') as streaming_until,
           k.request_hash as key_hash, k.reply_id as key_reply,
-          (select lease_expires_at from messages where id = k.reply_id) as key_reply_lease
+          (select lease_expires_at from messages where id = k.reply_id) as key_reply_lease,
+          coalesce(s.messages, 0) as messages, coalesce(s.spent_microusd, 0) as spent,
+          coalesce(s.burst_ms, 0) as burst_ms,
+          coalesce((select spent_microusd from budget_days where day = $7), 0) as today,
+          (select coalesce(sum(spent_microusd), 0)::bigint from budget_days where day between $8 and $7) as month,
+          (select jsonb_agg(jsonb_build_array(e.request_id, e.cost_microusd)) from usage_events e
+            where e.subject = $6 and e.outcome = 'running' and e.created_at >= $7::timestamp at time zone 'UTC'
+          ) as running,
+          (select jsonb_object_agg(scope, limit_microusd) from budgets) as budgets
         from users u
         left join discussions d on d.id = $4 and d.user_id = u.id
         left join idempotency_keys k on k.user_id = u.id and k.key = $5
+        left join subject_days s on s.subject = $6 and s.day = $7
         where u.id = $1 and u.token_version = $2 and u.suspended_at is null
           and not exists (select from revoked_sessions r where r.sid = $3)";
 }
@@ -153,18 +151,12 @@ row! {
         key_hash: Option<Vec<u8>>,
         key_reply: Option<Uuid>,
         key_reply_lease: Option<OffsetDateTime>,
+        messages: i64,
+        spent: i64,
+        burst_ms: i64,
+        today: i64,
+        month: i64,
+        running: Option<Value>,
+        budgets: Value,
     }
-}
-
-sql! {
-    /// Ends a reply whose producer died. What was written stays; the ledger keeps the most that it can have cost.
-    write END_EXPIRED(UUID, TIMESTAMPTZ) -> () = "
-        with ended as (
-          update messages
-          set status = case when content = '' then 'failed' else 'partial' end, lease_expires_at = null
-          where discussion_id = $1 and status = 'streaming' and lease_expires_at <= $2
-          returning id, status
-        )
-        update usage_events e set outcome = ended.status, ended_at = $2
-        from ended where e.message_id = ended.id and e.outcome = 'running'";
 }

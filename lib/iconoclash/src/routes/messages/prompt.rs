@@ -2,12 +2,17 @@
 //! the provider's prompt cache can keep it.
 
 use serde::Deserialize;
-use std::fmt::Write;
+use std::{
+    collections::HashMap,
+    fmt::Write,
+    sync::{LazyLock, Mutex, PoisonError},
+};
+use uuid::Uuid;
 
-use crate::claude::{Role, Turn};
-
-/// Characters of history that go along: about 15,000 tokens, far below where a long prompt costs more.
-const HISTORY_CHARS: usize = 60_000;
+use crate::{
+    claude::{Role, Turn},
+    plan::Plan,
+};
 
 const RULES: &str = "\
 House rules. You speak with a real person who came to have their ideas tested. Argue in good faith: put their view at \
@@ -54,9 +59,35 @@ pub(super) fn system(personas: &[Persona], topic: Option<&str>) -> String {
     text
 }
 
-/// The conversation so far and the new message. A message whose reply failed is left out with it: the user has said it
+/// How long conversations are that this process has lately seen, in bytes of their next prompt without its message.
+static LENGTHS: LazyLock<Mutex<HashMap<Uuid, usize>>> = LazyLock::new(Mutex::default);
+const LENGTHS_KEPT: usize = 10_000;
+
+/// The length of the next prompt of a discussion, before Postgres has told it: as this process remembers it, else the
+/// longest. Only admission's first guess, which the true length corrects.
+pub(super) fn bound(discussion: Uuid, content: &str) -> usize {
+    let lengths = LENGTHS.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = lengths.get(&discussion).map(|length| length + content.len());
+    known.unwrap_or(Plan::MAX_PROMPT_BYTES).min(Plan::MAX_PROMPT_BYTES)
+}
+
+/// Remembers how long a conversation has become.
+pub(super) fn remember(discussion: Uuid, length: usize) {
+    let mut lengths = LENGTHS.lock().unwrap_or_else(PoisonError::into_inner);
+    if lengths.len() >= LENGTHS_KEPT {
+        lengths.clear();
+    }
+    lengths.insert(discussion, length);
+}
+
+/// The length of a prompt: no token is shorter than a byte.
+pub(super) fn bytes(system: &str, turns: &[Turn]) -> usize {
+    system.len() + turns.iter().map(|turn| turn.text.len()).sum::<usize>()
+}
+
+/// The conversation so far and the new message, in what a system text of so many bytes leaves of the prompt. A message whose reply failed is left out with it: the user has said it
 /// again since, or given up. The oldest go first where there is too much.
-pub(super) fn turns(past: &[Past], content: &str) -> Vec<Turn> {
+pub(super) fn turns(past: &[Past], content: &str, system_bytes: usize) -> Vec<Turn> {
     let mut turns: Vec<Turn> = Vec::new();
     for message in past {
         match (message.role.as_str(), message.status == "failed" || message.content.is_empty()) {
@@ -65,9 +96,9 @@ pub(super) fn turns(past: &[Past], content: &str) -> Vec<Turn> {
             _ => turns.push(Turn { role: Role::User, text: message.content.clone() }),
         }
     }
-    let mut room = HISTORY_CHARS;
+    let mut room = Plan::MAX_PROMPT_BYTES.saturating_sub(system_bytes + content.len());
     let kept = turns.iter().rev().take_while(|turn| {
-        let length = turn.text.chars().count();
+        let length = turn.text.len();
         let fits = length <= room;
         room = room.saturating_sub(length);
         fits
@@ -91,7 +122,7 @@ mod tests {
 
     #[track_caller]
     fn check(past: &[Past], expected: &[(Role, &str)]) {
-        let turns = turns(past, "new");
+        let turns = turns(past, "new", 0);
         let got: Vec<_> = turns.iter().map(|turn| (turn.role, turn.text.as_str())).collect();
         assert_eq!(got, expected);
     }
@@ -114,7 +145,7 @@ mod tests {
     #[test]
     fn too_much_history_loses_its_beginning_and_still_starts_with_the_user() {
         use Role::{Assistant, User};
-        let long = "x".repeat(HISTORY_CHARS - 1);
+        let long = "x".repeat(Plan::MAX_PROMPT_BYTES - "new".len() - "b".len());
         check(
             &[past("user", "complete", "old"), past("assistant", "complete", &long), past("user", "complete", "b")],
             &[(User, "b"), (User, "new")],
@@ -123,6 +154,27 @@ mod tests {
             &[past("user", "complete", "a"), past("assistant", "complete", "b")],
             &[(User, "a"), (Assistant, "b"), (User, "new")],
         );
+    }
+
+    #[test]
+    fn a_prompt_is_never_longer_than_the_hold_reckons() {
+        let past: Vec<Past> = (0..40)
+            .map(|at| past(if at % 2 == 0 { "user" } else { "assistant" }, "complete", &"ü".repeat(4000)))
+            .collect();
+        for (system, content) in [(0, 1), (20_000, 32_000), (70_000, 3)] {
+            let turns = turns(&past, &"x".repeat(content), system);
+            let length = bytes(&" ".repeat(system), &turns);
+            assert!(length <= Plan::MAX_PROMPT_BYTES.max(system + content), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_conversation_that_this_process_has_seen_is_not_taken_for_the_longest() {
+        let (seen, unseen) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        remember(seen, 700);
+        assert_eq!((bound(seen, "four"), bound(unseen, "four")), (704, Plan::MAX_PROMPT_BYTES));
+        remember(seen, 7_000_000);
+        assert_eq!(bound(seen, "four"), Plan::MAX_PROMPT_BYTES);
     }
 
     #[test]

@@ -6,34 +6,32 @@ use uuid::Uuid;
 
 use super::{Message, Usage, opening::REPLY_IN_PROGRESS, reply::Asked};
 use crate::{
-    claude::{self, Prompt},
+    admission::{Gate, stored::epoch_ms},
+    budget, claude,
     db::ToSql,
-    error::{Error, OnConstraint, Result},
-    idempotency,
-    plan::Plan,
-    price, sql,
+    error::{Error, Result},
+    fault, idempotency, price, sql,
 };
 
-/// A reply whose producer has not renewed its lease for so long belongs to a process that died.
-const LEASE: Duration = Duration::from_secs(90);
+/// A reply whose producer has not renewed its lease for so long belongs to a process that died. With the minute between
+/// two runs of the cron that ends such replies, nobody waits for one longer than two minutes.
+const LEASE: Duration = Duration::from_secs(60);
 /// Seconds between attempts to write the end of a reply, which was paid for.
 const END_RETRIES: [u64; 5] = [1, 2, 4, 8, 16];
 
 /// The rows of a message and its reply.
 pub(super) struct Record<'a> {
     asked: &'a Asked,
-    plan: Plan,
+    gate: Gate,
     key_label: &'a str,
     pub(super) message: Message,
     pub(super) reply_id: Uuid,
     pub(super) model: String,
-    /// The most that the call can cost, which the ledger holds until the provider's numbers are there.
-    most_microusd: i64,
 }
 
 impl<'a> Record<'a> {
     /// Prepares the rows; nothing is written yet.
-    pub(super) fn new(asked: &'a Asked, plan: Plan, key_label: &'a str, prompt: &Prompt) -> Self {
+    pub(super) fn new(asked: &'a Asked, gate: Gate, key_label: &'a str, model: &str) -> Self {
         let message = Message {
             id: asked.app.new_id(),
             role: "user".to_owned(),
@@ -43,18 +41,19 @@ impl<'a> Record<'a> {
             usage: None,
             created_at: asked.now,
         };
-        let reply_id = asked.app.new_id();
-        let most_microusd = cost_microusd(&prompt.model, &most(prompt), asked.now);
-        Self { asked, plan, key_label, message, reply_id, model: prompt.model.clone(), most_microusd }
+        Self { asked, gate, key_label, message, reply_id: asked.app.new_id(), model: model.to_owned() }
     }
 
-    /// Writes that Claude was asked.
-    pub(super) async fn begin(&self) -> Result<()> {
+    /// Writes that Claude was asked, with the most that it can cost, and says how many messages that makes today. The
+    /// same statement keeps the limits: what is over one changes nothing.
+    pub(super) async fn begin(&self) -> Result<i64> {
         let Asked { app, session, subject, discussion, key, request, now, .. } = self.asked;
         let (user, lease) = (session.claims.sub, *now + LEASE);
         let hash = key.as_ref().map(|_| self.asked.fingerprint());
-        let (subject, plan) = (subject.as_str(), self.plan.name());
-        let values: [&(dyn ToSql + Sync); 15] = [
+        let (subject, plan) = (subject.as_str(), self.gate.plan().name());
+        let (today, now_ms) = (budget::day(*now), epoch_ms(*now));
+        let month = budget::month(today);
+        let values: [&(dyn ToSql + Sync); 24] = [
             &user,
             discussion,
             &self.message.id,
@@ -69,13 +68,25 @@ impl<'a> Record<'a> {
             &subject,
             &plan,
             &self.key_label,
-            &self.most_microusd,
+            &self.gate.hold,
+            &today,
+            &self.gate.messages,
+            &self.gate.spent,
+            &now_ms,
+            &self.gate.burst_every_ms,
+            &self.gate.burst_most_ms,
+            &self.gate.day,
+            &self.gate.month,
+            &month,
         ];
-        let begun = app.db()?.execute(&BEGIN, &values).await;
-        match begun.on_constraint("messages_one_streaming_reply_key", REPLY_IN_PROGRESS)? {
-            0 if key.is_some() => Err(idempotency::IN_PROGRESS),
-            0 => Err(Error::NotFound),
-            _ => Ok(()),
+        let begun = app.db()?.optional(&BEGIN, &values).await;
+        fault::step(app, "begun").await;
+        match begun {
+            Err(error) if error.constraint() == Some("messages_one_streaming_reply_key") => Err(REPLY_IN_PROGRESS),
+            Err(error) => Err(self.gate.refused(error)),
+            Ok(None) if key.is_some() => Err(idempotency::IN_PROGRESS),
+            Ok(None) => Err(Error::NotFound),
+            Ok(Some(messages)) => Ok(messages),
         }
     }
 
@@ -112,6 +123,7 @@ impl<'a> Record<'a> {
             &write_1h,
             &ended_at,
         ];
+        fault::step(app, "told").await;
         let mut waits = END_RETRIES.into_iter();
         while let Err(error) = app.db()?.execute(&END, &values).await {
             let Some(wait) = waits.next() else { return Err(error.into()) };
@@ -137,24 +149,18 @@ impl<'a> Record<'a> {
     }
 }
 
-/// No token is shorter than a byte, so that the prompt's bytes are at least its tokens; and none is dearer than one that
-/// is written to the cache.
-fn most(prompt: &Prompt) -> claude::Usage {
-    let bytes = prompt.system.len() + prompt.turns.iter().map(|turn| turn.text.len()).sum::<usize>();
-    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-    claude::Usage { cache_write_5m: bytes, output: prompt.max_tokens, ..claude::Usage::default() }
-}
-
 fn cost_microusd(model: &str, usage: &claude::Usage, at: OffsetDateTime) -> i64 {
     price::cost_microusd(model, usage, at).expect("configuration takes only models with a price")
 }
 
 sql! {
-    /// The question, the reply's place, the ledger's row and the key, all or nothing. No row changes where the key is
-    /// taken or the discussion is gone.
+    /// The question, the reply's place, the ledger's row, what the ledger adds up to, and the key: all or nothing. No
+    /// row changes where the key is taken or the discussion is gone. The rows that everybody writes come last, so that
+    /// they are locked for the shortest time.
     write BEGIN(
-        UUID, UUID, UUID, TEXT, UUID, TEXT, TIMESTAMPTZ, TIMESTAMPTZ, TEXT, BYTEA, UUID, TEXT, TEXT, TEXT, INT8
-    ) -> () = "
+        UUID, UUID, UUID, TEXT, UUID, TEXT, TIMESTAMPTZ, TIMESTAMPTZ, TEXT, BYTEA, UUID, TEXT, TEXT, TEXT, INT8,
+        DATE, INT8, INT8, INT8, INT8, INT8, INT8, INT8, DATE
+    ) -> i64 = "
         with claimed as (
           insert into idempotency_keys (user_id, key, request_hash, reply_id, created_at)
           select $1, $9::text, $10::bytea, $5::uuid, $8::timestamptz where $9 is not null
@@ -170,16 +176,46 @@ sql! {
         ), reply as (
           insert into messages (id, discussion_id, role, status, content, reply_to, model, lease_expires_at, created_at)
           select $5, id, 'assistant', 'streaming', '', $3, $6, $7, $8 from bumped
+          returning id
+        ), taken as (
+          insert into subject_days as s (subject, day, messages, spent_microusd, burst_ms)
+          select $12, $16, at_most(1, $17, 'subject_days_messages'),
+            at_most($15, $18, 'subject_days_spent'),
+            $19 + at_most(
+              greatest((select y.burst_ms from subject_days y where y.subject = $12 and y.day = $16::date - 1), $19) + $20 - $19,
+              $21, 'subject_days_burst')
+          from reply
+          on conflict (subject, day) do update
+          set messages = at_most(s.messages + 1, $17, 'subject_days_messages'),
+            spent_microusd = at_most(s.spent_microusd + $15, $18, 'subject_days_spent'),
+            burst_ms = $19 + at_most(greatest(s.burst_ms, $19) + $20 - $19, $21, 'subject_days_burst')
+          returning s.messages
+        ), spent as (
+          insert into budget_days as b (day, spent_microusd)
+          select $16, at_most(at_most($15, $22, 'budget_days_day'), $23 - before.spent, 'budget_days_month')
+          from taken, (
+            select coalesce(sum(d.spent_microusd), 0)::bigint as spent from budget_days d
+            where d.day >= $24 and d.day < $16
+          ) before
+          on conflict (day) do update
+          set spent_microusd = at_most(
+            at_most(b.spent_microusd + $15, $22, 'budget_days_day'),
+            $23 - (
+              select coalesce(sum(d.spent_microusd), 0)::bigint from budget_days d where d.day >= $24 and d.day < $16
+            ),
+            'budget_days_month')
+          returning day
         )
         insert into usage_events
           (request_id, user_id, message_id, subject, plan, model, key_label, outcome, cost_microusd, created_at)
-        select $11, $1, $5, $12, $13, $6, $14, 'running', $15, $8 from bumped";
+        select $11, $1, $5, $12, $13, $6, $14, 'running', $15, $8 from spent
+        returning (select taken.messages from taken)";
 
     write SAVE(UUID, TEXT, TIMESTAMPTZ) -> () = "
         update messages set content = $2, lease_expires_at = $3 where id = $1 and status = 'streaming'";
 
     /// Safe to repeat, and right even after the lease ran out under a producer that was only slow. A failed reply frees
-    /// its key, so that the same request may be tried again.
+    /// its key, so that the same request may be tried again. What the ledger adds up to follows the ledger.
     write END(UUID, TEXT, TEXT, INT8, INT8, INT8, INT8, INT8, UUID, BOOL, INT8, INT8, TIMESTAMPTZ) -> () = "
         with ended as (
           update messages
@@ -188,10 +224,21 @@ sql! {
           where id = $1
         ), freed as (
           delete from idempotency_keys where reply_id = $1 and $2 = 'failed'
+        ), before as (
+          select request_id, subject, (created_at at time zone 'UTC')::date as day, counted, cost_microusd
+          from usage_events where request_id = $9 for update
+        ), given_back as (
+          update subject_days s
+          set messages = s.messages + $10::bool::int - before.counted::int,
+            spent_microusd = s.spent_microusd + $8 - before.cost_microusd
+          from before where s.subject = before.subject and s.day = before.day
+        ), settled as (
+          update budget_days b set spent_microusd = b.spent_microusd + $8 - before.cost_microusd
+          from before where b.day = before.day and before.cost_microusd <> $8
         )
-        update usage_events
+        update usage_events e
         set outcome = $2, input_tokens = $4, cache_write_5m_tokens = $11, cache_write_1h_tokens = $12,
           cache_read_tokens = $6, output_tokens = $7, cost_microusd = $8, counted = $10, estimated = false,
           ended_at = $13
-        where request_id = $9";
+        from before where e.request_id = before.request_id";
 }

@@ -12,17 +12,17 @@ use uuid::Uuid;
 use super::{
     Message, MessageRow,
     opening::{Granted, Opening},
+    prompt,
     record::Record,
     send::Start,
 };
 use crate::{
-    admission::{Admission, Subject},
+    admission::{Admission, Gate, Subject},
     app::App,
     auth::Session,
     claude::{self, Claude, Prompt},
     error::{Error, Result},
-    idempotency,
-    plan::Plan,
+    fault, idempotency,
     quota::Quota,
     sql, telemetry,
 };
@@ -62,21 +62,23 @@ pub(super) enum Event {
 impl Asked {
     /// Answers the message, to the end. The listener may leave at any time: what it would have heard is kept.
     pub(super) async fn produce(self, tell: UnboundedSender<Event>) {
-        if let Err(refusal) = self.answer(&tell).await {
+        let answer = telemetry::noting(self.answer(&tell));
+        if let Err(refusal) = answer.await {
             let _gone = tell.send(Event::Refused(refusal));
         }
     }
 
     async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<()> {
         let (claude, models) = (self.app.claude()?, self.app.config().models.clone()?);
-        let admission = Admission::new(&self.app, &self.subject, self.request, self.now)?;
+        let admission = Admission::new(&self.app, &self.subject, &self.session, self.request, self.now)?;
         let granted = match self.open(&admission).await? {
             Opening::Replay { reply, plan, quota } => {
                 return self.replay(reply, plan.model(&models), quota, tell).await;
             }
             Opening::Ask(granted) => granted,
         };
-        let Granted { plan, quota, system, turns } = granted;
+        let Granted { gate, system, turns } = granted;
+        let plan = gate.plan();
         let prompt = Prompt {
             model: plan.model(&models).to_owned(),
             max_tokens: plan.max_output_tokens(),
@@ -84,11 +86,13 @@ impl Asked {
             turns,
             user_id: self.session.claims.sub.to_string(),
         };
-        let record = Record::new(self, plan, claude.key_label(), &prompt);
-        let mut reply = Reply { asked: self, admission, plan, quota, record, text: String::new(), first_text: None };
+        let record = Record::new(self, gate, claude.key_label(), &prompt.model);
+        let length = prompt::bytes(&prompt.system, &prompt.turns);
+        let mut reply =
+            Reply { asked: self, admission, gate, taken: 0, length, record, text: String::new(), first_text: None };
         match reply.begin_and_call(claude, &prompt).await {
             Err(refused) => {
-                self.give_back(&reply.admission).await;
+                reply.admission.give_back().await;
                 Err(refused)
             }
             Ok(Err(failed)) => Err(reply.end(Some(failed), claude::Usage::default()).await?.2.unwrap_or(INTERRUPTED)),
@@ -121,34 +125,42 @@ impl Asked {
 struct Reply<'a> {
     asked: &'a Asked,
     admission: Admission<'a>,
-    plan: Plan,
-    quota: Quota,
+    gate: Gate,
+    /// Messages today, this one included.
+    taken: i64,
+    /// Bytes of the prompt.
+    length: usize,
     record: Record<'a>,
     text: String,
     first_text: Option<Instant>,
 }
 
 impl Reply<'_> {
-    /// Asks Claude and, meanwhile, writes that it was asked. If that cannot be written the call is dropped.
-    async fn begin_and_call(&self, claude: &Claude, prompt: &Prompt) -> Result<Result<claude::Reply, claude::Error>> {
+    /// Asks Claude and, meanwhile, writes that it was asked. If that cannot be written the call is dropped. Where nobody
+    /// but the writing statement keeps the limits, it comes first.
+    async fn begin_and_call(
+        &mut self,
+        claude: &Claude,
+        prompt: &Prompt,
+    ) -> Result<Result<claude::Reply, claude::Error>> {
+        if self.gate.is_degraded() {
+            self.taken = self.record.begin().await?;
+            return Ok(claude.stream(prompt).await);
+        }
         let mut call = pin!(claude.stream(prompt));
         let mut begin = pin!(self.record.begin());
-        tokio::select! {
-            begun = &mut begin => {
-                begun?;
-                Ok(call.await)
-            }
-            called = &mut call => {
-                begin.await?;
-                Ok(called)
-            }
-        }
+        let (taken, called) = tokio::select! {
+            begun = &mut begin => (begun?, call.await),
+            called = &mut call => (begin.await?, called),
+        };
+        self.taken = taken;
+        Ok(called)
     }
 
     async fn relay(mut self, mut stream: claude::Reply, tell: &UnboundedSender<Event>) -> Result<()> {
         let Record { message, reply_id, model, .. } = &self.record;
         let (message, model) = (message.clone(), model.clone());
-        let start = Start { message, reply_id: *reply_id, model, quota: self.quota, replayed: false };
+        let start = Start { message, reply_id: *reply_id, model, quota: self.gate.quota(self.taken), replayed: false };
         let _gone = tell.send(Event::Start(start));
         let failure = self.listen(&mut stream, tell).await.err();
         let (reply, quota, failure) = self.end(failure, stream.usage()).await?;
@@ -190,14 +202,18 @@ impl Reply<'_> {
             Some(_) => "partial",
         };
         let ended = self.record.end(status, &self.text, &usage).await;
+        fault::step(&self.asked.app, "ended").await;
         self.log(status, failure.as_ref(), &ended);
         let reply = ended?;
         if status == "failed" && usage == claude::Usage::default() {
-            self.asked.give_back(&self.admission).await;
-            self.quota = self.admission.quota(self.plan, self.quota.used.saturating_sub(1));
+            self.admission.give_back().await;
+            self.taken -= 1;
+        } else {
+            self.admission.settle(reply.usage.as_ref().map_or(self.gate.hold, |usage| usage.cost_microusd)).await;
+            prompt::remember(self.asked.discussion, self.length + self.text.len());
         }
         let failure = failure.map(|failure| if status == "failed" { failure.into() } else { INTERRUPTED });
-        Ok((reply, self.quota, failure))
+        Ok((reply, self.gate.quota(self.taken), failure))
     }
 
     fn log(&self, status: &str, failure: Option<&claude::Error>, ended: &Result<Message>) {
@@ -207,12 +223,13 @@ impl Reply<'_> {
         let begun = self.asked.begun;
         let first_text_ms = self.first_text.map(|first| (first - begun).as_secs_f64() * 1e3);
         let duration_ms = begun.elapsed().as_secs_f64() * 1e3;
+        let telemetry::Notes { redis_requests, redis_failures, degraded, .. } = telemetry::notes();
         match failure.map(|failure| telemetry::chain(failure)) {
             None => {
-                tracing::info!(request.id = %request, status, model, output_tokens, cost_microusd, first_text_ms, duration_ms, "reply")
+                tracing::info!(request.id = %request, status, model, output_tokens, cost_microusd, first_text_ms, duration_ms, redis_requests, redis_failures, degraded, "reply")
             }
             Some(cause) => {
-                tracing::warn!(request.id = %request, status, model, output_tokens, cost_microusd, first_text_ms, duration_ms, cause, "reply");
+                tracing::warn!(request.id = %request, status, model, output_tokens, cost_microusd, first_text_ms, duration_ms, redis_requests, redis_failures, degraded, cause, "reply");
             }
         }
     }

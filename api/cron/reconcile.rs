@@ -1,0 +1,12 @@
+//! /api/cron/reconcile
+//!
+//! GET   cron   end what dead processes left, compare Redis with the ledger   200 · 401 · 503
+//!
+//! Logic: `iconoclash::routes::cron`.
+
+use iconoclash::{routes::cron, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(cron::router).await
+}

@@ -1,0 +1,126 @@
+//! Spending limits: what a user of each plan, and the whole service, may cost. Kept in Postgres, and for a minute in
+//! Redis, where admission reads them.
+
+use serde::Deserialize;
+use serde_json::Value;
+use time::{Date, Duration, OffsetDateTime, UtcOffset};
+use upstash_redis_rs::Command;
+
+use crate::{
+    app::App,
+    error::{Error, Result},
+    plan::Plan,
+    redis, sql,
+};
+
+/// The key under which admission finds the limits; it is kept for a minute.
+pub(crate) const REDIS_KEY: &str = "{rl}:caps";
+
+/// Micro-dollars that may be spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Budgets {
+    /// By one network a UTC day.
+    pub guest: i64,
+    /// By one free user a UTC day.
+    pub free: i64,
+    /// By one paying user a UTC day.
+    pub pro: i64,
+    /// By everybody together a UTC day.
+    pub day: i64,
+    /// By everybody together a UTC month.
+    pub month: i64,
+}
+
+impl Budgets {
+    /// From `{scope: micro-dollars}`, as Postgres aggregates the table.
+    pub fn from_json(scopes: Value) -> Result<Self> {
+        serde_json::from_value(scopes).map_err(|error| Error::Internal(format!("the table budgets: {error}").into()))
+    }
+
+    /// What one user of a plan may cost a day.
+    pub fn of(&self, plan: Plan) -> i64 {
+        match plan {
+            Plan::Guest => self.guest,
+            Plan::Free => self.free,
+            Plan::Pro => self.pro,
+        }
+    }
+
+    /// As the admission script reads them.
+    pub(crate) fn as_words(&self) -> String {
+        let Self { guest, free, pro, day, month } = self;
+        format!("{guest} {free} {pro} {day} {month}")
+    }
+}
+
+/// The scopes of the table, in the order in which people read them.
+pub const SCOPES: [&str; 5] = ["guest", "free", "pro", "day", "month"];
+
+/// All limits, from Postgres.
+pub async fn read(app: &App) -> Result<Budgets> {
+    Budgets::from_json(app.db()?.one(&ALL, &[]).await?)
+}
+
+/// Sets one limit. Every instance follows with its next message, or within a minute if Redis cannot be told.
+pub async fn set(app: &App, scope: &str, limit_microusd: i64) -> Result<Followed> {
+    match app.db()?.execute(&SET, &[&scope, &limit_microusd, &app.now()]).await? {
+        0 => Err(Error::invalid("scope", format!("must be one of {}", SCOPES.join(", ")))),
+        _ => match app.redis()?.exec::<i64>(&Command::new("DEL").arg(REDIS_KEY).idempotent()).await {
+            Ok(_) => Ok(Followed::AtOnce),
+            Err(cause) => Ok(Followed::WithinAMinute(cause)),
+        },
+    }
+}
+
+/// When a new limit holds.
+#[derive(Debug)]
+pub enum Followed {
+    /// With the next message.
+    AtOnce,
+    /// When Redis forgets the old one by itself.
+    WithinAMinute(redis::Error),
+}
+
+/// The UTC day that a moment belongs to.
+pub(crate) fn day(at: OffsetDateTime) -> Date {
+    at.to_offset(UtcOffset::UTC).date()
+}
+
+/// The first day of the month that a day belongs to.
+pub(crate) fn month(day: Date) -> Date {
+    day.replace_day(1).expect("every month has a first day")
+}
+
+/// When the month of a day ends.
+pub(crate) fn month_ends(day: Date) -> OffsetDateTime {
+    let next = month(month(day) + Duration::days(31));
+    next.midnight().assume_utc()
+}
+
+sql! {
+    read ALL() -> Value = "select jsonb_object_agg(scope, limit_microusd) from budgets";
+
+    write SET(TEXT, INT8, TIMESTAMPTZ) -> () = "
+        update budgets set limit_microusd = $2, updated_at = $3 where scope = $1";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::{date, datetime};
+
+    #[test]
+    fn days_and_months_are_utc() {
+        assert_eq!(day(datetime!(2026-11-30 23:30 -02:00)), date!(2026 - 12 - 01));
+        assert_eq!(month(date!(2026 - 12 - 31)), date!(2026 - 12 - 01));
+        assert_eq!(month_ends(date!(2026 - 12 - 31)), datetime!(2027-01-01 0:00 UTC));
+        assert_eq!(month_ends(date!(2026 - 02 - 01)), datetime!(2026-03-01 0:00 UTC));
+    }
+
+    #[test]
+    fn a_table_that_lacks_a_scope_says_so() {
+        let scopes = serde_json::json!({"guest": 1, "free": 2, "pro": 3, "day": 4});
+        let Err(Error::Internal(cause)) = Budgets::from_json(scopes) else { panic!("it was taken") };
+        assert!(cause.to_string().contains("month"), "{cause}");
+    }
+}

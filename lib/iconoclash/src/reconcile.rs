@@ -1,0 +1,160 @@
+//! What crashes and outages left behind, put right: replies whose process died are ended, holds that nobody settled are,
+//! and what Redis counts is compared with the ledger.
+//!
+//! Safe to run twice and at the same time: a reply is ended by one statement, a hold settles once, and a counter is set
+//! only if nobody has changed it since it was read.
+
+mod counters;
+
+use serde::Serialize;
+use time::{Duration, OffsetDateTime};
+use upstash_redis_rs::Command;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    admission::stored::{OPEN_HOLDS, OpenHold, epoch_ms},
+    app::App,
+    cache,
+    error::{Error, Result},
+    row, sql, telemetry,
+};
+
+/// A hold without a row in the ledger belongs to a process that died before it wrote one, which takes seconds.
+const ADMITTED_WITHOUT_ROW: Duration = Duration::minutes(2);
+/// Commands of one pipeline.
+const BATCH: usize = 100;
+
+/// What was done.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Report {
+    /// Replies whose process had died.
+    replies_ended: i64,
+    /// Holds whose reply had ended without settling them.
+    holds_settled: usize,
+    /// Holds that came to nothing.
+    holds_dropped: usize,
+    /// Cached values of which Redis was told late that they were stale.
+    stale_values: usize,
+    /// Subjects whose day was compared with the ledger.
+    subjects_compared: usize,
+    /// Those that differed and were set right.
+    subjects_repaired: usize,
+    /// Whether everybody's spending differed and was set right.
+    budget_repaired: bool,
+    /// Why Redis was left as it is, where it could not be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<String>,
+}
+
+/// Puts right what there is.
+pub async fn run(app: &App) -> Result<Report> {
+    let started = app.now();
+    let mut report = Report { replies_ended: end_expired(app, None).await?, ..Report::default() };
+    app.db()?.execute(&FORGET_LIMITS, &[&epoch_ms(started - Duration::DAY)]).await?;
+    if let Err(cause) = reconcile_redis(app, started, &mut report).await {
+        let cause = match cause {
+            Error::Unavailable { cause, .. } => telemetry::chain(cause.as_ref()),
+            other => return Err(other),
+        };
+        tracing::warn!(cause, "Redis is left as it is");
+        report.redis = Some("unavailable".to_owned());
+    }
+    let told = serde_json::to_value(&report).map_err(|error| Error::Internal(error.into()))?;
+    app.db()?.execute(&NOTE_RUN, &[&app.new_id(), &"reconcile", &started, &app.now(), &told]).await?;
+    Ok(report)
+}
+
+/// Ends replies whose lease ran out, of one discussion or of all. What was written stays, the ledger keeps the most that
+/// the call can have cost, and where nothing was written the message does not count.
+pub async fn end_expired(app: &App, discussion: Option<Uuid>) -> Result<i64> {
+    Ok(app.db()?.one(&END_EXPIRED, &[&app.now(), &discussion]).await?)
+}
+
+async fn reconcile_redis(app: &App, now: OffsetDateTime, report: &mut Report) -> Result<()> {
+    report.stale_values = cache::tell_stale(app).await?;
+    settle_open_holds(app, now, report).await?;
+    counters::compare(app, now, report).await
+}
+
+/// Holds whose reply has ended are settled, and those of which no reply came are dropped.
+async fn settle_open_holds(app: &App, now: OffsetDateTime, report: &mut Report) -> Result<()> {
+    let open = open_holds(app).await?;
+    let requests: Vec<Uuid> = open.iter().map(|(hold, _)| hold.request).collect();
+    let ledger = app.db()?.all(&BY_REQUEST, &[&requests]).await?;
+    let mut settling = Vec::new();
+    for (hold, admitted_ms) in &open {
+        match ledger.iter().find(|row| row.request_id == hold.request) {
+            Some(row) if row.running => {}
+            Some(row) => {
+                report.holds_settled += 1;
+                settling.push(hold.settle(row.cost_microusd, !row.counted));
+            }
+            None if *admitted_ms < epoch_ms(now - ADMITTED_WITHOUT_ROW) => {
+                report.holds_dropped += 1;
+                settling.push(hold.settle(0, true));
+            }
+            None => {}
+        }
+    }
+    for batch in settling.chunks(BATCH) {
+        for settled in app.redis()?.pipeline(batch).await? {
+            settled.map_err(crate::redis::Error::from)?;
+        }
+    }
+    Ok(())
+}
+
+/// Every open hold and when it was admitted, oldest first.
+async fn open_holds(app: &App) -> Result<Vec<(OpenHold, i64)>> {
+    let range = Command::new("ZRANGE").arg(OPEN_HOLDS).arg(0).arg(9_999).arg("WITHSCORES").idempotent();
+    let words: Vec<String> = app.redis()?.exec(&range).await?;
+    let pairs = words.chunks_exact(2);
+    Ok(pairs.filter_map(|pair| Some((OpenHold::parse(&pair[0])?, pair[1].parse::<f64>().ok()? as i64))).collect())
+}
+
+row! {
+    struct LedgerRow { request_id: Uuid, running: bool, counted: bool, cost_microusd: i64 }
+}
+
+sql! {
+    /// A slow producer that still lives writes its own end over this one.
+    write END_EXPIRED(TIMESTAMPTZ, UUID) -> i64 = "
+        with expired as (
+          select id from messages
+          where status = 'streaming' and lease_expires_at <= $1 and ($2::uuid is null or discussion_id = $2)
+          order by lease_expires_at limit 1000 for update skip locked
+        ), ended as (
+          update messages m
+          set status = case when m.content = '' then 'failed' else 'partial' end, lease_expires_at = null
+          from expired where m.id = expired.id
+          returning m.id, m.status
+        ), freed as (
+          delete from idempotency_keys k using ended where k.reply_id = ended.id and ended.status = 'failed'
+        ), orphaned as (
+          -- Its discussion was deleted while it ran.
+          select e.message_id as id, 'partial' as status from usage_events e
+          where $2::uuid is null and e.outcome = 'running' and e.created_at < $1 - interval '10 minutes'
+            and not exists (select from messages m where m.id = e.message_id)
+        ), told as (
+          update usage_events e
+          set outcome = over.status, ended_at = $1, counted = over.status <> 'failed'
+          from (select id, status from ended union all select id, status from orphaned) over
+          where e.message_id = over.id and e.outcome = 'running'
+          returning e.subject, (e.created_at at time zone 'UTC')::date as day, e.counted
+        ), given_back as (
+          update subject_days s set messages = s.messages - uncounted.messages
+          from (select subject, day, count(*) as messages from told where not counted group by 1, 2) uncounted
+          where s.subject = uncounted.subject and s.day = uncounted.day
+        )
+        select count(*) from told";
+
+    read BY_REQUEST(UUID_ARRAY) -> LedgerRow = "
+        select request_id, outcome = 'running' as running, counted, cost_microusd
+        from usage_events where request_id = any($1::uuid[])";
+
+    write FORGET_LIMITS(INT8) -> () = "delete from rate_limits where arrival_ms < $1";
+
+    write NOTE_RUN(UUID, TEXT, TIMESTAMPTZ, TIMESTAMPTZ, JSONB) -> () = "
+        insert into cron_runs (id, job, started_at, ended_at, report) values ($1, $2, $3, $4, $5)";
+}
