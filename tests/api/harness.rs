@@ -118,7 +118,7 @@ impl TestApp {
         panic!("{query}: {seen} instead of {expected}");
     }
 
-    async fn connect(&self) -> PgConnection {
+    pub(crate) async fn connect(&self) -> PgConnection {
         let url = format!("{}/{}", needed("ICONOCLASH_TEST_POSTGRES"), self.database);
         PgConnection::connect(&url).await.unwrap()
     }

@@ -7,12 +7,14 @@
 
 mod contract;
 mod harness;
+mod ledger;
 mod surroundings;
 
 mod accounts;
 mod discussions;
 mod limits;
 mod messages;
+mod money;
 mod platform;
 mod replies;
 mod round_trips;

@@ -66,6 +66,9 @@ impl Subject {
     }
 }
 
+/// By how much the clocks of two instances may differ.
+const CLOCK_TOLERANCE_MS: i64 = 250;
+
 /// The script's answer where it lacks something that the caller can tell it.
 const UNKNOWN: u8 = 7;
 
@@ -208,7 +211,7 @@ impl<'a> Admission<'a> {
         let hold = (ledger.prompt_bytes as u64 * rate + reply).div_ceil(1_000_000);
         let hold = i64::try_from(hold).unwrap_or(i64::MAX);
         let every = self.burst_every_ms();
-        let most = every * i64::from(self.quotas.burst_per_minute);
+        let most = self.burst_most_ms();
         let now = epoch_ms(self.now);
         let wait = ledger.burst_ms.max(now) + every - now - most;
         let wait = if wait > 0 { wait } else { every };
@@ -274,6 +277,12 @@ impl<'a> Admission<'a> {
         }
     }
 
+    /// Messages that come at once do not arrive in the order of their instances' clocks.
+    fn burst_most_ms(&self) -> i64 {
+        let every = self.burst_every_ms();
+        every * i64::from(self.quotas.burst_per_minute) + CLOCK_TOLERANCE_MS.min(every / 2)
+    }
+
     fn burst_every_ms(&self) -> i64 {
         60_000 / i64::from(self.quotas.burst_per_minute.max(1))
     }
@@ -292,7 +301,6 @@ impl<'a> Admission<'a> {
         keys.extend(stored::earlier_days(day));
         // That a network is a guest is no news, and each command is billed.
         let keep_plan = if self.subject.is_network() { 0 } else { KEEP_PLAN.as_secs() };
-        let burst = self.burst_every_ms() * i64::from(self.quotas.burst_per_minute);
         let mut args: Vec<Arg> = vec![
             self.request.to_string().into(),
             epoch_ms(self.now).into(),
@@ -303,7 +311,7 @@ impl<'a> Admission<'a> {
             format!("{day} {} {} ", self.subject.0, self.request).into(),
             budgets.map_or(String::new(), Budgets::as_words).into(),
             self.burst_every_ms().into(),
-            burst.into(),
+            self.burst_most_ms().into(),
             KEEP_SUBJECT_DAY.as_secs().into(),
         ];
         for (plan, (rate, reply)) in Plan::ALL.into_iter().zip(self.prices) {

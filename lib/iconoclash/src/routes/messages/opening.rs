@@ -126,7 +126,9 @@ sql! {
           k.request_hash as key_hash, k.reply_id as key_reply,
           (select lease_expires_at from messages where id = k.reply_id) as key_reply_lease,
           coalesce(s.messages, 0) as messages, coalesce(s.spent_microusd, 0) as spent,
-          coalesce(s.burst_ms, 0) as burst_ms,
+          coalesce(
+            s.burst_ms, (select y.burst_ms from subject_days y where y.subject = $6 and y.day = $7::date - 1), 0
+          ) as burst_ms,
           coalesce((select spent_microusd from budget_days where day = $7), 0) as today,
           (select coalesce(sum(spent_microusd), 0)::bigint from budget_days where day between $8 and $7) as month,
           (select jsonb_agg(jsonb_build_array(e.request_id, e.cost_microusd)) from usage_events e

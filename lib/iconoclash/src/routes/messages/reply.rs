@@ -186,6 +186,7 @@ impl Reply<'_> {
             let Some(text) = next? else { return Ok(()) };
             self.first_text.get_or_insert_with(Instant::now);
             self.text.push_str(&text);
+            fault::step(&self.asked.app, "relaying").await;
             let _gone = tell.send(Event::Delta(text));
         }
     }
@@ -212,6 +213,7 @@ impl Reply<'_> {
             self.admission.settle(reply.usage.as_ref().map_or(self.gate.hold, |usage| usage.cost_microusd)).await;
             prompt::remember(self.asked.discussion, self.length + self.text.len());
         }
+        fault::step(&self.asked.app, "settled").await;
         let failure = failure.map(|failure| if status == "failed" { failure.into() } else { INTERRUPTED });
         Ok((reply, self.gate.quota(self.taken), failure))
     }
