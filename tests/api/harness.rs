@@ -153,6 +153,14 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    async fn read(method: &Method, path: &str, response: http::Response<Body>) -> Self {
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let json = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+        contract::check(method, path, parts.status, &parts.headers, &json);
+        Self { status: parts.status, headers: parts.headers, json }
+    }
+
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
@@ -187,11 +195,8 @@ impl Actor<'_> {
 
     pub(crate) async fn raw(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Body) -> Answer {
         let request = self.prepare(&method, path, headers, body);
-        let (parts, body) = self.app.call(request).await.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        let json = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        contract::check(&method, path, parts.status, &parts.headers, &json);
-        Answer { status: parts.status, headers: parts.headers, json }
+        let response = self.app.call(request).await;
+        Answer::read(&method, path, response).await
     }
 
     pub(crate) fn prepare(&self, method: &Method, path: &str, headers: &[(&str, &str)], body: Body) -> Request<Body> {
@@ -227,18 +232,25 @@ impl Actor<'_> {
 
     /// Sends a message and reads the reply as it comes.
     pub(crate) async fn stream(&self, discussion: &str, content: &str) -> Events {
+        self.try_stream(discussion, content).await.expect("a stream")
+    }
+
+    /// Sends a message and reads the reply as it comes, or the refusal.
+    pub(crate) async fn try_stream(&self, discussion: &str, content: &str) -> Result<Events, Answer> {
         let path = format!("/api/discussions/{discussion}/messages");
         let body = Body::from(json!({ "content": content }).to_string());
         let request = self.prepare(&Method::POST, &path, &[("accept", "text/event-stream")], body);
         let response = self.app.call(request).await;
-        assert_eq!(response.status(), StatusCode::OK);
+        if response.status() != StatusCode::OK {
+            return Err(Answer::read(&Method::POST, &path, response).await);
+        }
         assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
         let headers = response.headers().clone();
         let events = response.into_body().into_data_stream().eventsource().map(|event| {
             let event = event.unwrap();
             Event { id: event.id.parse().unwrap(), data: serde_json::from_str(&event.data).unwrap(), name: event.event }
         });
-        Events { headers, events: Box::pin(events) }
+        Ok(Events { headers, events: Box::pin(events) })
     }
 }
 

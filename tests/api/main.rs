@@ -11,10 +11,13 @@ mod ledger;
 mod surroundings;
 
 mod accounts;
+mod caches;
 mod discussions;
 mod limits;
 mod messages;
+mod model;
 mod money;
+mod outages;
 mod platform;
 mod replies;
 mod round_trips;

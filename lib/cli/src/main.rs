@@ -3,7 +3,11 @@
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use iconoclash_cli::doctor::{Verdict, doctor};
+use iconoclash::app::App;
+use iconoclash_cli::{
+    budgets::{self, Dollars},
+    doctor::{Verdict, doctor},
+};
 
 /// Looks after an Iconoclash deployment.
 #[derive(Parser)]
@@ -31,6 +35,26 @@ enum Command {
         #[command(flatten)]
         database: Database,
     },
+    /// Show the spending limits and what is spent of them, or set one
+    ///
+    /// Needs DATABASE_URL. With UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN a new limit holds at once, else
+    /// within a minute. Days and months are UTC.
+    Budgets {
+        #[command(subcommand)]
+        action: Option<Budgets>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Budgets {
+    /// Set one limit; every instance follows with its next message
+    Set {
+        /// guest, free or pro: of one user a day; day or month: of everybody together
+        #[arg(value_parser = iconoclash::budget::SCOPES)]
+        scope: String,
+        /// In dollars, such as 0.05 or 1500; 0 stops all spending of the scope
+        dollars: Dollars,
+    },
 }
 
 #[derive(Args)]
@@ -48,6 +72,7 @@ async fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Migrate { database } => migrate(database).await,
         Command::Doctor { database } => diagnose(database).await,
+        Command::Budgets { action } => budgets(action).await,
     }
 }
 
@@ -83,6 +108,24 @@ async fn diagnose(database: Database) -> ExitCode {
     match findings.iter().any(|finding| finding.verdict == Verdict::Failure) {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
+    }
+}
+
+async fn budgets(action: Option<Budgets>) -> ExitCode {
+    let app = App::from_env();
+    let told = match action {
+        None => budgets::show(&app).await,
+        Some(Budgets::Set { scope, dollars }) => budgets::set(&app, &scope, dollars).await.map(|line| vec![line]),
+    };
+    match told {
+        Ok(lines) => {
+            lines.iter().for_each(|line| say(line));
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     app::App,
     error::{Error, Result},
     plan::Plan,
-    redis, sql,
+    redis, row, sql,
 };
 
 /// The key under which admission finds the limits; it is kept for a minute.
@@ -72,6 +72,23 @@ pub async fn set(app: &App, scope: &str, limit_microusd: i64) -> Result<Followed
     }
 }
 
+/// What everybody has spent, held or settled, by the ledger.
+pub async fn spending(app: &App) -> Result<Spending> {
+    let today = day(app.now());
+    Ok(app.db()?.one(&SPENDING, &[&today, &month(today)]).await?)
+}
+
+row! {
+    /// Micro-dollars spent by everybody.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Spending {
+        /// This UTC day.
+        today: i64,
+        /// This UTC month.
+        month: i64,
+    }
+}
+
 /// When a new limit holds.
 #[derive(Debug)]
 pub enum Followed {
@@ -99,6 +116,11 @@ pub(crate) fn month_ends(day: Date) -> OffsetDateTime {
 
 sql! {
     read ALL() -> Value = "select jsonb_object_agg(scope, limit_microusd) from budgets";
+
+    /// A day, and the month that begins with another.
+    pub(crate) read SPENDING(DATE, DATE) -> Spending = "
+        select coalesce((select spent_microusd from budget_days where day = $1), 0) as today,
+          (select coalesce(sum(spent_microusd), 0)::bigint from budget_days where day between $2 and $1) as month";
 
     write SET(TEXT, INT8, TIMESTAMPTZ) -> () = "
         update budgets set limit_microusd = $2, updated_at = $3 where scope = $1";

@@ -11,7 +11,7 @@ use super::{BATCH, BY_REQUEST, LedgerRow, Report, open_holds};
 use crate::{
     admission::stored::{self, KEEP_DAY, OpenHold},
     app::App,
-    budget,
+    budget::{self, Spending},
     error::Result,
     redis, row, sql,
 };
@@ -105,7 +105,7 @@ async fn compare_budget(app: &App, day: Date) -> Result<Compared> {
     let known: Vec<Option<String>> = app.redis()?.exec(&read).await?;
     let open = open_now(app).await?;
     let ledger = ledger_of(app, &open).await?;
-    let Spending { today, month } = app.db()?.one(&SPENDING, &[&day, &budget::month(day)]).await?;
+    let Spending { today, month } = app.db()?.one(&budget::SPENDING, &[&day, &budget::month(day)]).await?;
     let number = |at: usize| known[at].as_deref().and_then(|text| text.parse::<i64>().ok()).unwrap_or_default();
     let Some(known_today) = known[0].clone() else {
         // Lost, or the day has not begun: the next send raises it.
@@ -138,10 +138,6 @@ row! {
     struct SubjectDay { subject: String, messages: i64, spent_microusd: i64 }
 }
 
-row! {
-    struct Spending { today: i64, month: i64 }
-}
-
 sql! {
     read LAST_RUN() -> OffsetDateTime = "
         select started_at from cron_runs where job = 'reconcile' order by started_at desc offset 1 limit 1";
@@ -152,8 +148,4 @@ sql! {
 
     read SUBJECT_DAYS(TEXT_ARRAY, DATE) -> SubjectDay = "
         select subject, messages, spent_microusd from subject_days where day = $2 and subject = any($1::text[])";
-
-    read SPENDING(DATE, DATE) -> Spending = "
-        select coalesce((select spent_microusd from budget_days where day = $1), 0) as today,
-          (select coalesce(sum(spent_microusd), 0)::bigint from budget_days where day between $2 and $1) as month";
 }

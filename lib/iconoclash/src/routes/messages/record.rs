@@ -214,8 +214,9 @@ sql! {
     write SAVE(UUID, TEXT, TIMESTAMPTZ) -> () = "
         update messages set content = $2, lease_expires_at = $3 where id = $1 and status = 'streaming'";
 
-    /// Safe to repeat, and right even after the lease ran out under a producer that was only slow. A failed reply frees
-    /// its key, so that the same request may be tried again. What the ledger adds up to follows the ledger.
+    /// Safe to repeat, and right even after the lease ran out under a producer that was only slow: a message that was
+    /// given back by then, and may have been sent again, stays given back. A failed reply frees its key, so that the same
+    /// request may be tried again. What the ledger adds up to follows the ledger.
     write END(UUID, TEXT, TEXT, INT8, INT8, INT8, INT8, INT8, UUID, BOOL, INT8, INT8, TIMESTAMPTZ) -> () = "
         with ended as (
           update messages
@@ -229,7 +230,7 @@ sql! {
           from usage_events where request_id = $9 for update
         ), given_back as (
           update subject_days s
-          set messages = s.messages + $10::bool::int - before.counted::int,
+          set messages = s.messages + (before.counted and $10::bool)::int - before.counted::int,
             spent_microusd = s.spent_microusd + $8 - before.cost_microusd
           from before where s.subject = before.subject and s.day = before.day
         ), settled as (
@@ -238,7 +239,7 @@ sql! {
         )
         update usage_events e
         set outcome = $2, input_tokens = $4, cache_write_5m_tokens = $11, cache_write_1h_tokens = $12,
-          cache_read_tokens = $6, output_tokens = $7, cost_microusd = $8, counted = $10, estimated = false,
+          cache_read_tokens = $6, output_tokens = $7, cost_microusd = $8, counted = before.counted and $10, estimated = false,
           ended_at = $13
         from before where e.request_id = before.request_id";
 }
