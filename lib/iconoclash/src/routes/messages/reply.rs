@@ -62,7 +62,7 @@ pub(super) enum Event {
 impl Asked {
     /// Answers the message, to the end. The listener may leave at any time: what it would have heard is kept.
     pub(super) async fn produce(self, tell: UnboundedSender<Event>) {
-        let answer = telemetry::noting(self.answer(&tell));
+        let answer = Box::pin(telemetry::noting(self.answer(&tell)));
         if let Err(refusal) = answer.await {
             let _gone = tell.send(Event::Refused(refusal));
         }
