@@ -246,3 +246,21 @@ async fn every_other_limit_refuses_and_says_how_long() {
     assert_eq!(again.problem(), (429, "rate_limited"));
     assert_eq!(app.redis_says(&["KEYS", "*10.0*"]).await, json!([]), "no address is stored");
 }
+
+#[tokio::test]
+async fn a_network_is_what_the_platform_says_and_cloudflare_only_with_our_secret() {
+    let app = TestApp::with(&[("TRUSTED_PROXY_SECRET", "a-secret-of-ours")]).await;
+    let crowd = app.anonymous();
+    let guest = async |headers: &[(&str, &str)]| {
+        crowd.request(Method::POST, "/api/auth/guest", headers, Value::Null).await.status.as_u16()
+    };
+    for _ in 0..20 {
+        assert_eq!(guest(&[]).await, 201);
+    }
+    // Whatever the caller invents, it is the same network.
+    for forged in ["x-forwarded-for", "x-real-ip", "cf-connecting-ip", "forwarded"] {
+        assert_eq!(guest(&[(forged, "192.0.2.77")]).await, 429, "{forged}");
+    }
+    assert_eq!(guest(&[("cf-connecting-ip", "192.0.2.77"), ("x-proxy-secret", "guessed")]).await, 429);
+    assert_eq!(guest(&[("cf-connecting-ip", "192.0.2.77"), ("x-proxy-secret", "a-secret-of-ours")]).await, 201);
+}

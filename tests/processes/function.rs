@@ -91,6 +91,11 @@ pub(crate) struct Function {
 
 impl Function {
     pub(crate) fn start(stores: &Stores, settings: &[(&str, &str)]) -> Self {
+        Self::start_logging_to(Stdio::null(), stores, settings)
+    }
+
+    /// Its log lines go where the caller says.
+    pub(crate) fn start_logging_to(log: Stdio, stores: &Stores, settings: &[(&str, &str)]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
@@ -98,7 +103,7 @@ impl Function {
             .env("VERCEL_DEV_PORT", port.to_string())
             .envs(stores.settings.iter().map(|(name, value)| (name, value)))
             .envs(settings.iter().copied())
-            .stdout(Stdio::null());
+            .stdout(log);
         let process = Mutex::new(command.spawn().unwrap());
         Self { process, url: format!("http://127.0.0.1:{port}"), http: reqwest::Client::new() }
     }
@@ -108,6 +113,12 @@ impl Function {
         let mut process = self.process.lock().unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
+    }
+
+    /// Who one is, by the session's route.
+    pub(crate) async fn session(&self, client: &Client) {
+        let call = self.http.get(format!("{}/api/auth/session", self.url));
+        assert_eq!(call.bearer_auth(&client.token).send().await.unwrap().status(), 200);
     }
 
     /// What the cron's call says.

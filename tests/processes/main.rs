@@ -14,6 +14,7 @@ use futures_util::future::join_all;
 use iconoclash::{routes, serve};
 use iconoclash_local::claude::Behaviour;
 use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::{Value, json};
 use std::{
     process::ExitCode,
     sync::atomic::{AtomicUsize, Ordering},
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let trials = vec![
         trial("of_200_messages_in_4_processes_the_last_one_is_answered_once", last_message),
         trial("of_200_messages_in_4_processes_the_last_money_is_spent_once", last_money),
+        trial("log_lines_tell_what_the_cache_gave_and_why_something_was_slower", logged),
         trial("a_process_that_is_killed_at_any_step_leaves_nothing_open", killed),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -102,6 +104,38 @@ async fn last_money() {
     let answers = send_all(&stores, &functions, &clients).await;
     assert_eq!(answers.iter().filter(|(status, _)| *status == 201).count(), 1);
     assert_eq!(answers.iter().filter(|answer| **answer == (503, "budget_spent".to_owned())).count(), MESSAGES - 1);
+}
+
+async fn logged() {
+    let stores = Stores::start(&[]).await;
+    let path = std::env::temp_dir().join(format!("iconoclash-log-{}", std::process::id()));
+    let log = || std::fs::File::create(&path).unwrap().into();
+    let lines = |message: &str| -> Vec<Value> {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["message"] == message).collect()
+    };
+    let warm = Function::start_logging_to(log(), &stores, &[]);
+    let ada = Client::sign_up(&warm, "ada").await;
+    for _ in 0..2 {
+        warm.session(&ada).await;
+    }
+    let told = lines("request").pop().unwrap();
+    assert_eq!((&told["cache_hits"], &told["redis_requests"], &told["degraded"]), (&json!(1), &json!(1), &Value::Null));
+    assert!(told["cache_age_ms"].as_i64().is_some_and(|age| age >= 0), "{told}");
+    warm.kill();
+
+    let alone = Function::start_logging_to(log(), &stores, &[("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9")]);
+    let discussion = ada.discussion(&alone).await;
+    assert_eq!(ada.send(&alone, &discussion).await.0, 201);
+    let told = lines("reply").pop().unwrap();
+    assert!(
+        told["degraded"].as_str().is_some_and(|cause| cause.contains("Redis") || cause.contains("store")),
+        "{told}"
+    );
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(!text.contains(&stores.around.settings["UPSTASH_REDIS_REST_TOKEN"]), "{text}");
+    std::fs::remove_file(&path).unwrap();
 }
 
 /// A step, the reply's status after reconciling, and whether the message counts.

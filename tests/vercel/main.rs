@@ -49,6 +49,9 @@ async fn vercel_dev_serves_every_route() {
     assert_eq!(client.get(&path).await["message_count"], 2);
     assert_eq!(client.call("PATCH", &path, json!({"title": "Why not"})).await, 200);
     assert_eq!(client.call("DELETE", &path, Value::Null).await, 204);
+    let user_token = client.token.replace(surroundings.settings["CRON_SECRET"].clone());
+    assert_eq!(client.get("/api/cron/reconcile").await["replies_ended"], 0);
+    client.token = user_token;
     assert_eq!(client.call("POST", "/api/auth/logout", Value::Null).await, 204);
     assert_eq!(client.call("GET", "/api/auth/session", Value::Null).await, 401);
 
@@ -71,6 +74,8 @@ async fn a_vercel_build_has_a_function_a_file_and_its_binary_streams_alone() {
     build.args(["build", "--yes", "--token", "x"]).env("VERCEL_BUILD_IMAGE", "1");
     assert!(build.status().unwrap().success(), "vercel build failed");
 
+    let output: Value = serde_json::from_slice(&fs::read(copy.join(".vercel/output/config.json")).unwrap()).unwrap();
+    assert_eq!(output["crons"], json!([{"path": "/api/cron/reconcile", "schedule": "* * * * *"}]));
     let functions = copy.join(".vercel/output/functions");
     let mut binaries = Vec::new();
     for file in api_files() {

@@ -24,6 +24,8 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("limi
 pub enum Limit {
     /// New accounts from a network.
     SignUp,
+    /// New accounts of one address, which a sign-up tells to be taken or not.
+    SignUpAs,
     /// New guests from a network.
     Guest,
     /// Attempts to sign in from a network.
@@ -67,6 +69,7 @@ impl Limit {
         const HOUR: Duration = Duration::from_secs(3600);
         match self {
             Self::SignUp => (10, HOUR),
+            Self::SignUpAs => (5, HOUR),
             Self::Guest => (20, HOUR),
             Self::SignIn => (30, 10 * MINUTE),
             Self::SignInTo => (10, 10 * MINUTE),
@@ -81,6 +84,7 @@ impl Limit {
     fn name(self) -> &'static str {
         match self {
             Self::SignUp => "signup",
+            Self::SignUpAs => "signup-address",
             Self::Guest => "guest",
             Self::SignIn => "signin",
             Self::SignInTo => "signin-account",
@@ -94,6 +98,7 @@ impl Limit {
     fn message(self) -> &'static str {
         match self {
             Self::SignUp => "Too many accounts were made from here.",
+            Self::SignUpAs => "Too many attempts to sign up with this address.",
             Self::Guest => "Too many visits were begun from here.",
             Self::SignIn => "Too many attempts to sign in from here.",
             Self::SignInTo => "Too many attempts to sign in to this account.",
@@ -250,6 +255,7 @@ mod tests {
     fn budgets_are_whole_milliseconds_and_names_are_their_own() {
         let all = [
             Limit::SignUp,
+            Limit::SignUpAs,
             Limit::Guest,
             Limit::SignIn,
             Limit::SignInTo,

@@ -127,7 +127,8 @@ impl TryFrom<String> for Password {
 #[utoipa::path(post, path = "/api/auth/signup", tag = "accounts", security((), ("bearer" = [])),
     responses((status = 201, body = SignedIn), (status = 401, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
 async fn signup(State(app): State<App>, visitor: Visitor, Json(new): Json<NewAccount>) -> Result<Response> {
-    limit::check(&app, &[(Limit::SignUp, Of::Network(visitor.network))]).await?;
+    let (network, address) = (Of::Network(visitor.network), Of::Email(&new.email.0));
+    limit::check(&app, &[(Limit::SignUp, network), (Limit::SignUpAs, address)]).await?;
     let hash = password::hash(new.password.0).await?;
     let name = new.name.as_ref().map(Text::as_str);
     let db = app.db()?;
