@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     db::Db,
     error::{Error, Result},
+    stripe::Stripe,
     token::Tokens,
 };
 
@@ -38,6 +39,7 @@ struct Shared {
     db: OnceLock<Db>,
     redis: OnceLock<Redis>,
     claude: OnceLock<Claude>,
+    stripe: OnceLock<Stripe>,
     tokens: OnceLock<Tokens>,
 }
 
@@ -58,6 +60,7 @@ impl App {
             db: OnceLock::new(),
             redis: OnceLock::new(),
             claude: OnceLock::new(),
+            stripe: OnceLock::new(),
             tokens: OnceLock::new(),
         }))
     }
@@ -107,6 +110,14 @@ impl App {
         })
     }
 
+    /// Stripe.
+    pub fn stripe(&self) -> Result<&Stripe> {
+        once(&self.0.stripe, || {
+            let stripe = self.0.config.stripe.clone()?;
+            Ok(Stripe::new(self.http()?.clone(), stripe.base_url, stripe.key))
+        })
+    }
+
     /// The keys of session tokens.
     pub fn tokens(&self) -> Result<&Tokens> {
         once(&self.0.tokens, || Tokens::new(&self.0.config.public_url, &self.0.config.jwt_keys.clone()?))
@@ -114,7 +125,7 @@ impl App {
 
     /// The one HTTP client, whose connections stay warm between requests.
     #[expect(clippy::disallowed_methods, reason = "this is the one client")]
-    fn http(&self) -> Result<&reqwest::Client> {
+    pub(crate) fn http(&self) -> Result<&reqwest::Client> {
         once(&self.0.http, || {
             let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build();
             client.map_err(|error| Error::Internal(error.into()))

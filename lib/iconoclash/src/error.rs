@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{config, db, quota::Quota};
+use crate::{config, db, plan::Plan, quota::Quota, stripe};
 
 /// The result of every handler.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -73,8 +73,8 @@ pub enum Error {
     #[error("This idempotency key was used for another request.")]
     IdempotencyKeyReused,
     /// 429: the day's messages are used up.
-    #[error("You have used all of today's {} messages. The next ones are there at midnight UTC.", .0.limit)]
-    QuotaExceeded(Quota),
+    #[error("You have used all of today's {} messages. The next ones are there at midnight UTC.{}", .0.limit, .1.upgrade_hint())]
+    QuotaExceeded(Quota, Plan),
     /// 502: the reply began and broke off; what was written is kept.
     #[error("The reply broke off. What was written so far is kept; send another message to go on.")]
     Interrupted,
@@ -113,7 +113,7 @@ impl Error {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid { .. } | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::QuotaExceeded(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::QuotaExceeded(..) => StatusCode::TOO_MANY_REQUESTS,
             Self::Interrupted => StatusCode::BAD_GATEWAY,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -130,7 +130,7 @@ impl Error {
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::Invalid { .. } => "invalid",
             Self::IdempotencyKeyReused => "idempotency_key_reused",
-            Self::QuotaExceeded(_) => "quota_exceeded",
+            Self::QuotaExceeded(..) => "quota_exceeded",
             Self::Interrupted => "reply_interrupted",
             Self::Unavailable { .. } => "unavailable",
             Self::Internal(_) => "internal",
@@ -142,7 +142,7 @@ impl Error {
         let status = self.status();
         let mut problem = Problem {
             type_: match self {
-                Self::QuotaExceeded(_) => "https://iana.org/assignments/http-problem-types#quota-exceeded",
+                Self::QuotaExceeded(..) => "https://iana.org/assignments/http-problem-types#quota-exceeded",
                 Self::Unavailable { .. } => {
                     "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
                 }
@@ -161,7 +161,7 @@ impl Error {
             Self::Invalid { field, message } => {
                 problem.errors.insert(field.clone(), message.clone());
             }
-            Self::QuotaExceeded(quota) => {
+            Self::QuotaExceeded(quota, _) => {
                 problem.reset_at = Some(quota.reset_at);
                 problem.retry_after = Some(quota.reset_in_secs);
             }
@@ -220,7 +220,7 @@ impl IntoResponse for Error {
         if let Some(seconds) = problem.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Self::QuotaExceeded(quota) = &self {
+        if let Self::QuotaExceeded(quota, _) = &self {
             headers.extend(quota.headers());
         }
         if matches!(self, Self::Unauthorized { .. }) {
@@ -252,6 +252,18 @@ impl From<db::Error> for Error {
 impl From<config::Invalid> for Error {
     fn from(error: config::Invalid) -> Self {
         Self::unavailable(error)
+    }
+}
+
+impl From<stripe::Error> for Error {
+    fn from(error: stripe::Error) -> Self {
+        match &error {
+            stripe::Error::Unreachable(_) => Self::unavailable(error),
+            stripe::Error::Refused { status, .. } if status.is_server_error() || status.as_u16() == 429 => {
+                Self::unavailable(error)
+            }
+            _ => Self::Internal(error.into()),
+        }
     }
 }
 

@@ -8,7 +8,9 @@
 //! - [`app`], [`config`]: what a handler can reach, and the settings it is made from;
 //! - [`auth`], [`token`], [`password`]: who is calling;
 //! - [`admission`], [`plan`], [`quota`]: who may send now;
+//! - [`subscription`], [`stripe`]: who pays for it, as Stripe says;
 //! - [`db`], [`claude`], [`price`]: Postgres through a pooler, Claude, and what its tokens cost;
+//! - [`mail`], [`alert`]: telling users and operators what happened;
 //! - [`error`], [`extract`], [`idempotency`], [`telemetry`]: the edges of a request.
 //!
 //! Held by lints and tests: only `serve` names a platform, only `config` reads the environment, only `app` reads the
@@ -29,9 +31,15 @@ pub mod admission;
 pub mod plan;
 pub mod quota;
 
+pub mod stripe;
+pub mod subscription;
+
 pub mod claude;
 pub mod db;
 pub mod price;
+
+pub mod alert;
+pub mod mail;
 
 pub mod error;
 pub mod extract;

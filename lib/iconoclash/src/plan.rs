@@ -61,6 +61,15 @@ impl Plan {
         }
     }
 
+    /// What to say to somebody who has used up the plan; begins with a space, or says nothing.
+    pub fn upgrade_hint(self) -> &'static str {
+        match self {
+            Self::Guest => " Sign up to have more of them.",
+            Self::Free => " With Pro you can go on now.",
+            Self::Pro => "",
+        }
+    }
+
     /// Price a month in micro-dollars.
     pub fn price_microusd(self) -> i64 {
         match self {

@@ -48,7 +48,7 @@ impl Asked {
         let opened = self.judge(admission, decision, known).await;
         match &opened {
             Ok(_) => {}
-            Err(Error::QuotaExceeded(_)) if !may_have_taken => {}
+            Err(Error::QuotaExceeded(..)) if !may_have_taken => {}
             Err(_) => self.give_back(admission).await,
         }
         opened
@@ -109,7 +109,7 @@ async fn confirm(admission: &Admission<'_>, decision: Decision, plan: Plan) -> R
     };
     match decision {
         Decision::Admitted(taken) if taken <= limit => Ok(taken),
-        _ => Err(Error::QuotaExceeded(admission.quota(plan, limit))),
+        _ => Err(Error::QuotaExceeded(admission.quota(plan, limit), plan)),
     }
 }
 
