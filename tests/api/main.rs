@@ -1,5 +1,5 @@
 //! The public contract, request by request: the router is called in process, with its real layers, Postgres through
-//! PgBouncer, Redis behind a REST front, and a stand-in for Claude. Every JSON answer is checked against the OpenAPI
+//! PgBouncer, Redis behind a REST front, and stand-ins for Claude, Stripe and mail. Every JSON answer is checked against the OpenAPI
 //! document. `cargo local test` starts what these tests need.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -10,9 +10,11 @@ mod harness;
 mod surroundings;
 
 mod accounts;
+mod billing;
 mod discussions;
 mod limits;
 mod messages;
 mod platform;
 mod replies;
 mod round_trips;
+mod webhooks;

@@ -232,8 +232,9 @@ impl Stripe {
                 Ok(Ok((status, _, body))) if status.is_success() => return Ok(serde_json::from_slice(&body)?),
                 Ok(Ok((status, headers, body))) => {
                     let replayed = headers.get("idempotent-replayed").is_some_and(|value| value == "true");
-                    stored_failures += u32::from(replayed && status.is_server_error());
-                    (refused(status, &headers, &body), worth_another_try(status, &headers))
+                    let stored_failure = replayed && status.is_server_error();
+                    stored_failures += u32::from(stored_failure);
+                    (refused(status, &headers, &body), stored_failure || worth_another_try(status, &headers))
                 }
                 Ok(Err(error)) => (Error::Unreachable(error.without_url().into()), true),
                 Err(_) => return Err(Error::Unreachable("no answer within the deadline".into())),

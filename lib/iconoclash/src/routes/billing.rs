@@ -272,5 +272,5 @@ sql! {
           select stripe_customer_id, id, $4 from linked
           on conflict (user_id) do update set id = excluded.id
         )
-        select stripe_customer_id as id from linked";
+        select coalesce(stripe_customer_id, $2) as id from linked";
 }
