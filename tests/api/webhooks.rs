@@ -22,6 +22,7 @@ const NOTHING_WRITTEN: &str = "select (select count(*) from stripe_events), (sel
 async fn paid(app: &TestApp) -> Vec<Event> {
     let ada = app.member("ada").await;
     let checkout = ada.checkout().await;
+    app.stripe.take_events();
     app.stripe.act(Action::Pay(&checkout));
     app.stripe.take_events()
 }
