@@ -37,6 +37,7 @@ mod wire;
 
 pub mod stack;
 
+mod pages;
 pub mod serve;
 pub mod suite;
 pub mod summary;
