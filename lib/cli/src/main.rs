@@ -3,7 +3,11 @@
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use iconoclash_cli::doctor::{Verdict, doctor};
+use iconoclash::app::App;
+use iconoclash_cli::{
+    billing,
+    doctor::{Verdict, doctor},
+};
 
 /// Looks after an Iconoclash deployment.
 #[derive(Parser)]
@@ -31,6 +35,25 @@ enum Command {
         #[command(flatten)]
         database: Database,
     },
+    /// Look after subscriptions
+    #[command(subcommand)]
+    Billing(Billing),
+}
+
+#[derive(Subcommand)]
+enum Billing {
+    /// Ask Stripe about one customer and write what it answers
+    ///
+    /// For a user whose plan is not what Stripe says: fetches all of the customer's subscriptions, writes them and the
+    /// plan that follows, and prints what changed. Needs DATABASE_URL and STRIPE_SECRET_KEY, and
+    /// UPSTASH_REDIS_REST_URL with its token to drop what is cached. Safe to run at any time and twice. The cron does
+    /// the same by itself for customers of whom nothing was heard for a day.
+    #[command(arg_required_else_help = true)]
+    Sync {
+        /// The customer's id at Stripe, as in users.stripe_customer_id
+        #[arg(long, value_name = "cus_…")]
+        customer: String,
+    },
 }
 
 #[derive(Args)]
@@ -48,6 +71,7 @@ async fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Migrate { database } => migrate(database).await,
         Command::Doctor { database } => diagnose(database).await,
+        Command::Billing(Billing::Sync { customer }) => sync(&customer).await,
     }
 }
 
@@ -83,6 +107,16 @@ async fn diagnose(database: Database) -> ExitCode {
     match findings.iter().any(|finding| finding.verdict == Verdict::Failure) {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
+    }
+}
+
+async fn sync(customer: &str) -> ExitCode {
+    match billing::sync(&App::from_env(), customer, &mut |line| say(&line)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::FAILURE
+        }
     }
 }
 
