@@ -165,6 +165,8 @@ async fn what_was_paid_is_not_sold_twice_even_if_no_event_came() {
     assert_eq!(ada.plan().await, "free");
     assert_eq!(ada.post("/api/billing/checkout", Value::Null).await.problem(), (409, "already_subscribed"));
     assert_eq!(ada.plan().await, "pro", "asking again has healed it");
+    let many = join_all((0..10).map(|_| ada.post("/api/billing/checkout", Value::Null))).await;
+    assert!(many.iter().all(|answer| answer.problem() == (409, "already_subscribed")), "{many:?}");
     // And the other way round: it ended, nobody told us, and the user wants it back.
     app.stripe.act(Action::CancelNow(&app.newest_subscription()));
     app.stripe.take_events();

@@ -57,7 +57,7 @@ pub async fn sync(app: &App, customer: &str, say: &mut (dyn FnMut(String) + Send
             subscription::tell(app, change.mails).await;
             Ok(())
         }
-        Ok(Synced::Covered | Synced::Repeated) => {
+        Ok(Synced::Covered(_) | Synced::Repeated) => {
             say(format!("customer {customer}: somebody else wrote Stripe's newest answer at this moment"));
             Ok(())
         }

@@ -32,8 +32,8 @@ pub use standing::{GRACE, Held, plan};
 pub enum Synced {
     /// Stripe's answer is written.
     Written(Box<Change>),
-    /// An answer that was fetched after this event came is written already.
-    Covered,
+    /// An answer that was fetched after this call began is written already: this one.
+    Covered(Vec<Held>),
     /// The event had its effect before.
     Repeated,
     /// No user of ours has this customer.
@@ -77,7 +77,7 @@ pub async fn sync(app: &App, customer: &str, event: Option<&Event>, deadline: Du
         }
         if known.version >= *first_version.get_or_insert(known.version) + 2 {
             app.db()?.execute(&RECORD, &[&event_id, &kind, &customer, &app.now()]).await?;
-            return Ok(Synced::Covered);
+            return Ok(Synced::Covered(parse(known.held)?));
         }
         let left = until.saturating_duration_since(tokio::time::Instant::now());
         let fetched = match app.stripe()?.with_deadline(left).subscriptions(customer).await {
@@ -100,7 +100,7 @@ async fn write(
     (event_id, kind): (Option<&str>, Option<&str>),
 ) -> Result<Option<Change>> {
     let now = app.now();
-    let before: Vec<Held> = serde_json::from_value(known.held).map_err(|error| Error::Internal(error.into()))?;
+    let before = parse(known.held)?;
     let after: Vec<Held> = fetched.iter().map(|fetched| Held::new(fetched, &before, now)).collect();
     let plan = plan(&after, now);
     let check_at = standing::check_at(&after, known.checkout_at, now);
@@ -120,6 +120,10 @@ async fn write(
     let plan_before = Plan::from_name(&known.plan).unwrap_or(Plan::Free);
     let mails = known.email.map(|email| past_due_mails(app, &email, &before, &after)).unwrap_or_default();
     Ok(Some(Change { user: known.user_id, before, after, plan_before, plan, mails }))
+}
+
+fn parse(held: Value) -> Result<Vec<Held>> {
+    serde_json::from_value(held).map_err(|error| Error::Internal(error.into()))
 }
 
 /// Drops what caches hold of a user's plan, after a change of it is committed. Best effort: what is left runs out by
@@ -150,7 +154,7 @@ fn past_due_mails(app: &App, email: &str, before: &[Held], after: &[Held]) -> Ve
                 to: vec![email.to_owned()],
                 subject: "Your payment for Iconoclash Pro did not go through".to_owned(),
                 paragraphs: vec![
-                    "we could not collect the payment for your Iconoclash Pro subscription.".to_owned(),
+                    "We could not collect the payment for your Iconoclash Pro subscription.".to_owned(),
                     format!(
                         "You keep Pro until {}. Please check your card under “Manage subscription” before then; the \
                          payment is tried again by itself.",

@@ -29,7 +29,7 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 /// Stripe waits longer for an answer, but counts an endpoint that is slow as one that fails.
-const WEBHOOK_DEADLINE: Duration = Duration::from_millis(800);
+const WEBHOOK_DEADLINE: Duration = Duration::from_millis(900);
 const CHECKOUT_DEADLINE: Duration = Duration::from_secs(8);
 /// A page that is about to close is not worth being sent to again.
 const PAGE_LIFE_LEFT_SECS: i64 = 30 * 60;
@@ -74,6 +74,7 @@ async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
             subscription::tell(&app, change.mails).await;
             return Err(ALREADY_SUBSCRIBED);
         }
+        Synced::Covered(held) if held.iter().any(Held::is_live) => return Err(ALREADY_SUBSCRIBED),
         // Another key's customer. Where something is paid for, the key is what is wrong.
         Synced::Missing if user.profile.plan == Plan::Free => new_customer(&app, &user, email, Some(&customer)).await?,
         Synced::Missing => return Err(Error::Internal("Stripe does not know a customer who pays".into())),
@@ -162,7 +163,7 @@ async fn confirm(app: &App, background: &Background, event: &Event) -> Result<Ou
             background.spawn(async move { subscription::tell(&app, mails).await });
             Ok(Outcome::Written)
         }
-        Ok(Synced::Repeated | Synced::Covered) => Ok(Outcome::Repeated),
+        Ok(Synced::Repeated | Synced::Covered(_)) => Ok(Outcome::Repeated),
         Ok(Synced::Foreign) => {
             tracing::info!(event = event.id, kind = event.kind, customer, "an event of nobody's customer");
             Ok(Outcome::Ignored)

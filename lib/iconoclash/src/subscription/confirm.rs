@@ -51,7 +51,7 @@ async fn confirm(app: &App, customer: &str) -> Option<bool> {
             tell(app, change.mails).await;
             Some(healed)
         }
-        Ok(Synced::Covered | Synced::Repeated | Synced::Foreign) => Some(false),
+        Ok(Synced::Covered(_) | Synced::Repeated | Synced::Foreign) => Some(false),
         Ok(Synced::Missing) => {
             tracing::warn!(customer, "Stripe does not know this customer: is STRIPE_SECRET_KEY of the right account?");
             None

@@ -108,6 +108,7 @@ pub(super) fn first_look(now: OffsetDateTime) -> OffsetDateTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::slice;
     use time::macros::datetime;
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 12:00 UTC);
@@ -147,15 +148,15 @@ mod tests {
     #[test]
     fn grace_lasts_seven_days_from_when_a_payment_was_first_seen_to_be_due() {
         let due = held("past_due");
-        assert_eq!(plan(&[due.clone()], NOW + GRACE - Duration::SECOND), Plan::Pro);
-        assert_eq!(plan(&[due.clone()], NOW + GRACE), Plan::Free);
+        assert_eq!(plan(slice::from_ref(&due), NOW + GRACE - Duration::SECOND), Plan::Pro);
+        assert_eq!(plan(slice::from_ref(&due), NOW + GRACE), Plan::Free);
         let fetched = |status: &str| -> stripe::Subscription {
             let json = serde_json::json!({"id": "sub_past_due", "status": status, "cancel_at_period_end": false,
                 "created": 1, "items": {"data": []}});
             serde_json::from_value(json).unwrap()
         };
         let later = NOW + Duration::days(3);
-        assert_eq!(Held::new(&fetched("past_due"), &[due.clone()], later).past_due_since, Some(NOW));
+        assert_eq!(Held::new(&fetched("past_due"), slice::from_ref(&due), later).past_due_since, Some(NOW));
         assert_eq!(Held::new(&fetched("past_due"), &[], later).past_due_since, Some(later));
         assert_eq!(Held::new(&fetched("active"), &[due], later).past_due_since, None);
     }

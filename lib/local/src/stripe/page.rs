@@ -104,7 +104,7 @@ fn portal(world: &World, id: &str) -> Option<String> {
     Some(format!(
         "<main class=card><p class=brand>Iconoclash</p><h1>Your subscription</h1><p class=quiet>{}</p>{rows}\
          <p class=quiet><a href='{}'>Back to Iconoclash</a></p>\
-         <p class=fine>A stand-in for Stripe: what the bank and time do is up to you here.</p></main>",
+         <p class=fine>A stand-in for Stripe: no card is charged.</p></main>",
         email_of(world, &portal["customer"]),
         text(&portal["return_url"]),
     ))
@@ -141,8 +141,11 @@ fn subscription(it: &Value, back: &str) -> String {
         };
         actions.iter().map(button).collect()
     };
-    let fates =
-        if fates.is_empty() { String::new() } else { format!("<h3>Fate</h3><div class=row>{}</div>", buttons(fates)) };
+    let fates = if fates.is_empty() {
+        String::new()
+    } else {
+        format!("<h3>Play the bank and the clock</h3><div class=row>{}</div>", buttons(fates))
+    };
     format!(
         "<section class='{status}'><p><strong>Pro</strong> <span class=tag>{}</span></p>\
          <p class=quiet>{} a month, {when}</p><div class=row>{}</div>{fates}</section>",

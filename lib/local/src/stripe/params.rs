@@ -91,7 +91,7 @@ impl Params {
         let unknown = self.0.iter().map(|(name, _)| name).find(|name| {
             let general = name.replace(|c: char| c.is_ascii_digit(), "");
             let open = |known: &&str| known.strip_suffix('*').is_some_and(|start| general.starts_with(start));
-            !known.iter().any(|known| *known == general || open(&known))
+            !known.iter().any(|known| *known == general || open(known))
         });
         match unknown {
             None => Ok(()),
