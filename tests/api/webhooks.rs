@@ -11,7 +11,7 @@ use iconoclash::subscription::{self, Confirmed};
 use iconoclash_local::stripe::{Action, Event, Fault, sign};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::json;
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 use time::OffsetDateTime;
 
 use crate::harness::TestApp;
@@ -227,38 +227,51 @@ async fn customers(app: &TestApp, count: usize) {
 /// What a customer lives through, and what of it we hear: some at once, some late, some twice, some never. Tells whether
 /// each event came at least once.
 async fn live_through(app: &TestApp, customer: &str, mut rng: StdRng) -> bool {
-    let mut pending: Vec<Event> = Vec::new();
+    let (mut pending, mut now) = (Vec::<Event>::new(), Vec::new());
     let loses = rng.random_bool(0.7);
     for _ in 0..rng.random_range(1..6) {
-        let subscriptions = app.stripe.subscriptions(customer);
-        match subscriptions.first() {
-            Some((id, status)) if status != "canceled" && rng.random_bool(0.9) => {
-                let fates = [
-                    Action::CancelAtPeriodEnd(id),
-                    Action::Resume(id),
-                    Action::CancelNow(id),
-                    Action::FailPayment(id),
-                    Action::Recover(id),
-                    Action::GiveUp(id),
-                    Action::Pause(id),
-                    Action::Trial(id),
-                    Action::EndPeriod(id),
-                ];
-                app.stripe.act(fates[rng.random_range(0..fates.len())]);
+        // What happens happens while earlier events are being heard, so that Stripe's answers grow old on the way.
+        let wait = Duration::from_millis(rng.random_range(0..6));
+        let happens = async {
+            tokio::time::sleep(wait).await;
+            let subscriptions = app.stripe.subscriptions(customer);
+            app.stripe.act(match subscriptions.first() {
+                Some((id, status)) if status != "canceled" && rng.random_bool(0.9) => {
+                    let fates = [
+                        Action::CancelAtPeriodEnd(id),
+                        Action::Resume(id),
+                        Action::CancelNow(id),
+                        Action::FailPayment(id),
+                        Action::Recover(id),
+                        Action::GiveUp(id),
+                        Action::Pause(id),
+                        Action::Trial(id),
+                        Action::EndPeriod(id),
+                    ];
+                    fates[rng.random_range(0..fates.len())]
+                }
+                _ => Action::Subscribe(customer),
+            });
+            let events = app.stripe.take_events_of(customer);
+            let at_once = rng.random_bool(0.5);
+            if at_once {
+                hear(app, &events).await;
             }
-            _ => app.stripe.act(Action::Subscribe(customer)),
-        }
-        for event in app.stripe.take_events_of(customer) {
+            (events, at_once)
+        };
+        let ((), (events, at_once)) = join(hear(app, &now), happens).await;
+        for event in events {
             match rng.random_range(0..10) {
+                0..8 if at_once => {}
                 0..2 if loses => {}
                 2..4 => pending.extend([event.clone(), event]),
                 _ => pending.push(event),
             }
         }
         pending.shuffle(&mut rng);
-        let now = pending.split_off(rng.random_range(0..=pending.len()));
-        hear(app, &now).await;
+        now = pending.split_off(rng.random_range(0..=pending.len()));
     }
+    pending.append(&mut now);
     pending.shuffle(&mut rng);
     hear(app, &pending).await;
     !loses
@@ -286,7 +299,8 @@ async fn after_five_hundred_random_histories_and_one_reconcile_we_say_what_strip
         let app = &app;
         async move { live_through(app, &format!("cus_{at:04}"), rng).await }
     });
-    let heard_all: Vec<bool> = stream::iter(lives).buffered(4).collect().await;
+    app.stripe.always(Some(Fault::Slow(20)));
+    let heard_all: Vec<bool> = stream::iter(lives).buffered(16).collect().await;
     let differ = async || -> Vec<bool> {
         let ours: HashSet<String> = app.column("select stripe_customer_id from users where plan = 'pro'").await;
         app.stripe.customers().iter().map(|customer| ours.contains(customer) != pays(&app, customer)).collect()

@@ -14,12 +14,14 @@ pub enum Fault {
     Hang,
     /// The answer is made now and sent after [`super::StandIn::release`]: by then it may be out of date.
     Hold,
+    /// The answer is made now and sent up to so many milliseconds later, as chance has it: answers overtake each other.
+    Slow(u64),
     /// Half of an answer, as if it were a whole one.
     Malformed,
 }
 
 /// Every name that [`Fault::from_str`] knows.
-pub(super) const NAMES: &str = "status:n drop hang hold malformed";
+pub(super) const NAMES: &str = "status:n drop hang hold slow:n malformed";
 
 impl FromStr for Fault {
     type Err = String;
@@ -35,6 +37,7 @@ impl FromStr for Fault {
                 .and_then(|status| status.parse().ok())
                 .filter(|status| (400..600).contains(status))
                 .map(Self::Status)
+                .or_else(|| Some(Self::Slow(name.strip_prefix("slow:")?.parse().ok()?)))
                 .ok_or_else(|| format!("unknown fault {name:?}; there are: {NAMES}")),
         }
     }

@@ -48,6 +48,10 @@ pub(super) async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Resu
     match fault {
         Some(Fault::Drop) => return Err(HangUp),
         Some(Fault::Hang) => return std::future::pending().await,
+        Some(Fault::Slow(ms)) => {
+            let pause = rand::random_range(0..=ms);
+            tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+        }
         Some(Fault::Hold) => {
             if let Ok(permit) = shared.releases.acquire().await {
                 permit.forget();
