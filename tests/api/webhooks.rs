@@ -277,11 +277,20 @@ async fn live_through(app: &TestApp, customer: &str, mut rng: StdRng) -> bool {
     !loses
 }
 
-/// All at the same time.
+/// All at the same time; what could not be taken comes again, as Stripe sees to.
 async fn hear(app: &TestApp, events: &[Event]) {
-    for answer in join_all(events.iter().map(|event| app.deliver(event))).await {
-        assert_eq!(answer.status, 200, "{}", answer.json);
-    }
+    let hear = async |event: &Event| {
+        for _ in 0..10 {
+            let answer = app.deliver(event).await;
+            match answer.status.as_u16() {
+                200 => return,
+                500 => {}
+                other => panic!("{other}: {}", answer.json),
+            }
+        }
+        panic!("{} was not taken", event.kind);
+    };
+    join_all(events.iter().map(hear)).await;
 }
 
 #[tokio::test]
@@ -299,8 +308,8 @@ async fn after_five_hundred_random_histories_and_one_reconcile_we_say_what_strip
         let app = &app;
         async move { live_through(app, &format!("cus_{at:04}"), rng).await }
     });
-    app.stripe.always(Some(Fault::Slow(20)));
-    let heard_all: Vec<bool> = stream::iter(lives).buffered(16).collect().await;
+    app.stripe.always(Some(Fault::Slow(10)));
+    let heard_all: Vec<bool> = stream::iter(lives).buffered(8).collect().await;
     let differ = async || -> Vec<bool> {
         let ours: HashSet<String> = app.column("select stripe_customer_id from users where plan = 'pro'").await;
         app.stripe.customers().iter().map(|customer| ours.contains(customer) != pays(&app, customer)).collect()

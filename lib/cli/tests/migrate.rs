@@ -157,7 +157,11 @@ async fn a_history_that_is_not_ours_is_refused() {
     let mut connection = scratch.connect().await;
     for (fault, expected) in [
         ("update _sqlx_migrations set checksum = '\\x00'", "was edited after"),
-        ("update _sqlx_migrations set version = 99990101000000", "later release"),
+        (
+            "update _sqlx_migrations set version = 99990101000000
+             where version = (select max(version) from _sqlx_migrations)",
+            "later release",
+        ),
     ] {
         connection.execute(fault).await.unwrap();
         let refused = migrated(&scratch.url, None).await.unwrap_err().to_string();

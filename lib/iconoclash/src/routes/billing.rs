@@ -29,7 +29,7 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 /// Stripe waits longer for an answer, but counts an endpoint that is slow as one that fails.
-const WEBHOOK_DEADLINE: Duration = Duration::from_millis(900);
+const WEBHOOK_DEADLINE: Duration = Duration::from_millis(800);
 const CHECKOUT_DEADLINE: Duration = Duration::from_secs(8);
 /// A page that is about to close is not worth being sent to again.
 const PAGE_LIFE_LEFT_SECS: i64 = 30 * 60;
