@@ -6,6 +6,7 @@ use iconoclash_cli::billing::{self, Failure};
 use iconoclash_local::stripe::{Action, Event, Fault};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use upstash_redis_rs::Command;
 
 use crate::harness::{Actor, Answer, TestApp};
 
@@ -83,6 +84,12 @@ async fn who_pays_goes_on_at_once_and_who_cancels_is_free_when_the_period_ends()
     app.stripe.act(Action::CancelAtPeriodEnd(&app.newest_subscription()));
     app.deliver_all().await;
     assert_eq!(ada.plan().await, "pro", "until the end of what was paid");
+    let user = app.value("select id from users").await;
+    let cached = async || -> Option<String> {
+        let command = Command::new("GET").arg(format!("{{rl}}:pl:u:{user}"));
+        app.app.redis().unwrap().exec(&command).await.unwrap()
+    };
+    assert_eq!(cached().await.as_deref(), Some("pro"));
     app.advance(time::Duration::days(29));
     app.deliver_all().await;
     let ada = sign_in_again(&app).await;
@@ -90,6 +97,7 @@ async fn who_pays_goes_on_at_once_and_who_cancels_is_free_when_the_period_ends()
     app.advance(time::Duration::days(1));
     app.deliver_all().await;
     assert_eq!(ada.plan().await, "free");
+    assert_eq!(cached().await, None, "no cache says what was");
     assert_eq!(ada.send(&discussion, "Why?").await.json["quota"]["limit"], 10);
     // And may come back, as the same customer.
     ada.subscribe().await;
