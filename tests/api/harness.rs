@@ -6,10 +6,11 @@ use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use iconoclash::{app::App, config::Config, routes, serve};
-use iconoclash_local::{claude, upstash};
+use iconoclash_local::{claude, mail, stripe, upstash};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
 use std::{
+    collections::HashSet,
     pin::Pin,
     sync::{Arc, Mutex, atomic::AtomicU32, atomic::Ordering},
     time::Duration,
@@ -22,11 +23,13 @@ use crate::{
     surroundings::{Surroundings, needed},
 };
 
-/// The service with its own database, its own Redis and its own Claude.
+/// The service with its own database, Redis, Claude, Stripe and post office.
 pub(crate) struct TestApp {
     pub(crate) app: App,
     pub(crate) background: serve::Background,
     pub(crate) claude: claude::StandIn,
+    pub(crate) stripe: stripe::StandIn,
+    pub(crate) mail: mail::StandIn,
     router: Router,
     pub(crate) database: String,
     ahead: Arc<Mutex<time::Duration>>,
@@ -49,21 +52,22 @@ impl TestApp {
         if std::env::var_os("ICONOCLASH_TEST_LOG").is_some() {
             iconoclash::telemetry::init();
         }
-        let Surroundings { claude, redis, database, settings: mut values } = Surroundings::start().await;
+        let Surroundings { claude, stripe, mail, redis, database, settings: mut values } = Surroundings::start().await;
         values.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
 
         let ahead = Arc::new(Mutex::new(time::Duration::ZERO));
         let offset = ahead.clone();
-        let clock = Arc::new(move || OffsetDateTime::now_utc() + *offset.lock().unwrap());
+        let clock: iconoclash::app::Clock = Arc::new(move || OffsetDateTime::now_utc() + *offset.lock().unwrap());
+        stripe.keep_time(clock.clone());
         let mut config = Config::from_lookup(|name| values.get(name).cloned());
         adjust(&mut config);
         let app = App::new(config, clock);
         let router = serve::stack(routes::all().into(), app.clone());
         let background = serve::Background::in_process();
-        Self { app, background, claude, router, database, ahead, redis }
+        Self { app, background, claude, stripe, mail, router, database, ahead, redis }
     }
 
-    /// Lets time pass for the app.
+    /// Lets time pass for the app and for Stripe.
     pub(crate) fn advance(&self, by: time::Duration) {
         *self.ahead.lock().unwrap() += by;
     }
@@ -103,6 +107,13 @@ impl TestApp {
         let query = sqlx::AssertSqlSafe(format!("select (q.*)::text from ({query}) q"));
         let text: String = sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap();
         text.trim_matches(['(', ')']).to_owned()
+    }
+
+    /// The first column of all rows.
+    pub(crate) async fn column(&self, query: &str) -> HashSet<String> {
+        let mut connection = self.connect().await;
+        let rows = sqlx::query_scalar(sqlx::AssertSqlSafe(query.to_owned())).fetch_all(&mut connection).await;
+        rows.unwrap().into_iter().collect()
     }
 
     /// Waits, within a bound, until a query gives this value.

@@ -1,5 +1,5 @@
 //! The public contract, request by request: the router is called in process, with its real layers, Postgres through
-//! PgBouncer, Redis behind a REST front, and a stand-in for Claude. Every JSON answer is checked against the OpenAPI
+//! PgBouncer, Redis behind a REST front, and stand-ins for Claude, Stripe and mail. Every JSON answer is checked against the OpenAPI
 //! document. `cargo local test` starts what these tests need.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -11,6 +11,7 @@ mod ledger;
 mod surroundings;
 
 mod accounts;
+mod billing;
 mod caches;
 mod discussions;
 mod limits;
@@ -21,3 +22,4 @@ mod outages;
 mod platform;
 mod replies;
 mod round_trips;
+mod webhooks;

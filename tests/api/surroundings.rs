@@ -1,15 +1,17 @@
 //! What an app of a test's own talks to, and the settings that say so.
 
-use iconoclash_local::{claude, upstash};
+use iconoclash_local::{claude, mail, stripe, upstash};
 use sqlx::{Connection, Executor, PgConnection};
 use std::{collections::HashMap, time::Duration};
 use uuid::Uuid;
 
 const CLAUDE_KEY: &str = "sk-ant-test";
 
-/// A database, a Redis and a Claude that nobody else uses.
+/// A database, a Redis, a Claude, a Stripe and a post office that nobody else uses.
 pub(crate) struct Surroundings {
     pub(crate) claude: claude::StandIn,
+    pub(crate) stripe: stripe::StandIn,
+    pub(crate) mail: mail::StandIn,
     pub(crate) redis: upstash::Front,
     pub(crate) database: String,
     /// The environment of the app.
@@ -22,6 +24,8 @@ impl Surroundings {
         let listen = "127.0.0.1:0".parse().unwrap();
         let keys = vec![CLAUDE_KEY.to_owned()];
         let claude = claude::StandIn::start(claude::Config { listen, keys, pace: Duration::ZERO }).await.unwrap();
+        let stripe = stripe::StandIn::start(stripe::Config::default()).await.unwrap();
+        let mail = mail::StandIn::start(listen).await.unwrap();
         let database = own_database().await;
         let settings = [
             ("DATABASE_URL", format!("{}/{database}", needed("ICONOCLASH_TEST_PGBOUNCER"))),
@@ -29,6 +33,14 @@ impl Surroundings {
             ("UPSTASH_REDIS_REST_TOKEN", redis.token().to_owned()),
             ("ANTHROPIC_API_KEYS", format!("test={CLAUDE_KEY}")),
             ("ANTHROPIC_BASE_URL", claude.url()),
+            ("STRIPE_SECRET_KEY", "sk_test_local".to_owned()),
+            ("STRIPE_WEBHOOK_SECRET", "whsec_local".to_owned()),
+            ("STRIPE_PRICE_PRO", stripe::PRICE.to_owned()),
+            ("STRIPE_BASE_URL", stripe.url()),
+            ("RESEND_API_KEY", mail::KEY.to_owned()),
+            ("RESEND_BASE_URL", mail.url()),
+            ("MAIL_FROM", "Iconoclash <hello@iconoclash.test>".to_owned()),
+            ("ALERT_EMAIL_TO", "ops@iconoclash.test".to_owned()),
             ("JWT_KEYS", "k1:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned()),
             ("CREDENTIALS_KEY", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=".to_owned()),
             ("CRON_SECRET", "a-cron-secret-of-32-characters!!".to_owned()),
@@ -38,7 +50,7 @@ impl Surroundings {
             ("CORS_ALLOWED_ORIGINS", "https://app.iconoclash.test".to_owned()),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value)).into();
-        Self { claude, redis, database, settings }
+        Self { claude, stripe, mail, redis, database, settings }
     }
 }
 

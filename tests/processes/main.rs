@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test plays the platform: it has an environment and a client")]
 
 #[path = "../api/surroundings.rs"]
+#[expect(dead_code, reason = "these tests only need what stands there to live")]
 mod surroundings;
 
 mod function;

@@ -8,6 +8,7 @@
 mod surroundings;
 mod workbench;
 
+use iconoclash_local::stripe::Action;
 use serde_json::{Value, json};
 use std::{fs, process::Command, time::Duration};
 use surroundings::Surroundings;
@@ -49,6 +50,15 @@ async fn vercel_dev_serves_every_route() {
     assert_eq!(client.get(&path).await["message_count"], 2);
     assert_eq!(client.call("PATCH", &path, json!({"title": "Why not"})).await, 200);
     assert_eq!(client.call("DELETE", &path, Value::Null).await, 204);
+    let page = client.post("/api/billing/checkout", json!({}), 200).await;
+    let checkout = page["url"].as_str().unwrap().rsplit('/').next().unwrap();
+    surroundings.stripe.act(Action::Pay(checkout));
+    for event in surroundings.stripe.take_events() {
+        let signature = surroundings.stripe.sign(&event.payload);
+        assert_eq!(client.webhook("/api/billing/webhook", event.payload, signature).await, 200);
+    }
+    assert_eq!(client.get("/api/auth/session").await["user"]["plan"], "pro");
+    assert!(client.post("/api/billing/portal", json!({}), 200).await["url"].is_string());
     let user_token = client.token.replace(surroundings.settings["CRON_SECRET"].clone());
     assert_eq!(client.get("/api/cron/reconcile").await["replies_ended"], 0);
     client.token = user_token;

@@ -119,6 +119,12 @@ impl Client {
         request.send().await.unwrap().status().as_u16()
     }
 
+    /// Sends bytes as they were signed.
+    pub(crate) async fn webhook(&self, path: &str, payload: String, signature: String) -> u16 {
+        let request = self.request(Method::POST, path, Value::Null).header("stripe-signature", signature);
+        request.body(payload).send().await.unwrap().status().as_u16()
+    }
+
     pub(crate) async fn stream(&self, path: &str, body: Value) -> String {
         let request = self.request(Method::POST, path, body).header("accept", "text/event-stream");
         let response = request.send().await.unwrap();

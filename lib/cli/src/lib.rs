@@ -2,6 +2,7 @@
 //!
 //! Nothing here prints or reads the environment: progress goes to a function of the caller's, line by line.
 
+pub mod billing;
 pub mod budgets;
 pub mod direct;
 pub mod doctor;

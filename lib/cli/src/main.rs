@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use iconoclash::app::App;
 use iconoclash_cli::{
+    billing,
     budgets::{self, Dollars},
     doctor::{Verdict, doctor},
 };
@@ -43,6 +44,9 @@ enum Command {
         #[command(subcommand)]
         action: Option<Budgets>,
     },
+    /// Look after subscriptions
+    #[command(subcommand)]
+    Billing(Billing),
 }
 
 #[derive(Subcommand)]
@@ -54,6 +58,22 @@ enum Budgets {
         scope: String,
         /// In dollars, such as 0.05 or 1500; 0 stops all spending of the scope
         dollars: Dollars,
+    },
+}
+
+#[derive(Subcommand)]
+enum Billing {
+    /// Ask Stripe about one customer and write what it answers
+    ///
+    /// For a user whose plan is not what Stripe says: fetches all of the customer's subscriptions, writes them and the
+    /// plan that follows, and prints what changed. Needs DATABASE_URL and STRIPE_SECRET_KEY, and
+    /// UPSTASH_REDIS_REST_URL with its token to drop what is cached. Safe to run at any time and twice. The cron does
+    /// the same by itself for customers of whom nothing was heard for a day.
+    #[command(arg_required_else_help = true)]
+    Sync {
+        /// The customer's id at Stripe, as in users.stripe_customer_id
+        #[arg(long, value_name = "cus_…")]
+        customer: String,
     },
 }
 
@@ -73,6 +93,7 @@ async fn main() -> ExitCode {
         Command::Migrate { database } => migrate(database).await,
         Command::Doctor { database } => diagnose(database).await,
         Command::Budgets { action } => budgets(action).await,
+        Command::Billing(Billing::Sync { customer }) => sync(&customer).await,
     }
 }
 
@@ -124,6 +145,16 @@ async fn budgets(action: Option<Budgets>) -> ExitCode {
         }
         Err(problem) => {
             eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn sync(customer: &str) -> ExitCode {
+    match billing::sync(&App::from_env(), customer, &mut |line| say(&line)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
             ExitCode::FAILURE
         }
     }

@@ -196,7 +196,7 @@ impl<'a> Admission<'a> {
         match verdict.code {
             0 => Ok(gate),
             1 => Err(auth::INVALID_TOKEN),
-            2 => Err(Error::QuotaExceeded(gate.quota(gate.messages))),
+            2 => Err(Error::QuotaExceeded(gate.quota(gate.messages), ledger.plan)),
             3 => Err(Error::BurstExceeded { quota: gate.quota(verdict.messages), wait: verdict.wait }),
             4 => Err(Error::SpendLimit(gate.quota(verdict.messages))),
             5 => Err(budget_spent(today, self.now)),
@@ -218,7 +218,7 @@ impl<'a> Admission<'a> {
         let burst_wait = Duration::from_millis(u64::try_from(wait).unwrap_or_default());
         let gate = Gate { burst_most_ms: Some(most), burst_wait, ..self.gate(ledger, hold) };
         if ledger.messages >= gate.messages {
-            return Err(Error::QuotaExceeded(gate.quota(gate.messages)));
+            return Err(Error::QuotaExceeded(gate.quota(gate.messages), ledger.plan));
         }
         Ok(gate)
     }

@@ -16,6 +16,7 @@ use crate::{
     db::Db,
     error::{Error, Result},
     redis::Redis,
+    stripe::Stripe,
     token::Tokens,
 };
 
@@ -39,6 +40,7 @@ struct Shared {
     db: OnceLock<Db>,
     redis: OnceLock<Redis>,
     claude: OnceLock<Claude>,
+    stripe: OnceLock<Stripe>,
     tokens: OnceLock<Tokens>,
     /// Loads of cached values that are under way in this process.
     flights: Flights,
@@ -61,6 +63,7 @@ impl App {
             db: OnceLock::new(),
             redis: OnceLock::new(),
             claude: OnceLock::new(),
+            stripe: OnceLock::new(),
             tokens: OnceLock::new(),
             flights: Flights::default(),
         }))
@@ -115,6 +118,14 @@ impl App {
         })
     }
 
+    /// Stripe.
+    pub fn stripe(&self) -> Result<&Stripe> {
+        once(&self.0.stripe, || {
+            let stripe = self.0.config.stripe.clone()?;
+            Ok(Stripe::new(self.http()?.clone(), stripe.base_url, stripe.key))
+        })
+    }
+
     /// The keys of session tokens.
     pub fn tokens(&self) -> Result<&Tokens> {
         once(&self.0.tokens, || Tokens::new(&self.0.config.public_url, &self.0.config.jwt_keys.clone()?))
@@ -122,7 +133,7 @@ impl App {
 
     /// The one HTTP client, whose connections stay warm between requests.
     #[expect(clippy::disallowed_methods, reason = "this is the one client")]
-    fn http(&self) -> Result<&reqwest::Client> {
+    pub(crate) fn http(&self) -> Result<&reqwest::Client> {
         once(&self.0.http, || {
             let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build();
             client.map_err(|error| Error::Internal(error.into()))

@@ -3,6 +3,8 @@
 //! Reading never fails: a setting that is missing or malformed is an error *value*, met by the first request that
 //! needs it. A function without a database still answers its health, and the log line names the variable.
 
+mod billing;
+
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use std::fmt;
 
@@ -11,6 +13,8 @@ use crate::{
     fault::Freeze,
     price,
 };
+
+pub use billing::{Alerts, Mail, Stripe};
 
 /// A setting, or why it cannot be used.
 pub type Setting<T> = Result<T, Invalid>;
@@ -68,6 +72,16 @@ pub struct Config {
     pub allowed_origins: Vec<String>,
     /// `TRUSTED_PROXY_SECRET`: what a trusted proxy presents before its client address is believed.
     pub proxy_secret: Option<Secret>,
+    /// `STRIPE_SECRET_KEY`, `STRIPE_BASE_URL`: subscriptions.
+    pub stripe: Setting<Stripe>,
+    /// `STRIPE_WEBHOOK_SECRET`: what signs Stripe's events; several while one is replaced by another.
+    pub stripe_webhook_secrets: Setting<Vec<Secret>>,
+    /// `STRIPE_PRICE_PRO`: what a checkout sells.
+    pub stripe_price_pro: Setting<String>,
+    /// `RESEND_API_KEY`, `RESEND_BASE_URL`, `MAIL_FROM`: outgoing mail.
+    pub mail: Setting<Mail>,
+    /// `ALERT_EMAIL_TO`, `ALERT_WEBHOOK_URL`: where operators are told.
+    pub alerts: Alerts,
     /// `QUOTA_GUEST`, `QUOTA_FREE`, `QUOTA_PRO`: messages a UTC day; `BURST_PER_MINUTE`: messages in quick succession.
     pub quotas: Setting<Quotas>,
     /// `VERCEL_REGION`, else `AWS_REGION`.
@@ -180,6 +194,11 @@ impl Config {
                 .map(|origin| origin.trim().trim_end_matches('/').to_owned())
                 .filter(|origin| !origin.is_empty())
                 .collect(),
+            stripe: env.stripe(),
+            stripe_webhook_secrets: env.stripe_webhook_secrets(),
+            stripe_price_pro: env.required("STRIPE_PRICE_PRO"),
+            mail: env.mail(),
+            alerts: env.alerts(),
             proxy_secret: env.optional("TRUSTED_PROXY_SECRET").map(Secret),
             quotas: env.quotas(),
             region: env
@@ -322,6 +341,8 @@ mod tests {
         assert_eq!(config.redis.unwrap_err().to_string(), "UPSTASH_REDIS_REST_URL is not set");
         assert_eq!(config.claude.unwrap_err().to_string(), "ANTHROPIC_API_KEY is not set");
         assert_eq!(config.jwt_keys.unwrap_err().to_string(), "JWT_KEYS is not set");
+        assert_eq!(config.stripe.unwrap_err().to_string(), "STRIPE_SECRET_KEY is not set");
+        assert_eq!(config.mail.unwrap_err().to_string(), "RESEND_API_KEY is not set");
         assert_eq!(config.quotas.unwrap().free, 10);
     }
 
@@ -356,6 +377,11 @@ mod tests {
                 ("CRON_SECRET", "hunter2"),
                 ("UPSTASH_REDIS_REST_URL", "https://kv"),
                 ("UPSTASH_REDIS_REST_TOKEN", "hunter2"),
+                ("STRIPE_SECRET_KEY", "hunter2"),
+                ("STRIPE_WEBHOOK_SECRET", "hunter2"),
+                ("RESEND_API_KEY", "hunter2"),
+                ("MAIL_FROM", "Iconoclash <hello@example.org>"),
+                ("ALERT_WEBHOOK_URL", "https://chat.example.org/hunter2"),
             ])
         );
         assert!(!shown.contains("hunter2"), "{shown}");

@@ -13,8 +13,9 @@ use uuid::Uuid;
 
 use crate::{
     config, db,
+    plan::Plan,
     quota::{Allowance, Quota, wait_secs},
-    redis,
+    redis, stripe,
 };
 
 /// The result of every handler.
@@ -77,8 +78,8 @@ pub enum Error {
     #[error("This idempotency key was used for another request.")]
     IdempotencyKeyReused,
     /// 429: the day's messages are used up.
-    #[error("You have used all of today's {} messages. The next ones are there at midnight UTC.", .0.limit)]
-    QuotaExceeded(Quota),
+    #[error("You have used all of today's {} messages. The next ones are there at midnight UTC.{}", .0.limit, .1.upgrade_hint())]
+    QuotaExceeded(Quota, Plan),
     /// 429: more messages within a minute than anybody reads.
     #[error("That was too fast; send the next message in {}.", spoken(*.wait))]
     BurstExceeded {
@@ -144,7 +145,7 @@ impl Error {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid { .. } | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::QuotaExceeded(_) | Self::BurstExceeded { .. } | Self::RateLimited { .. } => {
+            Self::QuotaExceeded(..) | Self::BurstExceeded { .. } | Self::RateLimited { .. } => {
                 StatusCode::TOO_MANY_REQUESTS
             }
             Self::SpendLimit(_) => StatusCode::PAYMENT_REQUIRED,
@@ -164,7 +165,7 @@ impl Error {
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::Invalid { .. } => "invalid",
             Self::IdempotencyKeyReused => "idempotency_key_reused",
-            Self::QuotaExceeded(_) => "quota_exceeded",
+            Self::QuotaExceeded(..) => "quota_exceeded",
             Self::BurstExceeded { .. } => "burst_exceeded",
             Self::RateLimited { .. } => "rate_limited",
             Self::SpendLimit(_) => "spend_limit",
@@ -180,7 +181,7 @@ impl Error {
         let status = self.status();
         let mut problem = Problem {
             type_: match self {
-                Self::QuotaExceeded(_)
+                Self::QuotaExceeded(..)
                 | Self::BurstExceeded { .. }
                 | Self::RateLimited { .. }
                 | Self::SpendLimit(_) => "https://iana.org/assignments/http-problem-types#quota-exceeded",
@@ -202,7 +203,7 @@ impl Error {
             Self::Invalid { field, message } => {
                 problem.errors.insert(field.clone(), message.clone());
             }
-            Self::QuotaExceeded(quota) | Self::SpendLimit(quota) => {
+            Self::QuotaExceeded(quota, _) | Self::SpendLimit(quota) => {
                 problem.reset_at = Some(quota.reset_at);
                 problem.retry_after = Some(quota.reset_in_secs);
             }
@@ -274,7 +275,7 @@ impl IntoResponse for Error {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         match &self {
-            Self::QuotaExceeded(quota) | Self::SpendLimit(quota) => headers.extend(quota.headers()),
+            Self::QuotaExceeded(quota, _) | Self::SpendLimit(quota) => headers.extend(quota.headers()),
             Self::BurstExceeded { quota, wait } => headers.extend(quota.burst_headers(*wait)),
             Self::RateLimited { allowance, .. } => headers.extend(allowance.headers()),
             _ => {}
@@ -308,6 +309,18 @@ impl From<db::Error> for Error {
 impl From<config::Invalid> for Error {
     fn from(error: config::Invalid) -> Self {
         Self::unavailable(error)
+    }
+}
+
+impl From<stripe::Error> for Error {
+    fn from(error: stripe::Error) -> Self {
+        match &error {
+            stripe::Error::Unreachable(_) => Self::unavailable(error),
+            stripe::Error::Refused { status, .. } if status.is_server_error() || status.as_u16() == 429 => {
+                Self::unavailable(error)
+            }
+            _ => Self::Internal(error.into()),
+        }
     }
 }
 

@@ -19,6 +19,10 @@ pub struct Json<T>(pub T);
 #[derive(Debug)]
 pub struct OptionalJson<T>(pub T);
 
+/// A body as it came, byte for byte, as signatures need it.
+#[derive(Debug)]
+pub struct Raw(pub Bytes);
+
 /// The query string. Vercel adds a dynamic segment to it, so unknown names are ignored and ids are never read from here.
 #[derive(Debug)]
 pub struct Query<T>(pub T);
@@ -49,6 +53,14 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJ
             (false, false) => Err(Error::UnsupportedMediaType),
             (false, true) => parse(&body).map(Self),
         }
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for Raw {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        body(request, state).await.map(Self)
     }
 }
 

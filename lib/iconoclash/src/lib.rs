@@ -10,7 +10,9 @@
 //! - [`admission`], [`budget`], [`plan`], [`quota`]: who may send now, and what it may cost; [`limit`]: every other limit;
 //! - [`reconcile`]: what crashes and outages left behind, put right;
 //! - [`redis`], [`cache`]: Redis behind a breaker, and what it spares Postgres;
+//! - [`subscription`], [`stripe`]: who pays for it, as Stripe says;
 //! - [`db`], [`claude`], [`price`]: Postgres through a pooler, Claude, and what its tokens cost;
+//! - [`mail`], [`alert`]: telling users and operators what happened;
 //! - [`error`], [`extract`], [`idempotency`], [`telemetry`]: the edges of a request; [`fault`]: how tests stop one midway.
 //!
 //! Held by lints and tests: only `serve` names a platform, only `config` reads the environment, only `app` reads the
@@ -37,9 +39,15 @@ pub mod reconcile;
 pub mod cache;
 pub mod redis;
 
+pub mod stripe;
+pub mod subscription;
+
 pub mod claude;
 pub mod db;
 pub mod price;
+
+pub mod alert;
+pub mod mail;
 
 pub mod error;
 pub mod extract;

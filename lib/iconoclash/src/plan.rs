@@ -64,6 +64,15 @@ impl Plan {
     /// The longest prompt, in bytes, of which no token is shorter than one. Far below where a long prompt costs more.
     pub const MAX_PROMPT_BYTES: usize = 64_000;
 
+    /// What to say to somebody who has used up the plan; begins with a space, or says nothing.
+    pub fn upgrade_hint(self) -> &'static str {
+        match self {
+            Self::Guest => " Sign up to have more of them.",
+            Self::Free => " With Pro you can go on now.",
+            Self::Pro => "",
+        }
+    }
+
     /// Price a month in micro-dollars.
     pub fn price_microusd(self) -> i64 {
         match self {

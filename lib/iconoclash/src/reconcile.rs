@@ -1,5 +1,5 @@
 //! What crashes and outages left behind, put right: replies whose process died are ended, holds that nobody settled are,
-//! and what Redis counts is compared with the ledger.
+//! what Redis counts is compared with the ledger, and Stripe is asked about subscriptions of which no event told.
 //!
 //! Safe to run twice and at the same time: a reply is ended by one statement, a hold settles once, and a counter is set
 //! only if nobody has changed it since it was read.
@@ -17,7 +17,9 @@ use crate::{
     app::App,
     cache,
     error::{Error, Result},
-    row, sql, telemetry,
+    row, sql,
+    subscription::{self, Confirmed},
+    telemetry,
 };
 
 /// A hold without a row in the ledger belongs to a process that died before it wrote one, which takes seconds.
@@ -42,6 +44,12 @@ pub struct Report {
     subjects_repaired: usize,
     /// Whether everybody's spending differed and was set right.
     budget_repaired: bool,
+    /// Customers of whom Stripe was asked because no event came.
+    subscriptions_confirmed: usize,
+    /// Those whose plan was another one than Stripe's.
+    subscriptions_healed: usize,
+    /// Those of whom Stripe could not be asked; they are tried again.
+    subscriptions_failed: usize,
     /// Why Redis was left as it is, where it could not be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<String>,
@@ -60,6 +68,9 @@ pub async fn run(app: &App) -> Result<Report> {
         tracing::warn!(cause, "Redis is left as it is");
         report.redis = Some("unavailable".to_owned());
     }
+    let Confirmed { asked, healed, failed } = subscription::confirm_stale(app).await?;
+    (report.subscriptions_confirmed, report.subscriptions_healed, report.subscriptions_failed) =
+        (asked, healed, failed);
     let told = serde_json::to_value(&report).map_err(|error| Error::Internal(error.into()))?;
     app.db()?.execute(&NOTE_RUN, &[&app.new_id(), &"reconcile", &started, &app.now(), &told]).await?;
     Ok(report)

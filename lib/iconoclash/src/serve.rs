@@ -7,7 +7,7 @@
 use axum::{
     Router,
     body::Body,
-    extract::{DefaultBodyLimit, FromRequestParts},
+    extract::{DefaultBodyLimit, FromRequestParts, Request},
     http::request::Parts,
     middleware,
     response::{IntoResponse, Response},
@@ -15,7 +15,7 @@ use axum::{
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
 use http_body::{Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full, Limited};
 use std::{
     convert::Infallible,
     pin::Pin,
@@ -28,7 +28,6 @@ use tower::ServiceExt;
 use tower_http::{
     catch_panic::CatchPanicLayer,
     cors::{AllowOrigin, CorsLayer},
-    limit::RequestBodyLimitLayer,
 };
 use utoipa_axum::router::OpenApiRouter;
 use vercel_runtime::{AppState, ResponseBody};
@@ -58,11 +57,22 @@ pub fn stack(router: Router<App>, app: App) -> Router {
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         .layer(DefaultBodyLimit::disable())
-        .layer(RequestBodyLimitLayer::new(MAX_BODY))
+        .layer(middleware::map_request(limit_body))
         .layer(CatchPanicLayer::custom(answer_panic))
         .layer(cors(app.clone()))
         .layer(middleware::from_fn_with_state(app.clone(), telemetry::observe));
     router.with_state(app)
+}
+
+/// Makes reading a body fail beyond the limit; at once, unread, where its length says that it is beyond. Not a refusal
+/// of the request: what a body that is too large comes to is the route's to say, and a webhook's sender knows 400 only.
+async fn limit_body(request: Request) -> Request {
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let too_large = length.is_some_and(|length: usize| length > MAX_BODY);
+    request.map(|body| match too_large {
+        true => Body::new(Limited::new(Full::new(Bytes::from_static(b"-")), 0)),
+        false => Body::new(Limited::new(body, MAX_BODY)),
+    })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands the payload over")]

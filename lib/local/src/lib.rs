@@ -2,10 +2,12 @@
 //!
 //! In reading order: where things lie (`places`), what must not outlive us (`process`, `profile`),
 //! how missing programs are got (`install`), the services themselves (`services` and one file each),
-//! what stands in for vendors (`upstash`, `claude`) and measures (`proxy`),
+//! what stands in for vendors (`upstash`, `claude`, `stripe`, `mail`) and measures (`proxy`),
 //! the environment made of them (`stack`), and the commands on top (`up`, `serve`, `vercel`, `suite`, `bench`).
 //!
 //! Development only: no function depends on this crate.
+// An object of Stripe's has some fifty fields.
+#![recursion_limit = "256"]
 #![expect(
     clippy::disallowed_methods,
     reason = "a developer's tool reads its own environment and the clock, and has no platform to ask for leave to spawn"
@@ -26,13 +28,17 @@ pub mod redis;
 pub mod services;
 
 pub mod claude;
+mod html;
+pub mod mail;
 pub mod proxy;
+pub mod stripe;
 pub mod upstash;
 mod wire;
 
 pub mod stack;
 
 pub mod bench;
+mod pages;
 pub mod serve;
 pub mod suite;
 pub mod summary;

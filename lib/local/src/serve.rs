@@ -22,7 +22,7 @@ use tokio::{
 use tower::ServiceExt;
 use tower_http::services::ServeDir;
 
-use crate::stack;
+use crate::{pages::Pages, stack};
 
 /// Serves until SIGTERM or SIGINT; replies that run then are finished first.
 pub fn run(runtime: &Handle, root: &Path, port: u16) -> Result<()> {
@@ -39,15 +39,19 @@ pub fn run(runtime: &Handle, root: &Path, port: u16) -> Result<()> {
     })
 }
 
-/// The functions' own layers and routes below `/api/`; all else is a file of `public/`, as on Vercel.
+/// The functions' own layers and routes below `/api/`, the stand-ins' pages below `/local/`; all else is a file of
+/// `public/`, as on Vercel.
 fn router(root: &Path, background: &Background) -> Router {
     let functions = serve::stack(routes::all().into(), App::from_env());
     let files = ServeDir::new(root.join("public"));
     let background = background.clone();
+    let pages = Pages::of_the_environment();
     Router::new().fallback(async move |mut request: Request| {
         if request.uri().path().starts_with("/api/") {
             request.extensions_mut().insert(background);
             functions.oneshot(request).await.into_response()
+        } else if let Some(stand_in) = pages.behind(request.uri().path()) {
+            pages.pass_on(stand_in, request).await
         } else {
             files.oneshot(request).await.into_response()
         }

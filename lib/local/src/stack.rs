@@ -6,11 +6,11 @@ use anyhow::{Context, Result};
 use tokio::runtime::Handle;
 
 use crate::{
-    claude, ports,
+    claude, mail, ports,
     profile::Profile,
     progress::{note, step},
     services::Services,
-    upstash,
+    stripe, upstash,
 };
 
 /// The database of `cargo local`.
@@ -33,6 +33,7 @@ const FROM_SHELL: &[&str] = &[
     "MAIL_FROM",
     "ALERT_EMAIL_TO",
     "RESEND_API_KEY",
+    "RESEND_BASE_URL",
     "SMTP_URL",
     "ALERT_WEBHOOK_URL",
     "SIGNING_KEYS",
@@ -69,12 +70,21 @@ pub struct Stack {
     // They answer as long as they are held.
     _front: upstash::Front,
     _claude: Option<claude::StandIn>,
+    stripe: Option<stripe::StandIn>,
+    _mail: Option<mail::StandIn>,
 }
 
 impl Stack {
     /// The stack's own database, whatever `.env` says: only that one is migrated.
     pub fn database_url(&self) -> String {
         self.services.postgres.url(DATABASE)
+    }
+
+    /// Shows the stand-ins' own pages where the development server is, which passes them on.
+    pub fn pages_at(&self, url: &str) {
+        if let Some(stripe) = &self.stripe {
+            stripe.pages_at(url.to_owned());
+        }
     }
 
     /// Starts the development stack; the application will be at `http://localhost:{port}`.
@@ -108,11 +118,24 @@ impl Stack {
             environment.insert("ANTHROPIC_BASE_URL".into(), stand_in.url());
             Some(stand_in)
         };
+        let stripe = match chosen.contains_key("STRIPE_SECRET_KEY") {
+            true => None,
+            false => Some(start_stripe(runtime, profile, port, &mut environment)?),
+        };
+        let mail = match chosen.contains_key("RESEND_API_KEY") {
+            true => None,
+            false => Some(start_mail(runtime, profile, &mut environment)?),
+        };
         environment.extend(chosen);
         profile.publish(&environment)?;
-        Ok(Self { services, environment, _front: front, _claude: claude })
+        Ok(Self { services, environment, _front: front, _claude: claude, stripe, _mail: mail })
     }
 }
+
+/// Where the development server finds the pages of the stand-ins; no setting of the application.
+pub const STRIPE_PAGES: &str = "ICONOCLASH_LOCAL_STRIPE";
+/// As above, for mail.
+pub const MAIL_PAGES: &str = "ICONOCLASH_LOCAL_MAIL";
 
 /// The only key that a stand-in takes.
 const CLAUDE_KEY: &str = "sk-ant-local";
@@ -122,6 +145,48 @@ fn start_claude(runtime: &Handle, listen: SocketAddr, pace: Duration) -> Result<
         let config = claude::Config { listen, keys: vec![CLAUDE_KEY.into()], pace };
         Ok(runtime.block_on(claude::StandIn::start(config))?)
     })
+}
+
+/// Without an account at Stripe nobody is charged, and events come here by themselves.
+fn start_stripe(
+    runtime: &Handle,
+    profile: &Profile,
+    port: u16,
+    environment: &mut BTreeMap<String, String>,
+) -> Result<stripe::StandIn> {
+    let listen = ports::kept(&profile.data.join("stripe.port"))?;
+    let webhook_url = Some(format!("http://localhost:{port}/api/billing/webhook"));
+    let config = stripe::Config { listen, webhook_url, ..stripe::Config::default() };
+    let settings = [
+        ("STRIPE_SECRET_KEY", config.key.clone()),
+        ("STRIPE_WEBHOOK_SECRET", config.webhook_secret.clone()),
+        ("STRIPE_PRICE_PRO", stripe::PRICE.to_owned()),
+    ];
+    let stand_in = step("Stripe stand-in: starting", || Ok(runtime.block_on(stripe::StandIn::start(config.clone()))?))?;
+    note("no STRIPE_SECRET_KEY is set, so a stand-in takes the payments, and no card is charged");
+    environment.extend(settings.map(|(name, value)| (name.to_owned(), value)));
+    environment.insert("STRIPE_BASE_URL".into(), stand_in.url());
+    environment.insert(STRIPE_PAGES.into(), stand_in.url());
+    Ok(stand_in)
+}
+
+fn start_mail(
+    runtime: &Handle,
+    profile: &Profile,
+    environment: &mut BTreeMap<String, String>,
+) -> Result<mail::StandIn> {
+    let listen = ports::kept(&profile.data.join("mail.port"))?;
+    let stand_in = step("mail stand-in: starting", || Ok(runtime.block_on(mail::StandIn::start(listen))?))?;
+    note("no RESEND_API_KEY is set, so mail goes to /local/mail and no further");
+    let settings = [
+        ("RESEND_API_KEY", mail::KEY.to_owned()),
+        ("RESEND_BASE_URL", stand_in.url()),
+        ("MAIL_FROM", "Iconoclash <hello@localhost>".to_owned()),
+        ("ALERT_EMAIL_TO", "operators@localhost".to_owned()),
+        (MAIL_PAGES, stand_in.url()),
+    ];
+    environment.extend(settings.map(|(name, value)| (name.to_owned(), value)));
+    Ok(stand_in)
 }
 
 /// Brings a database of our own to the newest schema, with its seed.

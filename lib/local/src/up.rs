@@ -19,7 +19,7 @@ use crate::{
     profile::Profile,
     progress::{note, step},
     services::wait_until,
-    stack::Stack,
+    stack::{self, Stack},
     watch::Watch,
 };
 
@@ -37,6 +37,7 @@ pub fn run(runtime: &Handle, profile: &Profile, wanted: u16) -> Result<Infallibl
     let mut watch = Watch::new(sources.to_vec());
 
     let mut stack = Stack::start(runtime, profile, port)?;
+    stack.pages_at(&format!("http://localhost:{port}"));
     let server = Server { program, port };
     let mut child = Some(step("development server: starting", || server.start(profile, &stack, false))?);
     eprintln!("\n{}", summary(&stack, port, begun));
@@ -105,12 +106,18 @@ fn build(profile: &Profile, why: &str) -> Result<bool> {
 fn summary(stack: &Stack, port: u16, begun: Instant) -> String {
     let url = format!("http://localhost:{port}");
     let setting = |name: &str| stack.environment.get(name).map_or("-", String::as_str);
+    let page = |variable: &str, name: &str| match stack.environment.contains_key(variable) {
+        true => format!("{url}/local/{name}"),
+        false => "the real one".to_owned(),
+    };
     format!(
         "Iconoclash is at {url} after {:.1} s: every route, and public/.
 
   Postgres   {}
   Redis      redis://{}, as Upstash at {}
   Claude     {}
+  Stripe     {}
+  mail       {}
 
   try it     curl {url}/api/health
   settings   cargo local env          (eval \"$(cargo local env --export)\")
@@ -123,5 +130,7 @@ Ctrl-C ends all of it.\n",
         stack.services.redis.address,
         setting("UPSTASH_REDIS_REST_URL"),
         stack.environment.get("ANTHROPIC_BASE_URL").map_or("the real one", String::as_str),
+        page(stack::STRIPE_PAGES, "stripe"),
+        page(stack::MAIL_PAGES, "mail"),
     )
 }

@@ -1,16 +1,15 @@
 //! The vendors' own clients against their stand-ins.
 
-#![expect(clippy::disallowed_methods, reason = "a test finds its tools by PATH")]
+#![expect(clippy::disallowed_methods, reason = "a test finds its tools by PATH, and serves what they call")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use iconoclash_local::{
-    claude::{Config, StandIn},
-    proxy::Http,
-    upstash::Front,
-};
-use tokio::process::Command;
+use axum::{Json, Router, extract::Request, routing::get};
+use iconoclash::{app::App, config::Config, routes, serve};
+use iconoclash_local::{claude, proxy::Http, stripe, upstash::Front};
+use tokio::{net::TcpListener, process::Command};
+use tower::ServiceExt;
 
 /// Runs `tests/vendor/{name}.mjs`, which imports that package, with nothing but these settings: clients
 /// take credentials and options from their surroundings too.
@@ -42,7 +41,7 @@ async fn front() -> Front {
 
 #[tokio::test]
 async fn the_official_client_takes_the_stand_in_for_claude() {
-    let stand_in = StandIn::start(Config::default()).await.unwrap();
+    let stand_in = claude::StandIn::start(claude::Config::default()).await.unwrap();
     let url = stand_in.url();
     node("claude", "@anthropic-ai/sdk", &[("ANTHROPIC_BASE_URL", &url), ("ANTHROPIC_API_KEY", "sk-ant-local")]).await;
 }
@@ -65,4 +64,40 @@ async fn the_official_rate_limiter_takes_the_front_for_upstash() {
         ("HANGING_URL", &hanging.url()),
     ];
     node("ratelimit", "@upstash/ratelimit", &settings).await;
+}
+
+#[tokio::test]
+async fn the_official_client_takes_the_stand_in_for_stripe_and_we_take_the_client_for_stripe() {
+    let config = stripe::Config::default();
+    let (key, secret) = (config.key.clone(), config.webhook_secret.clone());
+    let stand_in = Arc::new(stripe::StandIn::start(config).await.unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let settings = [
+        ("STRIPE_BASE_URL", stand_in.url()),
+        ("STRIPE_SECRET_KEY", key),
+        ("STRIPE_WEBHOOK_SECRET", secret),
+        ("STRIPE_PRICE_PRO", stripe::PRICE.to_owned()),
+        ("WEBHOOK_URL", format!("{address}/api/billing/webhook")),
+        ("EVENTS_URL", format!("{address}/events")),
+    ];
+    // Of all settings the webhook needs no other, as long as an event concerns nobody.
+    let known = settings.clone();
+    let config = Config::from_lookup(|name| known.iter().find(|(known, _)| *known == name).map(|(_, v)| v.clone()));
+    let functions = serve::stack(routes::all().into(), App::new(config, stripe::Config::default().clock));
+    let background = serve::Background::in_process();
+    let events = get(async move || {
+        let signed = stand_in.take_events().into_iter().map(|event| {
+            let signature = stand_in.sign(&event.payload);
+            serde_json::json!({"payload": event.payload, "signature": signature})
+        });
+        Json(signed.collect::<Vec<_>>())
+    });
+    let router = Router::new().route("/events", events).fallback(async move |mut request: Request| {
+        request.extensions_mut().insert(background);
+        functions.oneshot(request).await
+    });
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    node("stripe", "stripe", &settings).await;
 }

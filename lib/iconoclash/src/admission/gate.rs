@@ -40,7 +40,7 @@ impl Gate {
     /// The outcome that the refusal of the ledger's statement stands for.
     pub fn refused(&self, error: db::Error) -> Error {
         match error.constraint() {
-            Some("subject_days_messages") => Error::QuotaExceeded(self.quota(self.messages)),
+            Some("subject_days_messages") => Error::QuotaExceeded(self.quota(self.messages), self.plan),
             Some("subject_days_burst") => Error::BurstExceeded { quota: self.quota(self.taken), wait: self.burst_wait },
             Some("subject_days_spent") => Error::SpendLimit(self.quota(self.taken)),
             Some("budget_days_day") => budget_spent(self.quota(0).reset_at, self.now),

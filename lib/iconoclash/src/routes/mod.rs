@@ -6,6 +6,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::app::App;
 
 pub mod accounts;
+pub mod billing;
 pub mod catalog;
 pub mod contract;
 pub mod cron;
@@ -23,4 +24,5 @@ pub fn all() -> OpenApiRouter<App> {
         .merge(accounts::router())
         .merge(discussions::router())
         .merge(messages::router())
+        .merge(billing::router())
 }

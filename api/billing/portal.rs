@@ -1,0 +1,12 @@
+//! /api/billing/portal
+//!
+//! POST  signed in   the page on which to manage a subscription   200 · 401 · 403 `sign_up_first` · 409 `not_subscribed`
+//!
+//! Logic: `iconoclash::routes::billing`.
+
+use iconoclash::{routes::billing, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(billing::router).await
+}

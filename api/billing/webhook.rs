@@ -1,0 +1,12 @@
+//! /api/billing/webhook
+//!
+//! POST  Stripe      signed events, in any order and any number   200 · 400 · 500 · 503
+//!
+//! Logic: `iconoclash::routes::billing`.
+
+use iconoclash::{routes::billing, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(billing::router).await
+}

@@ -1,0 +1,57 @@
+//! Telling operators what needs their eyes: by mail to `ALERT_EMAIL_TO` and in the chat behind `ALERT_WEBHOOK_URL`.
+//! What is not set is left out; what cannot be told is a line in the log.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::{
+    app::App,
+    mail::{self, Mail},
+};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Something that a person should look at.
+#[derive(Clone, Debug)]
+pub struct Alert {
+    /// In one line.
+    pub subject: String,
+    /// What happened.
+    pub text: String,
+    /// Where to look.
+    pub link: Option<(String, String)>,
+    /// Names what it tells, so that it is told once.
+    pub key: String,
+}
+
+/// Tells the operators, or logs that they could not be told.
+pub async fn operators(app: &App, alert: Alert) {
+    tracing::warn!(alert.key = alert.key, alert.subject = alert.subject, "operators are told");
+    tokio::join!(by_mail(app, &alert), by_chat(app, &alert));
+}
+
+async fn by_mail(app: &App, alert: &Alert) {
+    let to = app.config().alerts.emails.clone();
+    if to.is_empty() {
+        return;
+    }
+    let Alert { subject, text, link, key } = alert.clone();
+    mail::send(app, Mail { to, subject, paragraphs: vec![text], link, key }).await;
+}
+
+async fn by_chat(app: &App, alert: &Alert) {
+    let (Some(url), Ok(http)) = (&app.config().alerts.webhook_url, app.http()) else {
+        return;
+    };
+    let link = alert.link.as_ref().map(|(label, url)| format!("\n{label}: {url}")).unwrap_or_default();
+    let words = format!("{}\n{}{link}", alert.subject, alert.text);
+    // Slack and its likes read `text`, Discord reads `content`; each ignores the other.
+    let request = http.post(url.expose()).json(&json!({"text": words, "content": words})).timeout(DEADLINE);
+    let told = request.send().await.and_then(reqwest::Response::error_for_status);
+    if let Err(error) = told {
+        // The address is the webhook's only secret.
+        let cause = error.without_url().to_string();
+        tracing::warn!(alert.key = alert.key, cause, "the operators' chat was not told");
+    }
+}

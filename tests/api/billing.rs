@@ -1,0 +1,352 @@
+//! Paying for Pro, from the first checkout to the end of the last period.
+
+use futures_util::future::join_all;
+use iconoclash::subscription::{self, Confirmed};
+use iconoclash_cli::billing::{self, Failure};
+use iconoclash_local::stripe::{Action, Event, Fault};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use upstash_redis_rs::Command;
+
+use crate::harness::{Actor, Answer, TestApp};
+
+impl TestApp {
+    /// Sends an event as Stripe does.
+    pub(crate) async fn deliver(&self, event: &Event) -> Answer {
+        self.webhook(&event.payload, &self.stripe.sign(&event.payload)).await
+    }
+
+    pub(crate) async fn webhook(&self, payload: &str, signature: &str) -> Answer {
+        let body = axum::body::Body::from(payload.to_owned());
+        let headers = [("stripe-signature", signature)];
+        self.anonymous().raw(http::Method::POST, "/api/billing/webhook", &headers, body).await
+    }
+
+    /// Sends all events that have happened.
+    pub(crate) async fn deliver_all(&self) {
+        for event in self.stripe.take_events() {
+            let answer = self.deliver(&event).await;
+            assert_eq!(answer.status, 200, "{}: {}", event.kind, answer.json);
+        }
+    }
+
+    /// The only customer's id.
+    pub(crate) fn customer(&self) -> String {
+        let customers = self.stripe.customers();
+        assert_eq!(customers.len(), 1);
+        customers[0].clone()
+    }
+
+    /// The only customer's newest subscription.
+    pub(crate) fn newest_subscription(&self) -> String {
+        self.stripe.subscriptions(&self.customer())[0].0.clone()
+    }
+}
+
+impl Actor<'_> {
+    /// The id of the checkout whose page the user is sent to.
+    pub(crate) async fn checkout(&self) -> String {
+        let answer = self.post("/api/billing/checkout", Value::Null).await;
+        assert_eq!(answer.status, 200, "{}", answer.json);
+        answer.json["url"].as_str().unwrap().rsplit('/').next().unwrap().to_owned()
+    }
+
+    /// Pays, and is back before or after the events are.
+    pub(crate) async fn subscribe(&self) {
+        let checkout = self.checkout().await;
+        self.app.stripe.act(Action::Pay(&checkout));
+        self.app.deliver_all().await;
+    }
+
+    pub(crate) async fn plan(&self) -> String {
+        self.get("/api/auth/session").await.json["user"]["plan"].as_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn who_pays_goes_on_at_once_and_who_cancels_is_free_when_the_period_ends() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let discussion = ada.discussion().await;
+    for _ in 0..10 {
+        assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
+    }
+    let refused = ada.send(&discussion, "Why?").await;
+    assert_eq!(refused.problem(), (429, "quota_exceeded"));
+    assert!(refused.json["detail"].as_str().unwrap().contains("With Pro you can go on now"), "{}", refused.json);
+
+    ada.subscribe().await;
+    let eleventh = ada.send(&discussion, "Why?").await;
+    assert_eq!((eleventh.status.as_u16(), &eleventh.json["quota"]["limit"]), (201, &json!(100)));
+    assert_eq!(ada.plan().await, "pro");
+    assert_eq!(ada.post("/api/billing/checkout", Value::Null).await.problem(), (409, "already_subscribed"));
+
+    app.stripe.act(Action::CancelAtPeriodEnd(&app.newest_subscription()));
+    app.deliver_all().await;
+    assert_eq!(ada.plan().await, "pro", "until the end of what was paid");
+    let user = app.value("select id from users").await;
+    let cached = async || -> Option<String> {
+        let command = Command::new("GET").arg(format!("{{rl}}:pl:u:{user}"));
+        app.app.redis().unwrap().exec(&command).await.unwrap()
+    };
+    assert_eq!(cached().await.as_deref(), Some("pro"));
+    app.advance(time::Duration::days(29));
+    app.deliver_all().await;
+    let ada = sign_in_again(&app).await;
+    assert_eq!(ada.plan().await, "pro");
+    app.advance(time::Duration::days(1));
+    app.deliver_all().await;
+    assert_eq!(ada.plan().await, "free");
+    assert_eq!(cached().await, None, "no cache says what was");
+    assert_eq!(ada.send(&discussion, "Why?").await.json["quota"]["limit"], 10);
+    // And may come back, as the same customer.
+    ada.subscribe().await;
+    assert_eq!((ada.plan().await.as_str(), app.stripe.customers().len()), ("pro", 1));
+}
+
+/// A token lives for thirty days, as long as a period.
+async fn sign_in_again(app: &TestApp) -> Actor<'_> {
+    let login = json!({"email": "ada@example.org", "password": "correct horse"});
+    let signed = app.anonymous().post("/api/auth/login", login).await;
+    app.bearer(signed.json["token"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn a_checkout_says_who_pays_for_what_and_where_to_come_back() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    ada.checkout().await;
+    let requests = app.stripe.requests();
+    let made = |path: &str| requests.iter().rfind(|it| it.path == path && it.method == http::Method::POST).unwrap();
+    let user = ada.get("/api/auth/session").await.json["user"]["id"].as_str().unwrap().to_owned();
+    let customer = made("/v1/customers");
+    assert!(customer.params.contains(&("metadata[user_id]".into(), user.clone())), "{customer:?}");
+    assert_eq!(customer.idempotency_key, Some(format!("customer-{user}-first")));
+    let session = made("/v1/checkout/sessions");
+    for (name, value) in [
+        ("mode", "subscription"),
+        ("customer", &app.customer()),
+        ("client_reference_id", &user),
+        ("line_items[0][price]", "price_local_pro"),
+        ("allow_promotion_codes", "true"),
+        ("subscription_data[metadata][user_id]", &user),
+        ("success_url", "https://iconoclash.test/billing/success.html?session_id={CHECKOUT_SESSION_ID}"),
+        ("cancel_url", "https://iconoclash.test/billing/cancel.html"),
+    ] {
+        assert!(session.params.contains(&(name.into(), value.into())), "{name} in {session:?}");
+    }
+}
+
+#[tokio::test]
+async fn twenty_checkouts_at_once_are_one_customer_and_one_page() {
+    for parallel in [2, 20] {
+        let app = TestApp::start().await;
+        let ada = app.member("ada").await;
+        let pages = join_all((0..parallel).map(|_| ada.checkout())).await;
+        assert_eq!(pages.iter().collect::<BTreeSet<_>>().len(), 1, "two open pages could both be paid");
+        let customer = app.customer();
+        assert_eq!(app.value("select stripe_customer_id from users").await, customer);
+        assert_eq!(app.value("select count(*), max(id) from stripe_customers").await, format!("1,{customer}"));
+        assert_eq!(ada.checkout().await, pages[0], "and the same page is given while it is open");
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_has_closed_is_followed_by_another() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let first = ada.checkout().await;
+    app.stripe.act(Action::Expire(&first));
+    let second = ada.checkout().await;
+    assert_ne!(first, second);
+    app.advance(time::Duration::hours(23) + time::Duration::minutes(45));
+    assert_ne!(ada.checkout().await, second, "one that is about to close helps nobody");
+}
+
+#[tokio::test]
+async fn what_was_paid_is_not_sold_twice_even_if_no_event_came() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let checkout = ada.checkout().await;
+    app.stripe.act(Action::Pay(&checkout));
+    app.stripe.take_events();
+    assert_eq!(ada.plan().await, "free");
+    assert_eq!(ada.post("/api/billing/checkout", Value::Null).await.problem(), (409, "already_subscribed"));
+    assert_eq!(ada.plan().await, "pro", "asking again has healed it");
+    let many = join_all((0..10).map(|_| ada.post("/api/billing/checkout", Value::Null))).await;
+    assert!(many.iter().all(|answer| answer.problem() == (409, "already_subscribed")), "{many:?}");
+    // And the other way round: it ended, nobody told us, and the user wants it back.
+    app.stripe.act(Action::CancelNow(&app.newest_subscription()));
+    app.stripe.take_events();
+    ada.subscribe().await;
+    assert_eq!(ada.plan().await, "pro");
+}
+
+#[tokio::test]
+async fn a_guest_signs_up_first_and_nobody_manages_nothing() {
+    let app = TestApp::start().await;
+    let guest = app.guest().await;
+    for path in ["/api/billing/checkout", "/api/billing/portal"] {
+        assert_eq!(guest.post(path, Value::Null).await.problem(), (403, "sign_up_first"), "{path}");
+    }
+    let ada = app.member("ada").await;
+    assert_eq!(ada.post("/api/billing/portal", Value::Null).await.problem(), (409, "not_subscribed"));
+    assert_eq!(app.stripe.requests().len(), 0);
+    ada.subscribe().await;
+    let portal = ada.post("/api/billing/portal", Value::Null).await;
+    assert!(portal.json["url"].as_str().unwrap().contains("/portal/bps_"), "{}", portal.json);
+}
+
+#[tokio::test]
+async fn a_customer_of_another_key_is_replaced_unless_something_is_paid_for() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    app.sql("update users set stripe_customer_id = 'cus_test_mode'").await;
+    app.sql("insert into stripe_customers (id, user_id, created_at) select 'cus_test_mode', id, now() from users")
+        .await;
+    ada.subscribe().await;
+    assert_eq!(ada.plan().await, "pro");
+    let customer = app.customer();
+    assert_eq!(app.value("select id from stripe_customers").await, customer);
+
+    app.sql("update users set stripe_customer_id = 'cus_test_mode'").await;
+    app.sql("update stripe_customers set id = 'cus_test_mode'").await;
+    assert_eq!(ada.post("/api/billing/checkout", Value::Null).await.problem(), (500, "internal"));
+    assert_eq!(ada.plan().await, "pro");
+}
+
+#[tokio::test]
+async fn without_stripe_nobody_can_pay_and_everybody_can_argue() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    app.stripe.always(Some(Fault::Drop));
+    let refused = ada.post("/api/billing/checkout", Value::Null).await;
+    assert_eq!((refused.problem(), refused.header("retry-after")), ((503, "unavailable"), "5"));
+    app.stripe.always(None);
+    ada.checkout().await;
+    let bare = TestApp::with(&[("STRIPE_SECRET_KEY", ""), ("STRIPE_WEBHOOK_SECRET", " , ")]).await;
+    let bob = bare.member("bob").await;
+    assert_eq!(bob.post("/api/billing/checkout", Value::Null).await.problem(), (503, "unavailable"));
+    assert_eq!(bare.webhook("{}", "t=1,v1=00").await.problem(), (503, "unavailable"));
+    let discussion = bob.discussion().await;
+    assert_eq!(bob.send(&discussion, "Why?").await.status, 201);
+    assert_eq!(subscription::confirm_stale(&bare.app).await.unwrap(), Confirmed::default());
+}
+
+#[tokio::test]
+async fn a_failure_that_stripe_keeps_does_not_bar_the_way_for_a_day() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    app.stripe.next(Fault::Status(500));
+    ada.checkout().await;
+    assert_eq!(app.stripe.customers().len(), 1);
+}
+
+#[tokio::test]
+async fn a_payment_that_is_due_is_told_once_and_waited_for_seven_days() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    ada.subscribe().await;
+    let fail = async || {
+        app.stripe.act(Action::FailPayment(&app.newest_subscription()));
+        let events = app.stripe.take_events();
+        for event in events.iter().chain(&events) {
+            assert_eq!(app.deliver(event).await.status, 200);
+        }
+        app.background.idle().await;
+    };
+    fail().await;
+    let mails = app.mail.mails();
+    assert_eq!((mails.len(), mails[0].to.as_slice()), (1, &["ada@example.org".to_owned()][..]));
+    assert!(mails[0].subject.contains("payment") && mails[0].text.contains("keep Pro until"), "{:?}", mails[0]);
+    fail().await;
+    assert_eq!(app.mail.mails().len(), 1, "it is still the same payment");
+
+    app.advance(subscription::GRACE - time::Duration::MINUTE);
+    subscription::confirm_stale(&app.app).await.unwrap();
+    assert_eq!(ada.plan().await, "pro");
+    app.advance(time::Duration::MINUTE);
+    assert_eq!(subscription::confirm_stale(&app.app).await.unwrap(), Confirmed { asked: 1, healed: 1, failed: 0 });
+    assert_eq!(ada.plan().await, "free");
+
+    app.stripe.act(Action::Recover(&app.newest_subscription()));
+    app.deliver_all().await;
+    assert_eq!(ada.plan().await, "pro");
+    fail().await;
+    assert_eq!(app.mail.mails().len(), 2, "the next payment is another one");
+}
+
+#[tokio::test]
+async fn operators_are_told_once_of_money_that_goes_back() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    ada.subscribe().await;
+    let customer = app.customer();
+    app.stripe.act(Action::Refund(&customer));
+    app.stripe.act(Action::Dispute(&customer));
+    app.stripe.act(Action::Refund("cus_of_somebody_else"));
+    let events = app.stripe.take_events();
+    for event in events.iter().chain(&events) {
+        assert_eq!(app.deliver(event).await.status, 200);
+    }
+    app.background.idle().await;
+    let mut subjects: Vec<String> = app.mail.mails().into_iter().map(|mail| mail.subject).collect();
+    subjects.sort();
+    assert_eq!(subjects, ["A payment is disputed", "A payment was refunded"]);
+    assert_eq!(app.mail.mails()[0].to, ["ops@iconoclash.test"]);
+    assert_eq!(ada.plan().await, "pro", "what follows for the plan is Stripe's to say");
+}
+
+#[tokio::test]
+async fn mail_that_cannot_be_sent_fails_nothing() {
+    let app = TestApp::with(&[("RESEND_API_KEY", "")]).await;
+    let ada = app.member("ada").await;
+    ada.subscribe().await;
+    app.stripe.act(Action::FailPayment(&app.newest_subscription()));
+    app.stripe.act(Action::Refund(&app.customer()));
+    app.deliver_all().await;
+    app.background.idle().await;
+    assert_eq!(ada.plan().await, "pro");
+
+    let app = TestApp::start().await;
+    let bob = app.member("bob").await;
+    bob.subscribe().await;
+    app.mail.fail_next(1);
+    app.stripe.act(Action::FailPayment(&app.newest_subscription()));
+    app.deliver_all().await;
+    app.background.idle().await;
+    assert_eq!(app.mail.mails().len(), 1, "a hiccup is waited out");
+}
+
+#[tokio::test]
+async fn an_operator_syncs_a_customer_and_is_told_what_changed() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let checkout = ada.checkout().await;
+    app.stripe.act(Action::Pay(&checkout));
+    app.stripe.take_events();
+    let (customer, user) = (app.customer(), app.value("select id from users").await);
+    let sync = async |customer: &str| {
+        let mut lines = Vec::new();
+        billing::sync(&app.app, customer, &mut |line| lines.push(line)).await.map(|()| lines)
+    };
+    let id = app.newest_subscription();
+    let ends = (app.app.now() + time::Duration::days(30)).date();
+    let who = format!("customer {customer} is user {user}");
+    let first = sync(&customer).await.unwrap();
+    assert_eq!(first, [who.clone(), format!("{id}: active, renews {ends} (new here)"), "plan: free → pro".into()]);
+    let again = sync(&customer).await.unwrap();
+    assert_eq!(again, [who, format!("{id}: active, renews {ends}"), "plan: pro, unchanged".into()]);
+    app.stripe.act(Action::CancelNow(&id));
+    let ended = sync(&customer).await.unwrap();
+    assert_eq!(ended[1..], [format!("{id}: canceled (was active)"), "plan: pro → free".into()]);
+
+    assert!(matches!(sync("sub_1").await, Err(Failure::Malformed(_))));
+    assert!(matches!(sync("cus_nobody").await, Err(Failure::Foreign(_))));
+    app.stripe.always(Some(Fault::Status(401)));
+    let refused = sync(&customer).await.unwrap_err().to_string();
+    assert!(refused.contains("401") && refused.contains("Nothing was written"), "{refused}");
+    app.stripe.always(None);
+    app.sql("update stripe_customers set id = 'cus_unknown'").await;
+    assert!(matches!(sync("cus_unknown").await, Err(Failure::Missing(_))));
+}
