@@ -63,7 +63,7 @@ async fn open_now(app: &App) -> Result<Vec<OpenHold>> {
     Ok(open_holds(app).await?.into_iter().map(|(hold, _)| hold).collect())
 }
 
-/// Those who sent something since the run before the last: their calls have ended by now, or still hold.
+/// Those who sent something since the run before the last.
 async fn compare_subjects(app: &App, now: OffsetDateTime, day: Date, report: &mut Report) -> Result<()> {
     let since = app.db()?.optional(&LAST_RUN, &[]).await?.unwrap_or(now - Duration::DAY);
     let since = since.max(now - Duration::DAY) - Duration::minutes(10);
@@ -139,8 +139,10 @@ row! {
 }
 
 sql! {
+    /// Of the runs that could ask Redis: what the others left uncompared is still to be compared.
     read LAST_RUN() -> OffsetDateTime = "
-        select started_at from cron_runs where job = 'reconcile' order by started_at desc offset 1 limit 1";
+        select started_at from cron_runs where job = 'reconcile' and report ->> 'redis' is null
+        order by started_at desc offset 1 limit 1";
 
     read ACTIVE_SUBJECTS(TIMESTAMPTZ, DATE) -> String = "
         select distinct subject from usage_events
