@@ -11,10 +11,11 @@ use uuid::{ContextV7, Timestamp, Uuid};
 
 use crate::{
     cache::Flights,
-    claude::Claude,
+    claude::Pool,
     config::Config,
     db::Db,
     error::{Error, Result},
+    keys::Following,
     redis::Redis,
     token::Tokens,
 };
@@ -38,7 +39,9 @@ struct Shared {
     http: OnceLock<reqwest::Client>,
     db: OnceLock<Db>,
     redis: OnceLock<Redis>,
-    claude: OnceLock<Claude>,
+    claude: OnceLock<Pool>,
+    /// How far this process follows what others know of the keys.
+    following: Following,
     tokens: OnceLock<Tokens>,
     /// Loads of cached values that are under way in this process.
     flights: Flights,
@@ -61,6 +64,7 @@ impl App {
             db: OnceLock::new(),
             redis: OnceLock::new(),
             claude: OnceLock::new(),
+            following: Following::default(),
             tokens: OnceLock::new(),
             flights: Flights::default(),
         }))
@@ -106,13 +110,19 @@ impl App {
         &self.0.flights
     }
 
-    /// Claude.
-    pub fn claude(&self) -> Result<&Claude> {
+    /// Claude, by the keys that this process knows.
+    pub fn claude(&self) -> Result<&Pool> {
         once(&self.0.claude, || {
             let claude = self.0.config.claude.clone()?;
-            let key = claude.keys.into_iter().next().expect("configuration lists at least one key");
-            Ok(Claude::new(self.http()?.clone(), claude.base_url, key).with_deadlines(claude.deadlines))
+            let clock = Arc::clone(&self.0.clock);
+            let http = self.http()?.clone();
+            Ok(Pool::new(http, claude.base_url, claude.deadlines, claude.keys, move || clock()))
         })
+    }
+
+    /// How far this process follows what others know of the keys.
+    pub(crate) fn following(&self) -> &Following {
+        &self.0.following
     }
 
     /// The keys of session tokens.
@@ -122,7 +132,7 @@ impl App {
 
     /// The one HTTP client, whose connections stay warm between requests.
     #[expect(clippy::disallowed_methods, reason = "this is the one client")]
-    fn http(&self) -> Result<&reqwest::Client> {
+    pub(crate) fn http(&self) -> Result<&reqwest::Client> {
         once(&self.0.http, || {
             let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build();
             client.map_err(|error| Error::Internal(error.into()))

@@ -10,7 +10,7 @@
 //! - [`admission`], [`budget`], [`plan`], [`quota`]: who may send now, and what it may cost; [`limit`]: every other limit;
 //! - [`reconcile`]: what crashes and outages left behind, put right;
 //! - [`redis`], [`cache`]: Redis behind a breaker, and what it spares Postgres;
-//! - [`db`], [`claude`], [`price`]: Postgres through a pooler, Claude, and what its tokens cost;
+//! - [`db`], [`claude`], [`price`]: Postgres through a pooler, Claude, and what its tokens cost; [`keys`]: which keys pay;
 //! - [`error`], [`extract`], [`idempotency`], [`telemetry`]: the edges of a request; [`fault`]: how tests stop one midway.
 //!
 //! Held by lints and tests: only `serve` names a platform, only `config` reads the environment, only `app` reads the
@@ -39,6 +39,7 @@ pub mod redis;
 
 pub mod claude;
 pub mod db;
+pub mod keys;
 pub mod price;
 
 pub mod error;
