@@ -11,6 +11,8 @@ mod surroundings;
 
 mod accounts;
 mod discussions;
+mod key_faults;
+mod keys;
 mod limits;
 mod messages;
 mod platform;

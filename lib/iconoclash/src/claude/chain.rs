@@ -107,7 +107,8 @@ impl Search<'_> {
             let repeats = match class {
                 Class::Failing => {
                     failures += 1;
-                    failures == 1 && may_repeat != Some(false) && error.retry_after().is_none()
+                    let is_late = matches!(error, Error::Timeout { .. });
+                    failures == 1 && may_repeat != Some(false) && error.retry_after().is_none() && !is_late
                 }
                 Class::Doubtful | Class::Final => may_repeat == Some(true) && !std::mem::replace(&mut told_to, true),
                 _ => false,
