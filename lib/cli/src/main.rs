@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use iconoclash_cli::doctor::{Verdict, doctor};
+use iconoclash_cli::{
+    doctor::{Verdict, doctor},
+    keys,
+};
 
 /// Looks after an Iconoclash deployment.
 #[derive(Parser)]
@@ -31,6 +34,19 @@ enum Command {
         #[command(flatten)]
         database: Database,
     },
+    /// Add, rotate and look after the Claude API keys that are kept in the database
+    ///
+    /// Needs the settings of the functions: DATABASE_URL and CREDENTIALS_KEY, for `list` and `test` also
+    /// UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN. Every instance follows within a minute, with no deployment.
+    ///
+    /// To rotate a key: make the new one in the provider's console, `keys add` it under a new label, `keys test` it,
+    /// `keys drain` the old one, and once its last replies have ended, after five minutes at the most, `keys revoke` it
+    /// and disable it in the console.
+    #[command(verbatim_doc_comment)]
+    Keys {
+        #[command(subcommand)]
+        task: keys::Task,
+    },
 }
 
 #[derive(Args)]
@@ -48,6 +64,7 @@ async fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Migrate { database } => migrate(database).await,
         Command::Doctor { database } => diagnose(database).await,
+        Command::Keys { task } => look_after_keys(task).await,
     }
 }
 
@@ -61,6 +78,17 @@ async fn migrate(database: Database) -> ExitCode {
     };
     let pooled = set(&database.database_url);
     match iconoclash_cli::migrate(direct, pooled, &mut |line| say(&line)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn look_after_keys(task: keys::Task) -> ExitCode {
+    let app = iconoclash::app::App::from_env();
+    match keys::run(&app, task, &keys::from_terminal, &mut |line| say(&line)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
