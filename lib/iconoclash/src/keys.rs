@@ -84,7 +84,7 @@ pub async fn ready(app: &App) -> Result<&Pool> {
         let _turn = following.loading.lock().await;
         // Whoever had the turn before may have done it.
         if following.times().is_stale(app.now()) {
-            load(app, pool).await;
+            Box::pin(load(app, pool)).await;
         }
     }
     Ok(pool)
@@ -120,7 +120,7 @@ pub async fn beside<T>(app: &App, work: impl Future<Output = T>) -> T {
 }
 
 async fn follow(app: &App, pool: &Pool) {
-    tokio::join!(follow_keys(app, pool), follow_deadlines(app, pool));
+    tokio::join!(Box::pin(follow_keys(app, pool)), Box::pin(follow_deadlines(app, pool)));
 }
 
 async fn follow_keys(app: &App, pool: &Pool) {

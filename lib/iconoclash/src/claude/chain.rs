@@ -65,7 +65,7 @@ impl Pool {
                 true => Cow::Borrowed(prompt),
                 false => Cow::Owned(Prompt { model: model.to_owned(), ..prompt.clone() }),
             };
-            match search.at(&prompt, has_another).await {
+            match Box::pin(search.at(&prompt, has_another)).await {
                 Ok(reply) => return Ok(reply),
                 Err(End::Here) => {}
                 Err(End::Everywhere) => break,

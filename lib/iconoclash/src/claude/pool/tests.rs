@@ -1,5 +1,4 @@
 use super::*;
-use crate::claude::Detail;
 use std::sync::atomic::{AtomicI64, Ordering};
 use time::macros::datetime;
 
@@ -110,7 +109,7 @@ fn a_refused_key_is_out_alone_and_comes_back_ever_later() {
 #[test]
 fn a_spent_organisation_is_out_until_the_first_of_the_month() {
     let it = Fixture::of(&THREE);
-    it.fails("b", &Error::SpendLimit(Box::new(Detail::default())));
+    it.fails("b", &Error::SpendLimit(Box::default()));
     assert_eq!(it.chosen_among(), ["c"]);
     it.advance((datetime!(2026-11-30 23:59:59 UTC) - NOW).unsigned_abs());
     assert_eq!(it.chosen_among(), ["c"]);

@@ -62,12 +62,14 @@ pub(super) enum Event {
 impl Asked {
     /// Answers the message, to the end. The listener may leave at any time: what it would have heard is kept.
     pub(super) async fn produce(self, tell: UnboundedSender<Event>) {
-        let answer = telemetry::noting(async {
+        let app = self.app.clone();
+        // It takes `tell` with it: whoever listens does not wait for what is done beside.
+        let answer = telemetry::noting(async move {
             if let Err(refusal) = self.answer(&tell).await {
                 let _gone = tell.send(Event::Refused(refusal));
             }
         });
-        keys::beside(&self.app, answer).await;
+        Box::pin(keys::beside(&app, Box::pin(answer))).await;
     }
 
     async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<()> {
