@@ -6,6 +6,7 @@ use iconoclash::{
     claude::Deadlines,
     config::Secret,
     keys::store::{self, NewKey},
+    reconcile,
 };
 use iconoclash_local::claude::{Behaviour, Failure, Only, Script};
 use serde_json::{Value, json};
@@ -88,14 +89,17 @@ async fn a_limited_organisation_is_left_alone_by_every_instance_and_nobody_goes_
     let limited = Failure::RateLimited { retry_after_secs: 60 };
     app.claude.always_for(Only::organisation("acme"), limited);
     let send = async || {
-        let answers = join_all(talks.iter().map(|(ada, discussion)| ada.send(discussion, "Why?"))).await;
-        answers.iter().filter(|answer| answer.status == 201).count()
+        for answer in join_all(talks.iter().map(|(ada, discussion)| ada.send(discussion, "Why?"))).await {
+            assert_eq!(answer.status, 201, "{}", answer.json);
+        }
     };
-    assert_eq!(send().await, 16, "whoever met the limit was answered by the other organisation");
+    // Whoever meets the limit is answered by the other organisation.
+    send().await;
     app.background.idle().await;
     let after_learning = asked(&app).len();
+    shows(&app, "a", "left alone until").await;
     for _ in 0..4 {
-        assert_eq!(send().await, 16);
+        send().await;
     }
     assert!(asked(&app)[after_learning..].iter().all(|key| key == "sk-c"), "before its time");
 
@@ -103,7 +107,7 @@ async fn a_limited_organisation_is_left_alone_by_every_instance_and_nobody_goes_
     let other = sibling(&app, THREE, &[]).await;
     let (ada, _) = &talks[0];
     let actor = other.bearer(ada.token.as_deref().unwrap());
-    actor.health().await;
+    shows(&other, "a", "left alone until").await;
     let before = asked(&app).len();
     for (_, discussion) in &talks {
         assert_eq!(actor.send(discussion, "Why?").await.status, 201);
@@ -114,7 +118,7 @@ async fn a_limited_organisation_is_left_alone_by_every_instance_and_nobody_goes_
     app.advance(time::Duration::seconds(61));
     other.advance(time::Duration::seconds(61));
     let before = asked(&app).len();
-    assert_eq!(send().await, 16);
+    send().await;
     assert!(asked(&app)[before..].iter().any(|key| key != "sk-c"), "when its time has come");
     assert_eq!(app.value("select count(*) from usage_events where outcome <> 'complete'").await, "0");
 }
@@ -248,6 +252,19 @@ async fn a_key_that_does_not_answer_leaves_time_for_one_that_does() {
     settled(&app).await;
 }
 
+/// Waits, within a bound, until an instance knows this of a key; a Redis on a busy machine may miss a call or two.
+async fn shows(app: &TestApp, key: &str, health: &str) {
+    let mut said = Value::Null;
+    for _ in 0..200 {
+        said = app.anonymous().health().await.json["claude_keys"][key].clone();
+        if app.app.claude().unwrap().untold().is_empty() && said.as_str().unwrap().starts_with(health) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{key}: {said} instead of {health}");
+}
+
 /// No hold is open, and what is counted is what the ledger says.
 pub(crate) async fn settled(app: &TestApp) {
     app.background.idle().await;
@@ -317,6 +334,9 @@ async fn a_rotation_under_fifty_senders_fails_nobody() {
     let keys = asked(&app);
     assert!(keys[keys.len() - 50..].iter().all(|key| key != "sk-b"), "a revoked key gets nothing");
     assert_eq!(app.value("select count(*) from usage_events where outcome <> 'complete'").await, "0");
+    // With fifty at once a Redis on a busy machine may miss a settlement, which the cron then makes.
+    app.background.idle().await;
+    reconcile::run(&app.app).await.unwrap();
     settled(&app).await;
 }
 
@@ -392,7 +412,7 @@ async fn operators_see_how_keys_fare_and_never_a_secret() {
     app.claude.clear();
     assert!(store::test(&app.app, "long").await.unwrap().is_ok());
     app.advance(time::Duration::seconds(11));
-    assert_eq!(app.anonymous().health().await.json["claude_keys"], json!({"a": "ok", "long": "ok"}));
+    shows(&app, "long", "ok").await;
     assert!(store::list(&app.app).await.unwrap()[0].last_ok_at.is_some());
     assert!(store::drain(&app.app, "nobody").await.is_err());
     store::revoke(&app.app, "long").await.unwrap();

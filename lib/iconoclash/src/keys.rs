@@ -53,7 +53,7 @@ pub struct Following {
 #[derive(Debug, Default)]
 struct Times {
     loaded: Option<OffsetDateTime>,
-    load_tried: Option<OffsetDateTime>,
+    load_failed: Option<OffsetDateTime>,
     asked: Option<OffsetDateTime>,
     /// Labels of the keys that are in the database.
     stored: HashSet<String>,
@@ -69,7 +69,7 @@ impl Following {
 
 impl Times {
     fn is_stale(&self, now: OffsetDateTime) -> bool {
-        is_due(self.loaded, STALE, now) && is_due(self.load_tried, LOAD_AGAIN, now)
+        is_due(self.loaded, STALE, now) && is_due(self.load_failed, LOAD_AGAIN, now)
     }
 }
 
@@ -128,7 +128,7 @@ async fn follow_keys(app: &App, pool: &Pool) {
     let Ok(_turn) = following.loading.try_lock() else { return };
     let last = {
         let times = following.times();
-        times.loaded.max(times.load_tried)
+        times.loaded.max(times.load_failed)
     };
     if is_due(last, LOAD_EVERY, app.now()) {
         load(app, pool).await;
@@ -144,7 +144,11 @@ async fn follow_deadlines(app: &App, pool: &Pool) {
         following.times().asked = Some(now);
         match share(app, &untold).await {
             Ok(known) => pool.follow(&untold, known),
-            Err(error) => tracing::info!(cause = %error, "what keys are left alone is known to this process only"),
+            Err(error) => {
+                tracing::info!(cause = %error, "what keys are left alone is known to this process only");
+                // Sooner than after an answer.
+                following.times().asked = Some(now - ASK_EVERY + TELL_EVERY);
+            }
         }
     }
 }
@@ -152,18 +156,17 @@ async fn follow_deadlines(app: &App, pool: &Pool) {
 /// Which keys there are, from the database and, where a label is not there, from the environment.
 async fn load(app: &App, pool: &Pool) {
     let now = app.now();
-    app.following().times().load_tried = Some(now);
-    match read(app).await {
+    let cause = match read(app).await {
         Ok(keys) => {
             pool.replace(keys);
             app.following().times().loaded = Some(now);
+            return;
         }
-        Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => {
-            let cause = telemetry::chain(cause.as_ref());
-            tracing::warn!(cause, "the stored keys could not be read: those known last go on");
-        }
-        Err(error) => tracing::warn!(cause = %error, "the stored keys could not be read: those known last go on"),
-    }
+        Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => telemetry::chain(cause.as_ref()),
+        Err(error) => error.to_string(),
+    };
+    app.following().times().load_failed = Some(now);
+    tracing::warn!(cause, "the stored keys could not be read: those known last go on");
 }
 
 async fn read(app: &App) -> Result<Vec<ApiKey>> {
@@ -253,11 +256,17 @@ sql! {
     read USABLE() -> UsableRow = "
         select id, label, organisation, weight, state, sealed from claude_keys where state <> 'revoked' order by label";
 
+    /// Rows are locked in one order, as many instances write about the same keys.
     write NOTE(TEXT_ARRAY, TIMESTAMPTZ_ARRAY, TEXT_ARRAY, TIMESTAMPTZ_ARRAY) -> () = "
+        with seen as (
+          select k.id, s.ok_at, s.error, s.error_at
+          from unnest($1::text[], $2::timestamptz[], $3::text[], $4::timestamptz[]) as s (label, ok_at, error, error_at)
+          join claude_keys k on k.label = s.label and k.state <> 'revoked'
+          order by k.id for update of k
+        )
         update claude_keys k
         set last_ok_at = greatest(k.last_ok_at, seen.ok_at),
           last_error = case when seen.error_at > coalesce(k.last_error_at, '-infinity') then seen.error else k.last_error end,
           last_error_at = greatest(k.last_error_at, seen.error_at)
-        from unnest($1::text[], $2::timestamptz[], $3::text[], $4::timestamptz[]) as seen (label, ok_at, error, error_at)
-        where k.label = seen.label and k.state <> 'revoked'";
+        from seen where k.id = seen.id";
 }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -18,7 +19,7 @@ const MOST_ATTEMPTS: u32 = 8;
 const BACKOFF: Duration = Duration::from_millis(250);
 
 /// Who may answer.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Route<'a> {
     /// Its key, while that is well, is the same for every call: the provider's prompt cache belongs to the key.
     pub conversation: Uuid,
@@ -44,9 +45,13 @@ enum End {
 }
 
 impl Pool {
-    /// Asks for a reply by whichever key is best, without another model to fall back to.
+    /// Asks for what belongs to no conversation, by a key that is the same for the user, with no other model to fall
+    /// back to.
     pub async fn stream(&self, prompt: &Prompt) -> Result<Reply, Error> {
-        self.ask(prompt, &Route::default()).await
+        let hash = Sha256::digest(prompt.user_id.as_bytes());
+        let conversation = hash.iter().take(16).fold(0, |bits, byte| bits << 8 | u128::from(*byte));
+        let conversation = Uuid::from_u128(conversation);
+        self.ask(prompt, &Route { conversation, fallback: None }).await
     }
 
     /// Asks for a reply; `Ok` once it has begun. The deadlines are of all attempts together.
