@@ -248,9 +248,13 @@ sql! {
           set messages = s.messages + $10::bool::int - before.counted::int,
             spent_microusd = s.spent_microusd + $8 - before.cost_microusd
           from before where s.subject = before.subject and s.day = before.day
+          returning s.subject
         ), settled as (
+          -- After the subject's day, as in the statement that begins a reply: CTEs that nobody reads run last to first,
+          -- and two statements that lock these rows in different orders wait for each other until one is killed.
           update budget_days b set spent_microusd = b.spent_microusd + $8 - before.cost_microusd
-          from before where b.day = before.day and before.cost_microusd <> $8
+          from before, (select count(*) from given_back) first
+          where b.day = before.day and before.cost_microusd <> $8
         )
         update usage_events e
         set outcome = $2, input_tokens = $4, cache_write_5m_tokens = $11, cache_write_1h_tokens = $12,
