@@ -34,6 +34,7 @@ pub(crate) struct TestApp {
     pub(crate) database: String,
     ahead: Arc<Mutex<time::Duration>>,
     pub(crate) redis: upstash::Front,
+    config: Config,
 }
 
 impl TestApp {
@@ -61,10 +62,20 @@ impl TestApp {
         stripe.keep_time(clock.clone());
         let mut config = Config::from_lookup(|name| values.get(name).cloned());
         adjust(&mut config);
-        let app = App::new(config, clock);
+        let app = App::new(config.clone(), clock);
         let router = serve::stack(routes::all().into(), app.clone());
         let background = serve::Background::in_process();
-        Self { app, background, claude, stripe, mail, router, database, ahead, redis }
+        Self { app, background, claude, stripe, mail, router, database, ahead, redis, config }
+    }
+
+    /// Another process of the same deployment takes over, with other settings.
+    pub(crate) fn restart(&mut self, adjust: impl FnOnce(&mut Config)) {
+        adjust(&mut self.config);
+        let ahead = self.ahead.clone();
+        let clock = Arc::new(move || OffsetDateTime::now_utc() + *ahead.lock().unwrap());
+        self.app = App::new(self.config.clone(), clock);
+        self.router = serve::stack(routes::all().into(), self.app.clone());
+        self.background = serve::Background::in_process();
     }
 
     /// Lets time pass for the app and for Stripe.

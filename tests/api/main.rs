@@ -14,6 +14,8 @@ mod accounts;
 mod billing;
 mod caches;
 mod discussions;
+mod key_faults;
+mod keys;
 mod limits;
 mod messages;
 mod model;

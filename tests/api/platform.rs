@@ -147,7 +147,8 @@ async fn health_needs_nothing_and_deep_health_says_what_fails() {
     assert_eq!(deep.status, 503);
     assert_eq!(deep.json["checks"]["postgres"], "DATABASE_URL is not set");
     assert_eq!(deep.json["checks"]["redis"], "UPSTASH_REDIS_REST_URL is not set");
-    assert_eq!(deep.json["checks"]["claude"], "ANTHROPIC_API_KEY is not set");
+    let no_key = "there is no Claude key: set ANTHROPIC_API_KEYS, or add one with `iconoclash keys add`";
+    assert_eq!(deep.json["checks"]["claude"], no_key);
     assert_eq!(anonymous.get("/api/icons").await.problem(), (503, "unavailable"));
 
     let app = TestApp::start().await;
@@ -156,6 +157,7 @@ async fn health_needs_nothing_and_deep_health_says_what_fails() {
         (deep.status.as_u16(), &deep.json["checks"]),
         (200, &json!({"claude": "ok", "postgres": "ok", "redis": "ok"}))
     );
+    assert_eq!(deep.json["claude_keys"], json!({"test": "ok"}));
 }
 
 #[tokio::test]

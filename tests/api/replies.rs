@@ -52,14 +52,14 @@ async fn a_call_that_fails_before_any_token_costs_nothing_and_may_be_tried_again
     let discussion = ada.discussion().await;
     for (fault, retry_after) in [
         (Script::from(Failure::Overloaded), "10"),
-        (Failure::RateLimited { retry_after_secs: 37 }.into(), "37"),
-        (Failure::Auth.into(), "10"),
         (Failure::OwnSpendLimit.into(), "10"),
         (Failure::Internal.into(), "10"),
         (Failure::Invalid.into(), "10"),
         (Behaviour::Drop.into(), "10"),
+        (Failure::RateLimited { retry_after_secs: 37 }.into(), "37"),
     ] {
-        app.claude.next(fault.clone());
+        app.claude.clear();
+        app.claude.always(fault.clone());
         let refused = ada.send_with_key(&discussion, "Why?", "k-1").await;
         assert_eq!(
             (refused.problem(), refused.header("retry-after")),
@@ -73,6 +73,8 @@ async fn a_call_that_fails_before_any_token_costs_nothing_and_may_be_tried_again
         app.value("select outcome, counted, cost_microusd from usage_events group by 1, 2, 3").await,
         "failed,f,0"
     );
+    app.claude.clear();
+    app.advance(time::Duration::seconds(37));
     let answered = ada.send_with_key(&discussion, "Why?", "k-1").await;
     assert_eq!((answered.status.as_u16(), answered.header("idempotent-replayed")), (201, ""));
     let asked = app.claude.requests().last().unwrap().body["messages"].as_array().unwrap().len();

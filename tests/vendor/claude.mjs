@@ -165,6 +165,59 @@ test("odd replies are whole", async () => {
   assert.ok(types.has("message_stop") && !types.has("ping"));
 });
 
+test("the client asks again where and when the answer says so", async (t) => {
+  const faults = (body) => fetch(`${baseURL}/local/claude/faults`, { method: "POST", body: JSON.stringify(body) });
+  const inOneSecond = () => new Date(Date.now() + 1000).toUTCString();
+  // Fault, headers, how often a client with two retries calls, and what it comes to.
+  for (const [fault, headers, calls, outcome] of [
+    ["overloaded", { "retry-after-ms": "5" }, 2, "answered"],
+    ["rate_limited:0", {}, 2, "answered"],
+    ["rate_limited:7", { "retry-after-ms": "5" }, 2, "answered"],
+    ["rate_limited:7", { "retry-after": inOneSecond() }, 2, "answered"],
+    ["timeout", { "retry-after-ms": "5" }, 2, "answered"],
+    ["invalid", {}, 1, sdk.BadRequestError],
+    ["invalid", { "x-should-retry": "true", "retry-after-ms": "5" }, 2, "answered"],
+    ["internal", { "x-should-retry": "false" }, 1, sdk.InternalServerError],
+    ["spend_limit", { "x-should-retry": "false" }, 1, sdk.RateLimitError],
+    ["auth", {}, 1, sdk.AuthenticationError],
+  ]) {
+    await t.test(`${fault} ${JSON.stringify(headers)}`, async () => {
+      let called = 0;
+      const counting = (...request) => (called++, fetch(...request));
+      const patient = client.withOptions({ maxRetries: 2, fetch: counting });
+      await faults({ fault, headers });
+      const stream = patient.messages.stream(ask("Well"));
+      if (outcome === "answered") assert.match(await stream.finalText(), /Frida Kahlo/);
+      else await assert.rejects(stream.finalMessage(), (error) => error instanceof outcome);
+      assert.equal(called, calls);
+    });
+  }
+});
+
+test("a stream that has begun is not asked for again", async () => {
+  let called = 0;
+  const counting = (...request) => (called++, fetch(...request));
+  const patient = client.withOptions({ maxRetries: 2, fetch: counting });
+  for (const fault of ["error:2", "cut:2"]) {
+    await assert.rejects(patient.messages.stream(ask(`Well [[fault:${fault}]]`)).finalMessage(), fault);
+  }
+  assert.equal(called, 2);
+});
+
+test("keys of one organisation share its name and its limits", async () => {
+  const keys = process.env.ANTHROPIC_API_KEYS_OF_TWO_ORGANISATIONS.split(",");
+  const seen = [];
+  for (const apiKey of keys) {
+    const { response } = await client.withOptions({ apiKey }).messages.create(ask("Well")).withResponse();
+    const header = (name) => response.headers.get(name);
+    seen.push([header("anthropic-organization-id"), Number(header("anthropic-ratelimit-requests-remaining"))]);
+  }
+  const [[first, left], [second, leftThen], [third, leftElsewhere]] = seen;
+  assert.deepEqual([second, leftThen], [first, left - 1]);
+  assert.notEqual(third, first);
+  assert.equal(leftElsewhere, left);
+});
+
 test("faults can be queued from outside", async () => {
   const faults = (init) => fetch(`${baseURL}/local/claude/faults`, init);
   const queued = await faults({ method: "POST", body: JSON.stringify({ fault: "hold:1", text: "one two three" }) });

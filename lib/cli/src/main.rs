@@ -8,6 +8,7 @@ use iconoclash_cli::{
     billing,
     budgets::{self, Dollars},
     doctor::{Verdict, doctor},
+    keys,
 };
 
 /// Looks after an Iconoclash deployment.
@@ -47,6 +48,19 @@ enum Command {
     /// Look after subscriptions
     #[command(subcommand)]
     Billing(Billing),
+    /// Add, rotate and look after the Claude API keys that are kept in the database
+    ///
+    /// Needs the settings of the functions: DATABASE_URL and CREDENTIALS_KEY, for `list` and `test` also
+    /// UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN. Every instance follows within a minute, with no deployment.
+    ///
+    /// To rotate a key: make the new one in the provider's console, `keys add` it under a new label, `keys test` it,
+    /// `keys drain` the old one, and once its last replies have ended, after five minutes at the most, `keys revoke` it
+    /// and disable it in the console.
+    #[command(verbatim_doc_comment)]
+    Keys {
+        #[command(subcommand)]
+        task: keys::Task,
+    },
 }
 
 #[derive(Subcommand)]
@@ -94,6 +108,7 @@ async fn main() -> ExitCode {
         Command::Doctor { database } => diagnose(database).await,
         Command::Budgets { action } => budgets(action).await,
         Command::Billing(Billing::Sync { customer }) => sync(&customer).await,
+        Command::Keys { task } => look_after_keys(task).await,
     }
 }
 
@@ -107,6 +122,17 @@ async fn migrate(database: Database) -> ExitCode {
     };
     let pooled = set(&database.database_url);
     match iconoclash_cli::migrate(direct, pooled, &mut |line| say(&line)).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn look_after_keys(task: keys::Task) -> ExitCode {
+    let app = iconoclash::app::App::from_env();
+    match keys::run(&app, task, &keys::from_terminal, &mut |line| say(&line)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

@@ -11,10 +11,11 @@ use uuid::{ContextV7, Timestamp, Uuid};
 
 use crate::{
     cache::Flights,
-    claude::Claude,
+    claude::Pool,
     config::Config,
     db::Db,
     error::{Error, Result},
+    keys::Following,
     redis::Redis,
     stripe::Stripe,
     token::Tokens,
@@ -39,7 +40,9 @@ struct Shared {
     http: OnceLock<reqwest::Client>,
     db: OnceLock<Db>,
     redis: OnceLock<Redis>,
-    claude: OnceLock<Claude>,
+    claude: OnceLock<Pool>,
+    /// How far this process follows what others know of the keys.
+    following: Following,
     stripe: OnceLock<Stripe>,
     tokens: OnceLock<Tokens>,
     /// Loads of cached values that are under way in this process.
@@ -64,6 +67,7 @@ impl App {
             redis: OnceLock::new(),
             claude: OnceLock::new(),
             stripe: OnceLock::new(),
+            following: Following::default(),
             tokens: OnceLock::new(),
             flights: Flights::default(),
         }))
@@ -109,12 +113,13 @@ impl App {
         &self.0.flights
     }
 
-    /// Claude.
-    pub fn claude(&self) -> Result<&Claude> {
+    /// Claude, by the keys that this process knows.
+    pub fn claude(&self) -> Result<&Pool> {
         once(&self.0.claude, || {
             let claude = self.0.config.claude.clone()?;
-            let key = claude.keys.into_iter().next().expect("configuration lists at least one key");
-            Ok(Claude::new(self.http()?.clone(), claude.base_url, key).with_deadlines(claude.deadlines))
+            let clock = Arc::clone(&self.0.clock);
+            let http = self.http()?.clone();
+            Ok(Pool::new(http, claude.base_url, claude.deadlines, claude.keys, move || clock()))
         })
     }
 
@@ -124,6 +129,11 @@ impl App {
             let stripe = self.0.config.stripe.clone()?;
             Ok(Stripe::new(self.http()?.clone(), stripe.base_url, stripe.key))
         })
+    }
+
+    /// How far this process follows what others know of the keys.
+    pub(crate) fn following(&self) -> &Following {
+        &self.0.following
     }
 
     /// The keys of session tokens.

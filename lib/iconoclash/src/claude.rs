@@ -1,13 +1,16 @@
 //! Anthropic's Messages API: one prompt out, one stream of text and its usage back.
 //!
-//! Knows nothing of discussions, plans or which key to take next. It never retries: whether
-//! an error is worth another key or another model is told by [`Error`] and decided by the caller.
+//! Knows nothing of discussions and plans. [`Claude`] is one key and never retries; [`Pool`] is all of them, and asks
+//! another key or another model where the class of an error says that this helps.
 
+mod chain;
+mod cooldown;
 mod error;
+mod key;
+mod pool;
 mod request;
 mod stream;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +21,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::timeout_at;
 
+pub use chain::Route;
+pub use cooldown::Deadline;
 pub use error::{Detail, Error, Phase};
+pub use key::ApiKey;
+pub use pool::{KeyHealth, Outcome, Pool};
 pub use stream::Reply;
 
 use request::Body;
@@ -34,27 +41,6 @@ pub struct Claude {
     url: String,
     key: ApiKey,
     deadlines: Deadlines,
-}
-
-/// A key and the name that logs, ledgers and operators know it by.
-#[derive(Clone)]
-pub struct ApiKey {
-    /// Safe to log.
-    pub label: String,
-    secret: Arc<str>,
-}
-
-impl ApiKey {
-    /// Pairs a secret with its label.
-    pub fn new(label: impl Into<String>, secret: impl Into<Arc<str>>) -> Self {
-        Self { label: label.into(), secret: secret.into() }
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiKey").field("label", &self.label).finish_non_exhaustive()
-    }
 }
 
 /// How long a reply may keep us waiting, each counted from the start of the call but `silence`.
@@ -190,6 +176,8 @@ impl Claude {
         }
         let head = stream::Head {
             model: prompt.model.clone(),
+            asked_model: prompt.model.clone(),
+            key_label: self.key.label.clone(),
             limits: Limits::of(headers),
             request_id,
             secret: Arc::clone(&self.key.secret),

@@ -58,12 +58,14 @@ pub struct Config {
     pub redis: Setting<Redis>,
     /// `ANTHROPIC_API_KEYS` (or `ANTHROPIC_API_KEY`), `ANTHROPIC_BASE_URL`.
     pub claude: Setting<Claude>,
-    /// `CLAUDE_MODEL_PRO`, `CLAUDE_MODEL_FREE`.
+    /// `CLAUDE_MODEL_PRO`, `CLAUDE_MODEL_FREE`, `CLAUDE_MODEL_SMALL`.
     pub models: Setting<Models>,
     /// `JWT_KEYS`: the first signs, all verify.
     pub jwt_keys: Setting<Vec<JwtKey>>,
-    /// `CREDENTIALS_KEY`: 32 bytes from which keyed hashes are made.
+    /// `CREDENTIALS_KEY`, the first of it: 32 bytes that seal credentials and from which keyed hashes are made.
     pub credentials_key: Setting<Key>,
+    /// `CREDENTIALS_KEY`, the second of it while it is rotated: opens what it once sealed.
+    pub former_credentials_key: Option<Key>,
     /// `CRON_SECRET`: what crons and deep health checks present.
     pub cron_secret: Setting<Secret>,
     /// `PUBLIC_URL`: where people reach the service; issuer of the tokens.
@@ -122,7 +124,7 @@ pub struct Redis {
 pub struct Claude {
     /// API root, without a trailing slash.
     pub base_url: String,
-    /// Keys in order of preference, at least one.
+    /// Keys of the environment; there may be others in the database, and none here.
     pub keys: Vec<ApiKey>,
     /// How long a reply may take; not a setting, but shorter in tests.
     pub deadlines: Deadlines,
@@ -135,6 +137,8 @@ pub struct Models {
     pub pro: String,
     /// For plans `free` and `guest`.
     pub free: String,
+    /// For small work, and where a dearer one does not answer.
+    pub small: String,
 }
 
 /// Messages a UTC day of each plan.
@@ -179,13 +183,15 @@ impl Config {
     /// Reads settings from any source; an empty value counts as absent, as Vercel's dashboard stores it.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
         let env = Env(&|name| lookup(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty()));
+        let (credentials_key, former_credentials_key) = env.credentials_keys();
         Self {
             database: env.database(),
             redis: env.redis(),
             claude: env.claude(),
             models: env.models(),
             jwt_keys: env.jwt_keys(),
-            credentials_key: env.required("CREDENTIALS_KEY").and_then(|v| key("CREDENTIALS_KEY", &v)),
+            credentials_key,
+            former_credentials_key,
             cron_secret: env.required("CRON_SECRET").map(Secret),
             public_url: env.or("PUBLIC_URL", "http://localhost:3000").trim_end_matches('/').to_owned(),
             allowed_origins: env
@@ -258,11 +264,8 @@ impl Env<'_> {
     fn claude(&self) -> Setting<Claude> {
         let base_url = self.or("ANTHROPIC_BASE_URL", "https://api.anthropic.com");
         let keys = match self.optional("ANTHROPIC_API_KEYS") {
-            Some(list) => pairs("ANTHROPIC_API_KEYS", &list, '=')?
-                .into_iter()
-                .map(|(label, key)| ApiKey::new(label, key))
-                .collect(),
-            None => vec![ApiKey::new("default", self.required("ANTHROPIC_API_KEY")?)],
+            Some(list) => api_keys(&list)?,
+            None => self.optional("ANTHROPIC_API_KEY").map(|key| ApiKey::new("default", key)).into_iter().collect(),
         };
         Ok(Claude { base_url: base_url.trim_end_matches('/').to_owned(), keys, deadlines: Deadlines::default() })
     }
@@ -275,7 +278,21 @@ impl Env<'_> {
         Ok(Models {
             pro: priced("CLAUDE_MODEL_PRO", "claude-sonnet-5-5")?,
             free: priced("CLAUDE_MODEL_FREE", "claude-haiku-5-5")?,
+            small: priced("CLAUDE_MODEL_SMALL", "claude-haiku-5-5")?,
         })
+    }
+
+    fn credentials_keys(&self) -> (Setting<Key>, Option<Key>) {
+        const VARIABLE: &str = "CREDENTIALS_KEY";
+        let listed = self.required(VARIABLE).and_then(|list| {
+            let keys: Vec<Key> = list.split(',').map(|it| key(VARIABLE, it.trim())).collect::<Setting<_>>()?;
+            if keys.len() > 2 { Err(invalid(VARIABLE, "holds more than two keys")) } else { Ok(keys) }
+        });
+        match listed.map(|keys| (keys.first().cloned(), keys.get(1).cloned())) {
+            Ok((Some(first), former)) => (Ok(first), former),
+            Ok((None, _)) => (Err(invalid(VARIABLE, "is not set")), None),
+            Err(error) => (Err(error), None),
+        }
     }
 
     fn jwt_keys(&self) -> Setting<Vec<JwtKey>> {
@@ -306,6 +323,33 @@ fn invalid(variable: &'static str, problem: &str) -> Invalid {
 fn key(variable: &'static str, value: &str) -> Setting<Key> {
     let bytes = BASE64.decode(value).ok().and_then(|bytes| bytes.try_into().ok());
     bytes.map(Key).ok_or_else(|| invalid(variable, "must hold 32 bytes in base64"))
+}
+
+/// `label[@organisation][*weight]=key, …`, no label twice.
+fn api_keys(list: &str) -> Setting<Vec<ApiKey>> {
+    const VARIABLE: &str = "ANTHROPIC_API_KEYS";
+    let mut keys: Vec<ApiKey> = Vec::new();
+    for (name, secret) in pairs(VARIABLE, list, '=')? {
+        let (name, weight) = match name.split_once('*') {
+            None => (name.as_str(), 1),
+            Some((name, weight)) => {
+                let weight = weight.parse().ok().filter(|weight| (1..=100).contains(weight));
+                (name, weight.ok_or_else(|| invalid(VARIABLE, "has a weight that is not 1 to 100"))?)
+            }
+        };
+        let (label, organisation) = match name.split_once('@') {
+            None => (name, None),
+            Some((label, organisation)) => (label, Some(organisation.to_owned())),
+        };
+        if label.is_empty() || organisation.as_deref() == Some("") {
+            return Err(invalid(VARIABLE, "must list label[@organisation][*weight]=key, …"));
+        }
+        if keys.iter().any(|key| key.label == label) {
+            return Err(Invalid { variable: VARIABLE, problem: format!("names {label} twice") });
+        }
+        keys.push(ApiKey::new(label, secret).within(organisation).weighing(weight));
+    }
+    Ok(keys)
 }
 
 /// `name<separator>value, …`, at least one, no name twice.
@@ -339,7 +383,7 @@ mod tests {
         let config = config(&[]);
         assert_eq!(config.database.unwrap_err().to_string(), "DATABASE_URL is not set");
         assert_eq!(config.redis.unwrap_err().to_string(), "UPSTASH_REDIS_REST_URL is not set");
-        assert_eq!(config.claude.unwrap_err().to_string(), "ANTHROPIC_API_KEY is not set");
+        assert_eq!(config.claude.unwrap().keys.len(), 0, "they may all be in the database");
         assert_eq!(config.jwt_keys.unwrap_err().to_string(), "JWT_KEYS is not set");
         assert_eq!(config.stripe.unwrap_err().to_string(), "STRIPE_SECRET_KEY is not set");
         assert_eq!(config.mail.unwrap_err().to_string(), "RESEND_API_KEY is not set");
@@ -358,6 +402,39 @@ mod tests {
         assert_eq!(config.quotas.unwrap_err().to_string(), "QUOTA_FREE is not a whole number");
         assert_eq!(config.claude.unwrap_err().to_string(), "ANTHROPIC_API_KEYS names a twice");
         assert_eq!(config.models.unwrap_err().to_string(), "CLAUDE_MODEL_PRO names a model without a price");
+    }
+
+    #[test]
+    fn a_key_may_name_its_organisation_and_its_weight() {
+        let keys = config(&[("ANTHROPIC_API_KEYS", "a=s1, b@acme=s2=, c@acme*3=s3, d*2=s4")]).claude.unwrap().keys;
+        let seen: Vec<_> =
+            keys.iter().map(|key| (key.label.as_str(), key.organisation.as_deref(), key.weight)).collect();
+        assert_eq!(seen, [("a", None, 1), ("b", Some("acme"), 1), ("c", Some("acme"), 3), ("d", None, 2)]);
+        for (list, problem) in [
+            ("a@=s", "must list label[@organisation][*weight]=key, …"),
+            ("@acme=s", "must list label[@organisation][*weight]=key, …"),
+            ("a*0=s", "has a weight that is not 1 to 100"),
+            ("a*many=s", "has a weight that is not 1 to 100"),
+            ("a=s,a@acme=t", "names a twice"),
+            ("a", "must list name=value, …"),
+        ] {
+            let error = config(&[("ANTHROPIC_API_KEYS", list)]).claude.unwrap_err();
+            assert_eq!(error.to_string(), format!("ANTHROPIC_API_KEYS {problem}"), "{list}");
+        }
+    }
+
+    #[test]
+    fn credentials_may_be_sealed_by_two_keys_while_one_replaces_the_other() {
+        let base64 = |byte: u8| BASE64.encode([byte; 32]);
+        let keys = |list: &str| {
+            let config = config(&[("CREDENTIALS_KEY", list)]);
+            (config.credentials_key.map(|key| key.0[0]), config.former_credentials_key.map(|key| key.0[0]))
+        };
+        let (first, former) = keys(&base64(1));
+        assert_eq!((first.unwrap(), former), (1, None));
+        let (first, former) = keys(&format!("{}, {}", base64(2), base64(1)));
+        assert_eq!((first.unwrap(), former), (2, Some(1)));
+        assert!(keys(&vec![base64(1); 3].join(",")).0.is_err() && keys("short").0.is_err());
     }
 
     #[test]

@@ -219,7 +219,7 @@ impl Error {
                 problem.retry_after = Some(wait_secs(*wait));
                 problem.reset_at = Some(*reset_at);
             }
-            Self::Unavailable { retry_after, .. } => problem.retry_after = Some(retry_after.as_secs().max(1)),
+            Self::Unavailable { retry_after, .. } => problem.retry_after = Some(wait_secs(*retry_after)),
             _ => {}
         }
         problem

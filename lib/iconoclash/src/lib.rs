@@ -11,7 +11,7 @@
 //! - [`reconcile`]: what crashes and outages left behind, put right;
 //! - [`redis`], [`cache`]: Redis behind a breaker, and what it spares Postgres;
 //! - [`subscription`], [`stripe`]: who pays for it, as Stripe says;
-//! - [`db`], [`claude`], [`price`]: Postgres through a pooler, Claude, and what its tokens cost;
+//! - [`db`], [`claude`], [`price`]: Postgres through a pooler, Claude, and what its tokens cost; [`keys`]: which keys pay;
 //! - [`mail`], [`alert`]: telling users and operators what happened;
 //! - [`error`], [`extract`], [`idempotency`], [`telemetry`]: the edges of a request; [`fault`]: how tests stop one midway.
 //!
@@ -44,6 +44,7 @@ pub mod subscription;
 
 pub mod claude;
 pub mod db;
+pub mod keys;
 pub mod price;
 
 pub mod alert;

@@ -1,9 +1,13 @@
 //! The plans: what each may do and what it costs.
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use crate::config::{Models, Quotas};
+use crate::{
+    config::{Models, Quotas},
+    price,
+};
 
 /// What a user pays for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -52,6 +56,16 @@ impl Plan {
         }
     }
 
+    /// The model that answers where the plan's own does not. It is never a dearer one, so that what is held for a reply
+    /// covers it.
+    pub fn fallback(self, models: &Models, now: OffsetDateTime) -> Option<&str> {
+        let longest = u32::try_from(Self::MAX_PROMPT_BYTES).expect("a prompt is short");
+        let (own, other) = (self.model(models), models.small.as_str());
+        let (rates, cheaper) = (price::dearest(own, longest, now)?, price::dearest(other, longest, now)?);
+        let covered = cheaper.prompt <= rates.prompt && cheaper.output <= rates.output;
+        (other != own && covered).then_some(other)
+    }
+
     /// The longest reply, in tokens.
     pub fn max_output_tokens(self) -> u32 {
         match self {
@@ -79,5 +93,26 @@ impl Plan {
             Self::Guest | Self::Free => 0,
             Self::Pro => 12_000_000,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    #[test]
+    fn a_fallback_never_costs_more_than_what_is_held() {
+        #[track_caller]
+        fn check(free: &str, small: &str, expected: [Option<&str>; 3]) {
+            let models = Models { pro: "claude-sonnet-5-5".into(), free: free.into(), small: small.into() };
+            let now = datetime!(2026-11-24 12:00 UTC);
+            assert_eq!(Plan::ALL.map(|plan| plan.fallback(&models, now)), expected, "{free} {small}");
+        }
+        let (haiku, older) = (Some("claude-haiku-5-5"), Some("claude-haiku-4-5"));
+        check("claude-haiku-5-5", "claude-haiku-5-5", [None, None, haiku]);
+        check("claude-haiku-5-5", "claude-haiku-4-5", [None, None, older]);
+        check("claude-haiku-4-5", "claude-haiku-5-5", [haiku, haiku, haiku]);
+        check("claude-haiku-5-5", "claude-opus-5-5", [None, None, None]);
     }
 }

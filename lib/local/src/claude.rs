@@ -2,8 +2,8 @@
 //!
 //! A test scripts it by [`StandIn::next`] and [`StandIn::always`]. A person writes `[[fault:overloaded]]`
 //! into a message, or calls `POST /local/claude/faults` with `{"fault": "stall:3", "times": 2}` (or
-//! `"always": true`; `key` and `model` narrow it, `text` gives the words), `DELETE` of the same to forget
-//! all, and `POST /local/claude/release` to let one held stream go on. [`NAMES`] lists the faults.
+//! `"always": true`; `key`, `model` and `organisation` narrow it, `text` gives the words, `headers` those of an
+//! error), `DELETE` of the same to forget all, and `POST /local/claude/release` to let one held stream go on. [`NAMES`] lists the faults.
 
 mod behaviour;
 mod cache;
@@ -16,7 +16,7 @@ mod serve;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -92,7 +92,10 @@ struct Shared {
     pace: Duration,
     scripts: Mutex<Scripts>,
     cache: Mutex<Cache>,
+    /// By organisation, as the provider limits.
     remaining: Mutex<HashMap<String, u64>>,
+    organisations: Mutex<HashMap<String, String>>,
+    begun: AtomicUsize,
     requests: watch::Sender<Vec<Recorded>>,
     cancelled: watch::Sender<usize>,
     releases: Semaphore,
@@ -108,6 +111,8 @@ impl StandIn {
             scripts: Mutex::default(),
             cache: Mutex::default(),
             remaining: Mutex::default(),
+            organisations: Mutex::default(),
+            begun: AtomicUsize::new(0),
             requests: watch::Sender::new(Vec::new()),
             cancelled: watch::Sender::new(0),
             releases: Semaphore::new(0),
@@ -155,9 +160,20 @@ impl StandIn {
         *lock(&self.shared.keys) = keys;
     }
 
-    /// Sets how many requests the limit headers of a key say are left.
-    pub fn remaining(&self, key: impl Into<String>, requests: u64) {
-        lock(&self.shared.remaining).insert(key.into(), requests);
+    /// Sets how many requests the limit headers of an organisation say are left; that of a key of no other is named
+    /// by the key.
+    pub fn remaining(&self, organisation: impl Into<String>, requests: u64) {
+        lock(&self.shared.remaining).insert(organisation.into(), requests);
+    }
+
+    /// Has a key share its organisation's limits with other keys; otherwise its organisation is its own.
+    pub fn belongs(&self, key: impl Into<String>, organisation: impl Into<String>) {
+        lock(&self.shared.organisations).insert(key.into(), organisation.into());
+    }
+
+    /// How many replies began, which is what the provider bills.
+    pub fn begun(&self) -> usize {
+        self.shared.begun.load(Ordering::Relaxed)
     }
 
     /// Lets one stream that is held, or the next that will be, go on.
@@ -193,6 +209,10 @@ impl Shared {
         if let Ok(permit) = self.releases.acquire().await {
             permit.forget();
         }
+    }
+
+    fn organisation(&self, key: &str) -> String {
+        lock(&self.organisations).get(key).cloned().unwrap_or_else(|| key.to_owned())
     }
 
     fn id(&self, prefix: &str) -> String {

@@ -41,9 +41,17 @@ async fn front() -> Front {
 
 #[tokio::test]
 async fn the_official_client_takes_the_stand_in_for_claude() {
-    let stand_in = claude::StandIn::start(claude::Config::default()).await.unwrap();
-    let url = stand_in.url();
-    node("claude", "@anthropic-ai/sdk", &[("ANTHROPIC_BASE_URL", &url), ("ANTHROPIC_API_KEY", "sk-ant-local")]).await;
+    let keys = ["sk-ant-local", "sk-a", "sk-b", "sk-c"].map(str::to_owned).to_vec();
+    let stand_in = claude::StandIn::start(claude::Config { keys, ..claude::Config::default() }).await.unwrap();
+    stand_in.belongs("sk-a", "acme");
+    stand_in.belongs("sk-b", "acme");
+    let settings = [
+        ("ANTHROPIC_BASE_URL", stand_in.url()),
+        ("ANTHROPIC_API_KEY", "sk-ant-local".to_owned()),
+        ("ANTHROPIC_API_KEYS_OF_TWO_ORGANISATIONS", "sk-a,sk-b,sk-c".to_owned()),
+    ];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    node("claude", "@anthropic-ai/sdk", &settings).await;
 }
 
 #[tokio::test]

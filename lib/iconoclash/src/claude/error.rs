@@ -83,6 +83,39 @@ pub enum Error {
     /// The provider gave up in the middle of a reply that had begun with status 200.
     #[error("reply failed: {0}")]
     InStream(Box<Detail>),
+    /// No key may be asked for now.
+    #[error("every key is left alone for {} s", retry_after.as_secs())]
+    Cooling {
+        /// Until the first of them may be.
+        retry_after: Duration,
+        /// What the last one said that was asked for this reply, if one was.
+        #[source]
+        last: Option<Box<Error>>,
+    },
+    /// There is no key at all.
+    #[error("there is no Claude key: set ANTHROPIC_API_KEYS, or add one with `iconoclash keys add`")]
+    NoKey,
+}
+
+/// What an error says of the key, its organisation, the model and the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// The organisation is over a limit that refills.
+    Limited,
+    /// The organisation may spend no more this month.
+    Spent,
+    /// The key is no good.
+    Refused,
+    /// The provider has no capacity for this model, whoever asks.
+    Overloaded,
+    /// The provider, or the way to it, failed.
+    Failing,
+    /// The model is not there.
+    NoModel,
+    /// The request is wrong, or the organisation has used up a limit of its own: the provider says the same of both.
+    Doubtful,
+    /// Nothing would help.
+    Final,
 }
 
 /// Which deadline passed.
@@ -111,9 +144,39 @@ pub struct Detail {
     pub message: String,
     /// What the provider's support asks for.
     pub request_id: Option<String>,
+    /// What the provider says of trying the same again, where it says anything.
+    pub should_retry: Option<bool>,
 }
 
 impl Error {
+    /// Told by type and code, never by the message.
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Self::RateLimited { .. } => Class::Limited,
+            Self::SpendLimit(_) => Class::Spent,
+            Self::Auth(_) => Class::Refused,
+            Self::Overloaded { .. } => Class::Overloaded,
+            Self::InStream(detail) => match detail.error_type.as_str() {
+                "overloaded_error" => Class::Overloaded,
+                "rate_limit_error" => Class::Limited,
+                _ => Class::Failing,
+            },
+            Self::Provider { .. }
+            | Self::Transport(_)
+            | Self::Timeout { .. }
+            | Self::Cut { .. }
+            | Self::Malformed { .. } => Class::Failing,
+            Self::Invalid(detail) if detail.error_type == "not_found_error" => Class::NoModel,
+            Self::Invalid(detail) if is_doubtful(detail) => Class::Doubtful,
+            Self::Invalid(_) | Self::Cooling { .. } | Self::NoKey => Class::Final,
+        }
+    }
+
+    /// What the provider says of trying the same again, where it says anything.
+    pub(super) fn should_retry(&self) -> Option<bool> {
+        self.detail().and_then(|detail| detail.should_retry)
+    }
+
     /// What the provider said, if it said anything.
     pub fn detail(&self) -> Option<&Detail> {
         match self {
@@ -124,7 +187,12 @@ impl Error {
             | Self::SpendLimit(detail)
             | Self::Auth(detail)
             | Self::Invalid(detail) => Some(detail),
-            Self::Transport(_) | Self::Timeout { .. } | Self::Cut { .. } | Self::Malformed { .. } => None,
+            Self::Transport(_)
+            | Self::Timeout { .. }
+            | Self::Cut { .. }
+            | Self::Malformed { .. }
+            | Self::Cooling { .. }
+            | Self::NoKey => None,
         }
     }
 
@@ -134,6 +202,7 @@ impl Error {
             Self::RateLimited { retry_after, .. }
             | Self::Overloaded { retry_after, .. }
             | Self::Provider { retry_after, .. } => *retry_after,
+            Self::Cooling { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
@@ -189,6 +258,7 @@ impl Detail {
             error_code: error.details.and_then(|details| details.error_code),
             message: message.chars().take(MOST_MESSAGE_CHARS).collect(),
             request_id: request_id.map(str::to_owned).or(body_id),
+            should_retry: None,
         }
     }
 }
@@ -208,14 +278,16 @@ pub(super) async fn refused(mut response: reqwest::Response, secret: &str) -> Er
         }
     }
     let headers = response.headers();
-    let detail = Detail::parse(&String::from_utf8_lossy(&body), text(headers, "request-id"), secret);
+    let said = Detail::parse(&String::from_utf8_lossy(&body), text(headers, "request-id"), secret);
+    let should_retry = text(headers, "x-should-retry").and_then(|said| said.parse().ok());
+    let detail = Detail { should_retry, ..said };
     classify(response.status(), detail, retry_after(headers))
 }
 
 /// The provider's own word first; the status decides where something else answered.
 fn classify(status: StatusCode, detail: Detail, retry_after: Option<Duration>) -> Error {
     let detail = Box::new(Detail { status: Some(status.as_u16()), ..detail });
-    if is_spend_limit(status, &detail) {
+    if is_spend_limit(&detail) {
         return Error::SpendLimit(detail);
     }
     if detail.error_code.as_deref() == Some("organization_on_hold") {
@@ -236,23 +308,16 @@ fn classify(status: StatusCode, detail: Detail, retry_after: Option<Duration>) -
     }
 }
 
-/// The provider's tiers and contracts say so by code. A limit that the organisation set itself comes as
-/// a plain 400 whose message, documented with this beginning, is all that tells it from a broken request:
-/// <https://platform.claude.com/docs/en/api/errors>. Taken for a broken request, it would fail every
-/// message of every user on that key instead of sending them to another.
-fn is_spend_limit(status: StatusCode, detail: &Detail) -> bool {
-    match detail.error_code.as_deref() {
-        Some(code) => {
-            matches!(code, "enforced_spend_limit_reached" | "contract_spend_limit_reached" | "spend_limit_reached")
-        }
-        None => {
-            status == StatusCode::BAD_REQUEST
-                && detail.error_type == "invalid_request_error"
-                && ["You have reached your specified API", "You have reached your specified workspace API"]
-                    .iter()
-                    .any(|beginning| detail.message.starts_with(beginning))
-        }
-    }
+/// The provider's tiers and contracts say so by code.
+fn is_spend_limit(detail: &Detail) -> bool {
+    let codes = ["enforced_spend_limit_reached", "contract_spend_limit_reached", "spend_limit_reached"];
+    detail.error_code.as_deref().is_some_and(|code| codes.contains(&code))
+}
+
+/// A limit that an organisation set itself comes as the same 400 as a broken request, without a code of its own:
+/// <https://platform.claude.com/docs/en/api/errors>. Whether it was one shows where another organisation is asked.
+fn is_doubtful(detail: &Detail) -> bool {
+    detail.status == Some(400) && detail.error_type == "invalid_request_error" && detail.error_code.is_none()
 }
 
 /// `retry-after-ms`, else `retry-after` in seconds or as a date, which is read against the answer's own `date`.

@@ -32,7 +32,10 @@ pub struct Reply {
 
 /// What is known of a reply before its body.
 pub(super) struct Head {
+    /// As the provider names it, once the reply has begun.
     pub(super) model: String,
+    pub(super) asked_model: String,
+    pub(super) key_label: String,
     pub(super) limits: Limits,
     pub(super) request_id: Option<String>,
     pub(super) secret: Arc<str>,
@@ -94,6 +97,24 @@ impl Reply {
         Ok(None)
     }
 
+    /// Waits until the provider says that the reply begins, which is when it may be billed.
+    pub(super) async fn begin(&mut self) -> Result<(), Error> {
+        let by = self.clock.first_event_by();
+        while self.state == State::Asked {
+            let step = timeout_at(by, self.step()).await;
+            let begun = match step.unwrap_or(Err(Error::Timeout { phase: Phase::FirstEvent })) {
+                Ok(Step::Nothing) => Ok(()),
+                Ok(Step::Text(_) | Step::Stop) => Err(self.malformed("text before message_start")),
+                Err(error) => Err(error),
+            };
+            if begun.is_err() {
+                self.state = State::Failed;
+                return begun;
+            }
+        }
+        Ok(())
+    }
+
     /// What the provider reported so far; final once [`Reply::next`] gave `None`.
     pub fn usage(&self) -> Usage {
         self.usage.classes()
@@ -102,6 +123,16 @@ impl Reply {
     /// The model that answers; until the reply begins, the one asked for.
     pub fn model(&self) -> &str {
         &self.head.model
+    }
+
+    /// The model that was asked, which prices go by.
+    pub fn asked_model(&self) -> &str {
+        &self.head.asked_model
+    }
+
+    /// The label of the key that pays.
+    pub fn key_label(&self) -> &str {
+        &self.head.key_label
     }
 
     /// Why the model stopped, such as `end_turn`, `max_tokens` or `refusal`; others will be added.

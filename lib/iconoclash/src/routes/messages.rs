@@ -38,6 +38,8 @@ struct Message {
     status: String,
     /// Of a reply: who wrote it.
     model: Option<String>,
+    /// Of a reply that Claude ended: why, such as `end_turn`, `max_tokens` or `refusal`; others will be added.
+    stop_reason: Option<String>,
     /// Of a reply that has ended: what it took.
     usage: Option<Usage>,
     #[serde(with = "time::serde::rfc3339")]
@@ -89,7 +91,7 @@ sql! {
 sql! {
     read PAGE(UUID, UUID, UUID, INT8) -> MessageRow = "
         select id, role, content, status, model, input_tokens, cache_write_tokens, cache_read_tokens, output_tokens,
-          cost_microusd, created_at
+          cost_microusd, stop_reason, created_at
         from messages
         where discussion_id = (select id from discussions where id = $1 and user_id = $2)
           and ($3::uuid is null or id < $3)
@@ -108,6 +110,7 @@ row! {
         cache_read_tokens: Option<i64>,
         output_tokens: Option<i64>,
         cost_microusd: Option<i64>,
+        stop_reason: Option<String>,
         created_at: OffsetDateTime,
     }
 }
@@ -121,7 +124,7 @@ impl From<MessageRow> for Message {
             output_tokens: row.output_tokens.unwrap_or_default(),
             cost_microusd,
         });
-        let MessageRow { id, role, content, status, model, created_at, .. } = row;
-        Self { id, role, content, status, model, usage, created_at }
+        let MessageRow { id, role, content, status, model, stop_reason, created_at, .. } = row;
+        Self { id, role, content, status, model, stop_reason, usage, created_at }
     }
 }

@@ -191,6 +191,7 @@ pub struct Script {
     pub(super) behaviour: Behaviour,
     pub(super) text: Option<String>,
     pub(super) usage: Option<Usage>,
+    pub(super) headers: Vec<(String, String)>,
 }
 
 impl From<Behaviour> for Script {
@@ -216,6 +217,12 @@ impl Script {
         Self { text: Some(text.into()), ..self }
     }
 
+    /// The same behaviour with this header on an error, such as `retry-after` or `x-should-retry`.
+    pub fn heading(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
     /// The same behaviour with this usage, of which `output` is reported at the end.
     pub fn costing(self, usage: Usage) -> Self {
         Self { usage: Some(usage), ..self }
@@ -229,6 +236,8 @@ pub struct Only {
     pub key: Option<String>,
     /// Those for this model.
     pub model: Option<String>,
+    /// Those of this organisation's keys.
+    pub organisation: Option<String>,
 }
 
 impl Only {
@@ -242,8 +251,14 @@ impl Only {
         Self { model: Some(model.into()), ..Self::default() }
     }
 
-    fn fits(&self, key: &str, model: &str) -> bool {
-        self.key.as_deref().is_none_or(|only| only == key) && self.model.as_deref().is_none_or(|only| only == model)
+    /// The requests of one organisation.
+    pub fn organisation(organisation: impl Into<String>) -> Self {
+        Self { organisation: Some(organisation.into()), ..Self::default() }
+    }
+
+    fn fits(&self, key: &str, model: &str, organisation: &str) -> bool {
+        let fits = |only: &Option<String>, is: &str| only.as_deref().is_none_or(|only| only == is);
+        fits(&self.key, key) && fits(&self.model, model) && fits(&self.organisation, organisation)
     }
 }
 
@@ -264,11 +279,11 @@ impl Scripts {
     }
 
     /// One that is used up comes before one that stays, the latest of which wins.
-    pub(super) fn take(&mut self, key: &str, model: &str) -> Script {
-        if let Some(at) = self.next.iter().position(|(only, _)| only.fits(key, model)) {
+    pub(super) fn take(&mut self, key: &str, model: &str, organisation: &str) -> Script {
+        if let Some(at) = self.next.iter().position(|(only, _)| only.fits(key, model, organisation)) {
             return self.next.remove(at).map(|(_, script)| script).unwrap_or_default();
         }
-        let fitting = self.always.iter().rev().find(|(only, _)| only.fits(key, model));
+        let fitting = self.always.iter().rev().find(|(only, _)| only.fits(key, model, organisation));
         fitting.map(|(_, script)| script.clone()).unwrap_or_default()
     }
 }
@@ -312,10 +327,12 @@ mod tests {
         scripts.always(Only::model("m2"), Script::say("m2"));
         scripts.next(Only::key("k1"), Script::say("k1 first"));
         scripts.next(Only::default(), Script::say("once"));
-        let mut said = |key, model| scripts.take(key, model).text.unwrap();
+        scripts.always(Only::organisation("o2"), Script::say("o2"));
+        let mut said = |key, model| scripts.take(key, model, "o1").text.unwrap();
         assert_eq!(said("k2", "m1"), "once");
         assert_eq!(said("k2", "m1"), "always");
         assert_eq!(said("k1", "m2"), "k1 first");
         assert_eq!(said("k1", "m2"), "m2");
+        assert_eq!(scripts.take("k1", "m2", "o2").text.unwrap(), "o2");
     }
 }

@@ -38,8 +38,11 @@ fn fault(body: &Value) -> Result<(Only, Script, Option<u64>), String> {
     let text = |field: &str| body.get(field).and_then(Value::as_str).map(str::to_owned);
     let name = text("fault").unwrap_or_else(|| "answer".to_owned());
     let behaviour: Behaviour = name.parse().map_err(|unknown: UnknownBehaviour| unknown.to_string())?;
-    let script = Script { text: text("text"), ..behaviour.into() };
+    let headers = body.get("headers").and_then(Value::as_object).into_iter().flatten();
+    let headers = headers.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect();
+    let script = Script { text: text("text"), headers, ..behaviour.into() };
     let always = body.get("always").and_then(Value::as_bool).unwrap_or(false);
     let times = body.get("times").and_then(Value::as_u64).unwrap_or(1).min(1_000);
-    Ok((Only { key: text("key"), model: text("model") }, script, (!always).then_some(times)))
+    let only = Only { key: text("key"), model: text("model"), organisation: text("organisation") };
+    Ok((only, script, (!always).then_some(times)))
 }

@@ -45,17 +45,17 @@ pub(super) struct Problem {
     pub(super) kind: &'static str,
     pub(super) code: Option<&'static str>,
     pub(super) message: String,
-    pub(super) retry_after_secs: Option<u64>,
+    pub(super) headers: Vec<(String, String)>,
 }
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
         let (status, kind, code, message) = failure.parts();
-        let retry_after_secs = match failure {
-            Failure::RateLimited { retry_after_secs } => Some(retry_after_secs),
-            _ => None,
+        let headers = match failure {
+            Failure::RateLimited { retry_after_secs } => vec![("retry-after".to_owned(), retry_after_secs.to_string())],
+            _ => vec![],
         };
-        Self { status, kind, code, message: message.to_owned(), retry_after_secs }
+        Self { status, kind, code, message: message.to_owned(), headers }
     }
 }
 

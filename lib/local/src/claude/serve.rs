@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "a stand-in keeps the time of the wall, as the provider does")]
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use super::request::{self, MODELS, Problem};
 use super::{Cancelled, Recorded, Shared, control, key, lock};
 use crate::wire::{self, Body, HangUp};
 
-/// What a key may ask for a minute: requests, prompt tokens, output tokens.
+/// What an organisation may ask for a minute: requests, prompt tokens, output tokens.
 const LIMITS: [(&str, u64); 4] =
     [("requests", 1_000), ("input-tokens", 500_000), ("output-tokens", 100_000), ("tokens", 600_000)];
 
@@ -48,8 +49,9 @@ pub(super) async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Resu
     };
     let headers = response.headers_mut();
     put(headers, "request-id", &request_id);
-    put(headers, "anthropic-organization-id", "00000000-0000-4000-8000-000000000000");
-    limits(&shared, key, headers);
+    let organisation = shared.organisation(key);
+    put(headers, "anthropic-organization-id", &organisation_id(&organisation));
+    limits(&shared, organisation, headers);
     Ok(response)
 }
 
@@ -93,10 +95,17 @@ async fn message(shared: &Arc<Shared>, key: &str, body: &Value) -> Result<Respon
     let script = match behaviour::marker(&asked.last) {
         Some(Ok(behaviour)) => behaviour.into(),
         Some(Err(unknown)) => return Err(Problem::invalid(unknown.to_string()).into()),
-        None => lock(&shared.scripts).take(key, &asked.model),
+        None => lock(&shared.scripts).take(key, &asked.model, &shared.organisation(key)),
     };
     match script.behaviour {
-        Behaviour::Status(failure) => return Err(failure.into()),
+        Behaviour::Status(failure) => {
+            let mut problem = Problem::from(failure);
+            for (name, value) in script.headers {
+                problem.headers.retain(|(known, _)| *known != name);
+                problem.headers.push((name, value));
+            }
+            return Err(problem.into());
+        }
         Behaviour::Drop => return Err(Refused::HungUp),
         Behaviour::Hang => {
             let _watch = Cancelled::watch(shared);
@@ -106,6 +115,7 @@ async fn message(shared: &Arc<Shared>, key: &str, body: &Value) -> Result<Respon
     }
     let prompt = lock(&shared.cache).charge(key, &asked.model, &asked.blocks, Instant::now());
     let behaviour = script.behaviour.clone();
+    shared.begun.fetch_add(1, Ordering::Relaxed);
     let reply = Reply::plan(shared.id("msg"), &asked, script, prompt);
     if asked.stream {
         let events = wire::streamed(reply.stream(Arc::clone(shared), shared.pace));
@@ -137,8 +147,8 @@ fn error(problem: Problem, request_id: &str) -> Response<Body> {
         "request_id": request_id,
     });
     let mut response = wire::json(problem.status, &body);
-    if let Some(secs) = problem.retry_after_secs {
-        put(response.headers_mut(), "retry-after", &secs.to_string());
+    for (name, value) in &problem.headers {
+        put(response.headers_mut(), name, value);
     }
     response
 }
@@ -157,14 +167,20 @@ fn models() -> Value {
     })
 }
 
-fn limits(shared: &Shared, key: &str, headers: &mut HeaderMap) {
+/// A UUID that is the same for the same name.
+fn organisation_id(name: &str) -> String {
+    let hash = name.bytes().fold(0_u64, |hash, byte| hash.wrapping_mul(1_099_511_628_211) ^ u64::from(byte));
+    format!("00000000-0000-4000-8000-{:012x}", hash & 0xffff_ffff_ffff)
+}
+
+fn limits(shared: &Shared, organisation: String, headers: &mut HeaderMap) {
     let mut remaining = lock(&shared.remaining);
-    let left = remaining.entry(key.to_owned()).or_insert(LIMITS[0].1);
+    let left = remaining.entry(organisation).or_insert(LIMITS[0].1);
     *left = left.saturating_sub(1);
     let reset = (OffsetDateTime::now_utc() + Duration::from_secs(60)).replace_nanosecond(0);
     let reset = reset.ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default();
     for (of, limit) in LIMITS {
-        // All limits of a key shrink together, as if every request were of the same size.
+        // All limits of an organisation shrink together, as if every request were of the same size.
         let left = limit * *left / LIMITS[0].1;
         for (which, value) in [("limit", limit.to_string()), ("remaining", left.to_string()), ("reset", reset.clone())]
         {

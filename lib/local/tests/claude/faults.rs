@@ -14,7 +14,7 @@ async fn every_status_becomes_its_error() {
     let claude = client(stand_in.url(), KEY);
     for (failure, kind, retry_after) in [
         (Failure::Invalid, "Invalid", None),
-        (Failure::OwnSpendLimit, "SpendLimit", None),
+        (Failure::OwnSpendLimit, "Invalid", None),
         (Failure::Auth, "Auth", None),
         (Failure::Billing, "Auth", None),
         (Failure::Permission, "Auth", None),

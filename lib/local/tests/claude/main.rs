@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test has its own HTTP client")]
 
 mod faults;
+mod pool;
 mod replies;
 
 use std::time::Duration;

@@ -45,8 +45,8 @@ fn the_kind_of_an_error_follows_type_and_code_and_then_status() {
     check(429, &body("rate_limit_error", "ramp_limit_exceeded", ""), "RateLimited");
     check(429, &body("rate_limit_error", "enforced_spend_limit_reached", ""), "SpendLimit");
     check(429, &body("rate_limit_error", "contract_spend_limit_reached", ""), "SpendLimit");
-    check(400, &body("invalid_request_error", "", limit), "SpendLimit");
-    check(400, &body("invalid_request_error", "some_code", limit), "Invalid");
+    check(400, &body("invalid_request_error", "", limit), "Invalid");
+    check(400, &body("invalid_request_error", "spend_limit_reached", ""), "SpendLimit");
     check(400, &body("invalid_request_error", "organization_on_hold", ""), "Auth");
     check(400, &body("invalid_request_error", "", "messages: Field required"), "Invalid");
     check(401, &body("authentication_error", "", "invalid x-api-key"), "Auth");
@@ -74,4 +74,38 @@ fn an_error_for_the_log_names_the_request_and_hides_the_key() {
     assert_eq!(error.to_string(), r#"key refused: 401 authentication_error "bad [key]" (request-id req_2)"#);
     let html = Detail::parse(&"x".repeat(10_000), Some("req_3"), "");
     assert_eq!(html.message.len(), MOST_MESSAGE_CHARS);
+}
+
+#[test]
+fn what_an_error_says_of_key_model_and_request() {
+    #[track_caller]
+    fn check(status: u16, kind: &str, code: Option<&str>, expected: Class) {
+        let detail = Detail {
+            error_type: kind.to_owned(),
+            error_code: code.map(str::to_owned),
+            message: "You have reached your specified API usage limits.".to_owned(),
+            ..Detail::default()
+        };
+        let error = classify(StatusCode::from_u16(status).unwrap(), detail, None);
+        assert_eq!(error.class(), expected, "{status} {kind} {code:?}");
+    }
+    check(429, "rate_limit_error", None, Class::Limited);
+    check(429, "rate_limit_error", Some("ramp_limit_exceeded"), Class::Limited);
+    check(429, "rate_limit_error", Some("enforced_spend_limit_reached"), Class::Spent);
+    check(429, "rate_limit_error", Some("contract_spend_limit_reached"), Class::Spent);
+    check(400, "invalid_request_error", None, Class::Doubtful);
+    check(400, "invalid_request_error", Some("anything"), Class::Final);
+    check(401, "authentication_error", None, Class::Refused);
+    check(402, "billing_error", None, Class::Refused);
+    check(403, "permission_error", None, Class::Refused);
+    check(404, "not_found_error", None, Class::NoModel);
+    check(409, "conflict_error", None, Class::Failing);
+    check(413, "request_too_large", None, Class::Final);
+    check(500, "api_error", None, Class::Failing);
+    check(504, "timeout_error", None, Class::Failing);
+    check(529, "overloaded_error", None, Class::Overloaded);
+    let in_stream = |kind: &str| Error::InStream(Box::new(Detail { error_type: kind.to_owned(), ..Detail::default() }));
+    assert_eq!(in_stream("overloaded_error").class(), Class::Overloaded);
+    assert_eq!(in_stream("rate_limit_error").class(), Class::Limited);
+    assert_eq!(in_stream("api_error").class(), Class::Failing);
 }

@@ -14,6 +14,8 @@ struct Outcome {
 fn reply(body: impl Stream<Item = reqwest::Result<Bytes>> + Send + 'static) -> Reply {
     let head = Head {
         model: "asked".into(),
+        asked_model: "asked".into(),
+        key_label: "test".into(),
         limits: Limits::default(),
         request_id: Some("req_1".into()),
         secret: "sk-1".into(),

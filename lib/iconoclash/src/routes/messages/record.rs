@@ -23,25 +23,35 @@ const END_RETRIES: [u64; 5] = [1, 2, 4, 8, 16];
 pub(super) struct Record<'a> {
     asked: &'a Asked,
     gate: Gate,
-    key_label: &'a str,
+    pub(super) key_label: String,
     pub(super) message: Message,
     pub(super) reply_id: Uuid,
     pub(super) model: String,
+    /// Why Claude ended the reply, once it has.
+    pub(super) stop_reason: Option<String>,
 }
 
 impl<'a> Record<'a> {
     /// Prepares the rows; nothing is written yet.
-    pub(super) fn new(asked: &'a Asked, gate: Gate, key_label: &'a str, model: &str) -> Self {
+    pub(super) fn new(asked: &'a Asked, gate: Gate, key_label: String, model: &str) -> Self {
         let message = Message {
             id: asked.app.new_id(),
             role: "user".to_owned(),
             content: asked.content.clone(),
             status: "complete".to_owned(),
             model: None,
+            stop_reason: None,
             usage: None,
             created_at: asked.now,
         };
-        Self { asked, gate, key_label, message, reply_id: asked.app.new_id(), model: model.to_owned() }
+        let (reply_id, model) = (asked.app.new_id(), model.to_owned());
+        Self { asked, gate, key_label, message, reply_id, model, stop_reason: None }
+    }
+
+    /// Notes who answers, which is not always who was expected to.
+    pub(super) fn answered_by(&mut self, reply: &claude::Reply) {
+        self.model = reply.asked_model().to_owned();
+        self.key_label = reply.key_label().to_owned();
     }
 
     /// Writes that Claude was asked, with the most that it can cost, and says how many messages that makes today. The
@@ -108,7 +118,7 @@ impl<'a> Record<'a> {
         let (cache_write, ended_at) = (write_5m + write_1h, app.now());
         let cost = cost_microusd(&self.model, usage, self.asked.now);
         let counted = status != "failed" || *usage != claude::Usage::default();
-        let values: [&(dyn ToSql + Sync); 13] = [
+        let values: [&(dyn ToSql + Sync); 16] = [
             &self.reply_id,
             &status,
             &text,
@@ -122,6 +132,9 @@ impl<'a> Record<'a> {
             &write_5m,
             &write_1h,
             &ended_at,
+            &self.model,
+            &self.key_label,
+            &self.stop_reason,
         ];
         fault::step(app, "told").await;
         let mut waits = END_RETRIES.into_iter();
@@ -143,6 +156,7 @@ impl<'a> Record<'a> {
             content: text.to_owned(),
             status: status.to_owned(),
             model: Some(self.model.clone()),
+            stop_reason: self.stop_reason.clone(),
             usage: Some(usage),
             created_at: self.asked.now,
         })
@@ -217,11 +231,13 @@ sql! {
     /// Safe to repeat, and right even after the lease ran out under a producer that was only slow: a message that was
     /// given back by then, and may have been sent again, stays given back. A failed reply frees its key, so that the same
     /// request may be tried again. What the ledger adds up to follows the ledger.
-    write END(UUID, TEXT, TEXT, INT8, INT8, INT8, INT8, INT8, UUID, BOOL, INT8, INT8, TIMESTAMPTZ) -> () = "
+    write END(
+        UUID, TEXT, TEXT, INT8, INT8, INT8, INT8, INT8, UUID, BOOL, INT8, INT8, TIMESTAMPTZ, TEXT, TEXT, TEXT
+    ) -> () = "
         with ended as (
           update messages
           set status = $2, content = $3, input_tokens = $4, cache_write_tokens = $5, cache_read_tokens = $6,
-            output_tokens = $7, cost_microusd = $8, lease_expires_at = null
+            output_tokens = $7, cost_microusd = $8, lease_expires_at = null, model = $14, stop_reason = $16
           where id = $1
         ), freed as (
           delete from idempotency_keys where reply_id = $1 and $2 = 'failed'
@@ -233,13 +249,17 @@ sql! {
           set messages = s.messages + (before.counted and $10::bool)::int - before.counted::int,
             spent_microusd = s.spent_microusd + $8 - before.cost_microusd
           from before where s.subject = before.subject and s.day = before.day
+          returning s.subject
         ), settled as (
+          -- After the subject's day, as in the statement that begins a reply: CTEs that nobody reads run last to first,
+          -- and two statements that lock these rows in different orders wait for each other until one is killed.
           update budget_days b set spent_microusd = b.spent_microusd + $8 - before.cost_microusd
-          from before where b.day = before.day and before.cost_microusd <> $8
+          from before, (select count(*) from given_back) first
+          where b.day = before.day and before.cost_microusd <> $8
         )
         update usage_events e
         set outcome = $2, input_tokens = $4, cache_write_5m_tokens = $11, cache_write_1h_tokens = $12,
           cache_read_tokens = $6, output_tokens = $7, cost_microusd = $8, counted = before.counted and $10, estimated = false,
-          ended_at = $13
+          ended_at = $13, model = $14, key_label = $15
         from before where e.request_id = before.request_id";
 }

@@ -20,9 +20,9 @@ use crate::{
     admission::{Admission, Gate, Subject},
     app::App,
     auth::Session,
-    claude::{self, Claude, Prompt},
+    claude::{self, Pool, Prompt, Route},
     error::{Error, Result},
-    fault, idempotency,
+    fault, idempotency, keys,
     quota::Quota,
     sql, telemetry,
 };
@@ -62,20 +62,32 @@ pub(super) enum Event {
 impl Asked {
     /// Answers the message, to the end. The listener may leave at any time: what it would have heard is kept.
     pub(super) async fn produce(self, tell: UnboundedSender<Event>) {
-        let answer = Box::pin(telemetry::noting(self.answer(&tell)));
-        if let Err(refusal) = answer.await {
-            let _gone = tell.send(Event::Refused(refusal));
-        }
+        let app = self.app.clone();
+        // It takes `tell` with it: whoever listens does not wait for what is done beside.
+        let answer = telemetry::noting(async move {
+            if let Err(refusal) = self.answer(&tell).await {
+                let _gone = tell.send(Event::Refused(refusal));
+            }
+        });
+        Box::pin(keys::beside(&app, Box::pin(answer))).await;
     }
 
     async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<()> {
-        let (claude, models) = (self.app.claude()?, self.app.config().models.clone()?);
+        let models = self.app.config().models.clone()?;
         let admission = Admission::new(&self.app, &self.subject, &self.session, self.request, self.now)?;
-        let granted = match self.open(&admission).await? {
+        let (opening, claude) = tokio::join!(self.open(&admission), keys::ready(&self.app));
+        let granted = match opening? {
             Opening::Replay { reply, plan, quota } => {
                 return self.replay(reply, plan.model(&models), quota, tell).await;
             }
             Opening::Ask(granted) => granted,
+        };
+        let claude = match claude {
+            Ok(claude) => claude,
+            Err(error) => {
+                admission.give_back().await;
+                return Err(error);
+            }
         };
         let Granted { gate, system, turns } = granted;
         let plan = gate.plan();
@@ -86,11 +98,12 @@ impl Asked {
             turns,
             user_id: self.session.claims.sub.to_string(),
         };
-        let record = Record::new(self, gate, claude.key_label(), &prompt.model);
+        let route = Route { conversation: self.discussion, fallback: plan.fallback(&models, self.now) };
+        let record = Record::new(self, gate, claude.likely_key(self.discussion), &prompt.model);
         let length = prompt::bytes(&prompt.system, &prompt.turns);
         let mut reply =
             Reply { asked: self, admission, gate, taken: 0, length, record, text: String::new(), first_text: None };
-        match reply.begin_and_call(claude, &prompt).await {
+        match reply.begin_and_call(claude, &prompt, &route).await {
             Err(refused) => {
                 reply.admission.give_back().await;
                 Err(refused)
@@ -140,14 +153,15 @@ impl Reply<'_> {
     /// but the writing statement keeps the limits, it comes first.
     async fn begin_and_call(
         &mut self,
-        claude: &Claude,
+        claude: &Pool,
         prompt: &Prompt,
+        route: &Route<'_>,
     ) -> Result<Result<claude::Reply, claude::Error>> {
         if self.gate.is_degraded() {
             self.taken = self.record.begin().await?;
-            return Ok(claude.stream(prompt).await);
+            return Ok(claude.ask(prompt, route).await);
         }
-        let mut call = pin!(claude.stream(prompt));
+        let mut call = pin!(claude.ask(prompt, route));
         let mut begin = pin!(self.record.begin());
         let (taken, called) = tokio::select! {
             begun = &mut begin => (begun?, call.await),
@@ -158,11 +172,13 @@ impl Reply<'_> {
     }
 
     async fn relay(mut self, mut stream: claude::Reply, tell: &UnboundedSender<Event>) -> Result<()> {
+        self.record.answered_by(&stream);
         let Record { message, reply_id, model, .. } = &self.record;
         let (message, model) = (message.clone(), model.clone());
         let start = Start { message, reply_id: *reply_id, model, quota: self.gate.quota(self.taken), replayed: false };
         let _gone = tell.send(Event::Start(start));
         let failure = self.listen(&mut stream, tell).await.err();
+        self.record.stop_reason = stream.stop_reason().map(str::to_owned);
         let (reply, quota, failure) = self.end(failure, stream.usage()).await?;
         let _gone = tell.send(Event::End { reply, quota, failure });
         Ok(())
@@ -219,7 +235,7 @@ impl Reply<'_> {
     }
 
     fn log(&self, status: &str, failure: Option<&claude::Error>, ended: &Result<Message>) {
-        let (request, model) = (self.asked.request, &self.record.model);
+        let (request, model, key) = (self.asked.request, &self.record.model, &self.record.key_label);
         let usage = ended.as_ref().ok().and_then(|reply| reply.usage.as_ref());
         let (output_tokens, cost_microusd) = usage.map(|usage| (usage.output_tokens, usage.cost_microusd)).unzip();
         let begun = self.asked.begun;
@@ -228,10 +244,10 @@ impl Reply<'_> {
         let telemetry::Notes { redis_requests, redis_failures, degraded, .. } = telemetry::notes();
         match failure.map(|failure| telemetry::chain(failure)) {
             None => {
-                tracing::info!(request.id = %request, status, model, output_tokens, cost_microusd, first_text_ms, duration_ms, redis_requests, redis_failures, degraded, "reply")
+                tracing::info!(request.id = %request, status, model, key, output_tokens, cost_microusd, first_text_ms, duration_ms, redis_requests, redis_failures, degraded, "reply")
             }
             Some(cause) => {
-                tracing::warn!(request.id = %request, status, model, output_tokens, cost_microusd, first_text_ms, duration_ms, redis_requests, redis_failures, degraded, cause, "reply");
+                tracing::warn!(request.id = %request, status, model, key, output_tokens, cost_microusd, first_text_ms, duration_ms, redis_requests, redis_failures, degraded, cause, "reply");
             }
         }
     }
@@ -251,7 +267,7 @@ sql! {
     /// A reply and, before it, the message that it answers.
     read PAIR(UUID) -> MessageRow = "
         select m.id, m.role, m.content, m.status, m.model, m.input_tokens, m.cache_write_tokens, m.cache_read_tokens,
-          m.output_tokens, m.cost_microusd, m.created_at
+          m.output_tokens, m.cost_microusd, m.stop_reason, m.created_at
         from messages reply join messages m on m.id in (reply.id, reply.reply_to)
         where reply.id = $1 order by m.id";
 }
