@@ -16,6 +16,7 @@ use std::{
 };
 use time::OffsetDateTime;
 use tower::ServiceExt;
+use upstash_redis_rs::Command;
 
 use crate::{
     contract,
@@ -26,11 +27,11 @@ use crate::{
 pub(crate) struct TestApp {
     pub(crate) app: App,
     pub(crate) background: serve::Background,
-    pub(crate) claude: claude::StandIn,
+    pub(crate) claude: Arc<claude::StandIn>,
     router: Router,
     pub(crate) database: String,
     ahead: Arc<Mutex<time::Duration>>,
-    pub(crate) redis: upstash::Front,
+    pub(crate) redis: Arc<upstash::Front>,
 }
 
 impl TestApp {
@@ -45,18 +46,39 @@ impl TestApp {
 
     /// With what no setting can change, too.
     pub(crate) async fn adjusted(settings: &[(&str, &str)], adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::paced(Duration::ZERO, settings, adjust).await
+    }
+
+    /// With a Claude that takes its time between two words.
+    pub(crate) async fn paced(pace: Duration, settings: &[(&str, &str)], adjust: impl FnOnce(&mut Config)) -> Self {
         // Silent unless asked: `ICONOCLASH_TEST_LOG=1 cargo local test … -- --nocapture`.
         if std::env::var_os("ICONOCLASH_TEST_LOG").is_some() {
             iconoclash::telemetry::init();
         }
-        let Surroundings { claude, redis, database, settings: mut values } = Surroundings::start().await;
+        let Surroundings { claude, redis, database, settings: mut values } = Surroundings::start(pace).await;
         values.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
 
-        let ahead = Arc::new(Mutex::new(time::Duration::ZERO));
-        let offset = ahead.clone();
-        let clock = Arc::new(move || OffsetDateTime::now_utc() + *offset.lock().unwrap());
         let mut config = Config::from_lookup(|name| values.get(name).cloned());
         adjust(&mut config);
+        let ahead = Arc::new(Mutex::new(time::Duration::ZERO));
+        Self::on(config, ahead, Arc::new(claude), database, Arc::new(redis))
+    }
+
+    /// Another instance of the same service: what the two share is what they store.
+    pub(crate) fn another(&self) -> Self {
+        let Self { app, claude, database, ahead, redis, .. } = self;
+        Self::on(app.config().clone(), ahead.clone(), claude.clone(), database.clone(), redis.clone())
+    }
+
+    fn on(
+        config: Config,
+        ahead: Arc<Mutex<time::Duration>>,
+        claude: Arc<claude::StandIn>,
+        database: String,
+        redis: Arc<upstash::Front>,
+    ) -> Self {
+        let offset = ahead.clone();
+        let clock = Arc::new(move || OffsetDateTime::now_utc() + *offset.lock().unwrap());
         let app = App::new(config, clock);
         let router = serve::stack(routes::all().into(), app.clone());
         let background = serve::Background::in_process();
@@ -103,6 +125,23 @@ impl TestApp {
         let query = sqlx::AssertSqlSafe(format!("select (q.*)::text from ({query}) q"));
         let text: String = sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap();
         text.trim_matches(['(', ')']).to_owned()
+    }
+
+    /// Holds Redis and the sums of Postgres against the ledger: nothing is held, nothing is missing.
+    pub(crate) async fn is_settled(&self) {
+        let redis = self.app.redis().unwrap();
+        let day = OffsetDateTime::now_utc().date();
+        assert_eq!(redis.exec::<i64>(&Command::new("ZCARD").arg("{rl}:open")).await.unwrap(), 0, "holds are open");
+        let ledger: i64 =
+            self.value("select coalesce(sum(cost_microusd), 0)::bigint from usage_events").await.parse().unwrap();
+        let days = "select coalesce(sum(spent_microusd), 0)::bigint from";
+        for table in ["subject_days", "budget_days"] {
+            assert_eq!(self.value(&format!("{days} {table}")).await, ledger.to_string(), "{table}");
+        }
+        let spent: String = redis.exec(&Command::new("GET").arg(format!("{{rl}}:g:{day}"))).await.unwrap();
+        assert_eq!(spent, ledger.to_string(), "everybody's day in Redis");
+        let counted = self.value("select count(*) from usage_events where counted").await;
+        assert_eq!(self.value("select coalesce(sum(messages), 0)::bigint from subject_days").await, counted);
     }
 
     /// Waits, within a bound, until a query gives this value.
@@ -210,8 +249,12 @@ impl Actor<'_> {
 
     /// A new discussion's id.
     pub(crate) async fn discussion(&self) -> String {
-        let begun =
-            self.post("/api/discussions", json!({"icons": ["socrates"], "topic": "Can virtue be taught?"})).await;
+        let begun = self
+            .post(
+                "/api/discussions",
+                json!({"icons": ["socrates"], "topic": "Can virtue be taught?", "title": "Virtue"}),
+            )
+            .await;
         assert_eq!(begun.status, StatusCode::CREATED, "{}", begun.json);
         begun.json["id"].as_str().unwrap().to_owned()
     }
@@ -230,15 +273,15 @@ impl Actor<'_> {
         let path = format!("/api/discussions/{discussion}/messages");
         let body = Body::from(json!({ "content": content }).to_string());
         let request = self.prepare(&Method::POST, &path, &[("accept", "text/event-stream")], body);
-        let response = self.app.call(request).await;
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
-        let headers = response.headers().clone();
-        let events = response.into_body().into_data_stream().eventsource().map(|event| {
-            let event = event.unwrap();
-            Event { id: event.id.parse().unwrap(), data: serde_json::from_str(&event.data).unwrap(), name: event.event }
-        });
-        Events { headers, events: Box::pin(events) }
+        Events::of(self.app.call(request).await)
+    }
+
+    /// Goes on with a reply's stream after the event of an id.
+    pub(crate) async fn resume(&self, reply: &str, after: Option<u64>) -> Events {
+        let after = after.map(|id| id.to_string());
+        let headers: Vec<(&str, &str)> = after.iter().map(|id| ("last-event-id", id.as_str())).collect();
+        let request = self.prepare(&Method::GET, &format!("/api/messages/{reply}/events"), &headers, Body::empty());
+        Events::of(self.app.call(request).await)
     }
 }
 
@@ -256,6 +299,17 @@ pub(crate) struct Event {
 }
 
 impl Events {
+    fn of(response: http::Response<Body>) -> Self {
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+        let headers = response.headers().clone();
+        let events = response.into_body().into_data_stream().eventsource().map(|event| {
+            let event = event.unwrap();
+            Event { id: event.id.parse().unwrap(), data: serde_json::from_str(&event.data).unwrap(), name: event.event }
+        });
+        Self { headers, events: Box::pin(events) }
+    }
+
     pub(crate) async fn next(&mut self) -> Option<Event> {
         tokio::time::timeout(Duration::from_secs(20), self.events.next()).await.expect("an event within 20 seconds")
     }

@@ -15,4 +15,6 @@ mod limits;
 mod messages;
 mod platform;
 mod replies;
+mod resuming;
 mod round_trips;
+mod stopping;

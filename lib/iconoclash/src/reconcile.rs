@@ -126,7 +126,8 @@ sql! {
           order by lease_expires_at limit 1000 for update skip locked
         ), ended as (
           update messages m
-          set status = case when m.content = '' then 'failed' else 'partial' end, lease_expires_at = null
+          set lease_expires_at = null, status = case
+            when m.stop_requested_at is not null then 'stopped' when m.content = '' then 'failed' else 'partial' end
           from expired where m.id = expired.id
           returning m.id, m.status
         ), freed as (

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
+    parts::Voice,
     prompt::{self, Past, Persona},
     reply::Asked,
 };
@@ -27,7 +28,7 @@ pub(super) enum Opening {
     /// Claude may be asked.
     Ask(Granted),
     /// The same request was answered before, by this reply.
-    Replay { reply: Uuid, plan: Plan, quota: Quota },
+    Replay { reply: Uuid, plan: Plan, quota: Quota, voices: Vec<Voice> },
 }
 
 /// What a message that may be answered is answered with.
@@ -35,6 +36,7 @@ pub(super) struct Granted {
     pub(super) gate: Gate,
     pub(super) system: String,
     pub(super) turns: Vec<Turn>,
+    pub(super) voices: Vec<Voice>,
 }
 
 impl Asked {
@@ -67,12 +69,13 @@ impl Asked {
         let Some(personas) = known.personas.take() else {
             return Err(Error::NotFound);
         };
+        let voices: Vec<Voice> = parse(personas.clone())?;
         if let Some(hash) = known.key_hash {
             return match known.key_reply {
                 _ if hash != self.fingerprint() => Err(Error::IdempotencyKeyReused),
                 Some(reply) if known.key_reply_lease.is_none_or(|lease| lease <= self.now) => {
                     admission.give_back().await;
-                    Ok(Opening::Replay { reply, plan, quota: admission.quota(plan, known.messages) })
+                    Ok(Opening::Replay { reply, plan, quota: admission.quota(plan, known.messages), voices })
                 }
                 _ => Err(idempotency::IN_PROGRESS),
             };
@@ -98,7 +101,7 @@ impl Asked {
             budgets: Budgets::from_json(known.budgets)?,
         };
         let gate = admission.decide(said, &ledger).await?;
-        Ok(Opening::Ask(Granted { gate, system, turns }))
+        Ok(Opening::Ask(Granted { gate, system, turns, voices }))
     }
 }
 
@@ -116,7 +119,8 @@ sql! {
     /// there, the reply that runs, what the key stands for, the conversation's end, and what the ledger adds up to.
     read OPENING(UUID, INT4, UUID, UUID, TEXT, TEXT, DATE, DATE) -> OpeningRow = "
         select u.plan, d.topic,
-          (select jsonb_agg(jsonb_build_object('name', i.name, 'system_prompt', i.system_prompt) order by chosen.position)
+          (select jsonb_agg(jsonb_build_object('slug', i.slug, 'name', i.name, 'system_prompt', i.system_prompt)
+              order by chosen.position)
             from unnest(d.icons) with ordinality as chosen (slug, position) join icons i on i.slug = chosen.slug
           ) as personas,
           (select jsonb_agg(jsonb_build_object('role', m.role, 'status', m.status, 'content', m.content) order by m.id)

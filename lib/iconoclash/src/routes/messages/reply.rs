@@ -6,15 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 use time::OffsetDateTime;
-use tokio::{sync::mpsc::UnboundedSender, time::interval_at};
+use tokio::{sync::mpsc::UnboundedSender, time::Interval};
 use uuid::Uuid;
 
 use super::{
-    Message, MessageRow,
+    Message,
     opening::{Granted, Opening},
+    parts::Voice,
     prompt,
-    record::Record,
-    send::Start,
+    record::{Record, Spent},
+    resume, stop,
+    stream::Start,
 };
 use crate::{
     admission::{Admission, Gate, Subject},
@@ -24,11 +26,9 @@ use crate::{
     error::{Error, Result},
     fault, idempotency,
     quota::Quota,
-    sql, telemetry,
+    telemetry,
 };
 
-/// At most this much text is lost with a process.
-const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// A reply that is silent for a while, but lives, says so well before its lease runs out.
 const RENEW_LEASE: Duration = Duration::from_secs(20);
 
@@ -72,12 +72,12 @@ impl Asked {
         let (claude, models) = (self.app.claude()?, self.app.config().models.clone()?);
         let admission = Admission::new(&self.app, &self.subject, &self.session, self.request, self.now)?;
         let granted = match self.open(&admission).await? {
-            Opening::Replay { reply, plan, quota } => {
-                return self.replay(reply, plan.model(&models), quota, tell).await;
+            Opening::Replay { reply, plan, quota, voices } => {
+                return self.replay(reply, plan.model(&models), quota, &voices, tell).await;
             }
             Opening::Ask(granted) => granted,
         };
-        let Granted { gate, system, turns } = granted;
+        let Granted { gate, system, turns, voices } = granted;
         let plan = gate.plan();
         let prompt = Prompt {
             model: plan.model(&models).to_owned(),
@@ -88,15 +88,23 @@ impl Asked {
         };
         let record = Record::new(self, gate, claude.key_label(), &prompt.model);
         let length = prompt::bytes(&prompt.system, &prompt.turns);
+        let (reply_id, mut looks, text) = (record.reply_id, stop::looks(), String::new());
         let mut reply =
-            Reply { asked: self, admission, gate, taken: 0, length, record, text: String::new(), first_text: None };
-        match reply.begin_and_call(claude, &prompt).await {
-            Err(refused) => {
+            Reply { asked: self, admission, gate, voices, taken: 0, length, record, text, first_text: None };
+        let called = tokio::select! {
+            called = reply.begin_and_call(claude, &prompt) => Some(called),
+            () = stop::wanted(&self.app, reply_id, &mut looks) => None,
+        };
+        match called {
+            Some(Err(refused)) => {
                 reply.admission.give_back().await;
                 Err(refused)
             }
-            Ok(Err(failed)) => Err(reply.end(Some(failed), claude::Usage::default()).await?.2.unwrap_or(INTERRUPTED)),
-            Ok(Ok(stream)) => reply.relay(stream, tell).await,
+            Some(Ok(Err(failed))) => {
+                Err(reply.end(Ending::Broken(failed), Spent::default()).await?.2.unwrap_or(INTERRUPTED))
+            }
+            Some(Ok(Ok(stream))) => reply.relay(stream, looks, tell).await,
+            None => reply.stop_unanswered(tell).await,
         }
     }
 
@@ -106,19 +114,35 @@ impl Asked {
     }
 
     /// Tells an answered request's answer again.
-    async fn replay(&self, reply: Uuid, model: &str, quota: Quota, tell: &UnboundedSender<Event>) -> Result<()> {
-        let rows = self.app.db()?.all(&PAIR, &[&reply]).await?;
-        let pair: Vec<Message> = rows.into_iter().map(Message::from).collect();
-        let [message, reply] = <[Message; 2]>::try_from(pair).map_err(|_| Error::NotFound)?;
+    async fn replay(
+        &self,
+        reply: Uuid,
+        model: &str,
+        quota: Quota,
+        voices: &[Voice],
+        tell: &UnboundedSender<Event>,
+    ) -> Result<()> {
+        let (message, reply) = resume::pair(&self.app, reply).await?;
+        let reply = reply.spoken_by(voices);
         let model = reply.model.clone().unwrap_or_else(|| model.to_owned());
         let start = Start { message, reply_id: reply.id, model, quota, replayed: true };
-        let failure = (reply.status != "complete").then_some(INTERRUPTED);
-        let text = reply.content.clone();
-        for event in [Event::Start(start), Event::Delta(text), Event::End { reply, quota, failure }] {
+        let failure = (!matches!(reply.status.as_str(), "complete" | "stopped")).then_some(INTERRUPTED);
+        let text = Some(reply.content.clone()).filter(|text| !text.is_empty()).map(Event::Delta);
+        for event in [Some(Event::Start(start)), text, Some(Event::End { reply, quota, failure })].into_iter().flatten()
+        {
             let _gone = tell.send(event);
         }
         Ok(())
     }
+}
+
+/// How a reply came to its end.
+enum Ending {
+    /// The provider said that the message ended.
+    Complete,
+    /// The user did not want more of it.
+    Stopped,
+    Broken(claude::Error),
 }
 
 /// A reply in the making.
@@ -126,6 +150,7 @@ struct Reply<'a> {
     asked: &'a Asked,
     admission: Admission<'a>,
     gate: Gate,
+    voices: Vec<Voice>,
     /// Messages today, this one included.
     taken: i64,
     /// Bytes of the prompt.
@@ -157,33 +182,72 @@ impl Reply<'_> {
         Ok(called)
     }
 
-    async fn relay(mut self, mut stream: claude::Reply, tell: &UnboundedSender<Event>) -> Result<()> {
+    async fn relay(mut self, mut stream: claude::Reply, looks: Interval, tell: &UnboundedSender<Event>) -> Result<()> {
+        self.tell_start(tell);
+        let ending = self.listen(&mut stream, looks, tell).await;
+        let (usage, told_all) = (stream.usage(), stream.stop_reason().is_some());
+        // Ends the provider's work, which is paid for by the word.
+        drop(stream);
+        let spent = if told_all {
+            Spent { usage, estimated: false }
+        } else {
+            Spent::so_far(usage, &self.text, self.gate.plan().max_output_tokens())
+        };
+        self.tell_end(ending, spent, tell).await
+    }
+
+    /// The call was given up before the provider said a word.
+    async fn stop_unanswered(mut self, tell: &UnboundedSender<Event>) -> Result<()> {
+        self.taken = self.taken.max(self.gate.next());
+        self.tell_start(tell);
+        let spent = Spent::unanswered(self.length);
+        self.tell_end(Ending::Stopped, spent, tell).await
+    }
+
+    fn tell_start(&self, tell: &UnboundedSender<Event>) {
         let Record { message, reply_id, model, .. } = &self.record;
         let (message, model) = (message.clone(), model.clone());
         let start = Start { message, reply_id: *reply_id, model, quota: self.gate.quota(self.taken), replayed: false };
         let _gone = tell.send(Event::Start(start));
-        let failure = self.listen(&mut stream, tell).await.err();
-        let (reply, quota, failure) = self.end(failure, stream.usage()).await?;
+    }
+
+    async fn tell_end(&mut self, ending: Ending, spent: Spent, tell: &UnboundedSender<Event>) -> Result<()> {
+        let (reply, quota, failure) = self.end(ending, spent).await?;
         let _gone = tell.send(Event::End { reply, quota, failure });
         Ok(())
     }
 
-    /// Passes text on until the provider says that the message ended, saving it on the way.
-    async fn listen(&mut self, stream: &mut claude::Reply, tell: &UnboundedSender<Event>) -> Result<(), claude::Error> {
-        let mut tick = interval_at(tokio::time::Instant::now() + SAVE_EVERY, SAVE_EVERY);
+    /// Passes text on until the provider says that the message ended, or somebody that it shall, saving it on the way.
+    async fn listen(
+        &mut self,
+        stream: &mut claude::Reply,
+        mut looks: Interval,
+        tell: &UnboundedSender<Event>,
+    ) -> Ending {
         let (mut saved, mut renewed) = (0, Instant::now());
         loop {
             let mut next = pin!(stream.next());
             let next = loop {
                 tokio::select! {
                     next = &mut next => break next,
-                    _ = tick.tick() => if self.text.len() > saved || renewed.elapsed() > RENEW_LEASE {
-                        self.record.save(&self.text).await;
-                        (saved, renewed) = (self.text.len(), Instant::now());
+                    _ = looks.tick() => {
+                        let stop = if self.text.len() > saved || renewed.elapsed() > RENEW_LEASE {
+                            (saved, renewed) = (self.text.len(), Instant::now());
+                            self.record.save(&self.text).await
+                        } else {
+                            stop::is_wanted(&self.asked.app, self.record.reply_id).await
+                        };
+                        if stop {
+                            return Ending::Stopped;
+                        }
                     },
                 }
             };
-            let Some(text) = next? else { return Ok(()) };
+            let text = match next {
+                Ok(Some(text)) => text,
+                Ok(None) => return Ending::Complete,
+                Err(broken) => return Ending::Broken(broken),
+            };
             self.first_text.get_or_insert_with(Instant::now);
             self.text.push_str(&text);
             let _gone = tell.send(Event::Delta(text));
@@ -191,21 +255,18 @@ impl Reply<'_> {
     }
 
     /// Ends the reply: its rows, and the message given back where nothing was billed for it.
-    async fn end(
-        &mut self,
-        failure: Option<claude::Error>,
-        usage: claude::Usage,
-    ) -> Result<(Message, Quota, Option<Error>)> {
-        let status = match failure {
-            None => "complete",
-            Some(_) if self.text.is_empty() => "failed",
-            Some(_) => "partial",
+    async fn end(&mut self, ending: Ending, spent: Spent) -> Result<(Message, Quota, Option<Error>)> {
+        let (status, failure) = match ending {
+            Ending::Complete => ("complete", None),
+            Ending::Stopped => ("stopped", None),
+            Ending::Broken(failure) if self.text.is_empty() => ("failed", Some(failure)),
+            Ending::Broken(failure) => ("partial", Some(failure)),
         };
-        let ended = self.record.end(status, &self.text, &usage).await;
+        let ended = self.record.end(status, &self.text, &spent).await;
         fault::step(&self.asked.app, "ended").await;
         self.log(status, failure.as_ref(), &ended);
-        let reply = ended?;
-        if status == "failed" && usage == claude::Usage::default() {
+        let reply = ended?.spoken_by(&self.voices);
+        if status == "failed" && spent.usage == claude::Usage::default() {
             self.admission.give_back().await;
             self.taken -= 1;
         } else {
@@ -236,20 +297,11 @@ impl Reply<'_> {
 }
 
 /// The reply has an end, but not the one that Claude would have given it.
-const INTERRUPTED: Error = Error::Interrupted;
+pub(super) const INTERRUPTED: Error = Error::Interrupted;
 
 impl From<claude::Error> for Error {
     fn from(error: claude::Error) -> Self {
         let retry_after = error.retry_after().unwrap_or(Duration::from_secs(10));
         Self::Unavailable { retry_after, cause: error.into() }
     }
-}
-
-sql! {
-    /// A reply and, before it, the message that it answers.
-    read PAIR(UUID) -> MessageRow = "
-        select m.id, m.role, m.content, m.status, m.model, m.input_tokens, m.cache_write_tokens, m.cache_read_tokens,
-          m.output_tokens, m.cost_microusd, m.created_at
-        from messages reply join messages m on m.id in (reply.id, reply.reply_to)
-        where reply.id = $1 order by m.id";
 }
