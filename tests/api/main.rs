@@ -10,6 +10,7 @@ mod harness;
 mod surroundings;
 
 mod accounts;
+mod afterwards;
 mod discussions;
 mod limits;
 mod messages;

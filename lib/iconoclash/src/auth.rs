@@ -175,16 +175,16 @@ impl Session {
             Active::try_from(row)
         };
         let active = cached.or_load(app, found.pop().flatten(), |_| true, load).await?;
-        Ok((self.as_user(active)?, beside))
+        Ok((self.into_user(active)?, beside))
     }
 
     /// The user as Postgres has it now, if the session is live.
     async fn live_now(self, app: &App) -> Result<User> {
         let row = app.db()?.optional(&ACTIVE, &[&self.claims.sub]).await?.ok_or(INVALID_TOKEN)?;
-        self.as_user(row.try_into()?)
+        self.into_user(row.try_into()?)
     }
 
-    fn as_user(self, active: Active) -> Result<User> {
+    fn into_user(self, active: Active) -> Result<User> {
         let Claims { sub, sid, ver, .. } = self.claims;
         let is_live = active.profile.id == sub && active.version == ver && !active.revoked.contains(&sid);
         if is_live { Ok(User { id: sub, session: self, profile: active.profile }) } else { Err(INVALID_TOKEN) }

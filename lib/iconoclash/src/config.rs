@@ -54,7 +54,7 @@ pub struct Config {
     pub redis: Setting<Redis>,
     /// `ANTHROPIC_API_KEYS` (or `ANTHROPIC_API_KEY`), `ANTHROPIC_BASE_URL`.
     pub claude: Setting<Claude>,
-    /// `CLAUDE_MODEL_PRO`, `CLAUDE_MODEL_FREE`.
+    /// `CLAUDE_MODEL_PRO`, `CLAUDE_MODEL_FREE`, `CLAUDE_MODEL_SMALL`.
     pub models: Setting<Models>,
     /// `JWT_KEYS`: the first signs, all verify.
     pub jwt_keys: Setting<Vec<JwtKey>>,
@@ -121,6 +121,8 @@ pub struct Models {
     pub pro: String,
     /// For plans `free` and `guest`.
     pub free: String,
+    /// For titles and summaries, whatever the plan.
+    pub small: String,
 }
 
 /// Messages a UTC day of each plan.
@@ -256,6 +258,7 @@ impl Env<'_> {
         Ok(Models {
             pro: priced("CLAUDE_MODEL_PRO", "claude-sonnet-5-5")?,
             free: priced("CLAUDE_MODEL_FREE", "claude-haiku-5-5")?,
+            small: priced("CLAUDE_MODEL_SMALL", "claude-haiku-5-5")?,
         })
     }
 
@@ -337,6 +340,14 @@ mod tests {
         assert_eq!(config.quotas.unwrap_err().to_string(), "QUOTA_FREE is not a whole number");
         assert_eq!(config.claude.unwrap_err().to_string(), "ANTHROPIC_API_KEYS names a twice");
         assert_eq!(config.models.unwrap_err().to_string(), "CLAUDE_MODEL_PRO names a model without a price");
+    }
+
+    #[test]
+    fn a_model_without_a_price_is_refused_whatever_it_is_for() {
+        for variable in ["CLAUDE_MODEL_PRO", "CLAUDE_MODEL_FREE", "CLAUDE_MODEL_SMALL"] {
+            let refused = config(&[(variable, "claude-9")]).models.unwrap_err();
+            assert_eq!(refused.to_string(), format!("{variable} names a model without a price"));
+        }
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! Messages: what was said in a discussion, and saying something new.
 
+mod afterwards;
 mod opening;
 mod parts;
-mod prompt;
+pub mod prompt;
 mod record;
 mod reply;
 mod resume;
 mod send;
 mod stop;
 mod stream;
+pub mod summary;
+pub mod title;
 
 use axum::extract::State;
 use serde::Serialize;

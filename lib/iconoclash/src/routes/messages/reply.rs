@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{
     Message,
+    afterwards::Answered,
     opening::{Granted, Opening},
     parts::Voice,
     prompt,
@@ -62,32 +63,41 @@ pub(super) enum Event {
 impl Asked {
     /// Answers the message, to the end. The listener may leave at any time: what it would have heard is kept.
     pub(super) async fn produce(self, tell: UnboundedSender<Event>) {
-        let answer = telemetry::noting(self.answer(&tell));
-        if let Err(refusal) = answer.await {
-            let _gone = tell.send(Event::Refused(refusal));
+        // On the heap, as all that an answer goes through lies side by side in it.
+        let answer = Box::pin(telemetry::noting(self.answer(&tell)));
+        match answer.await {
+            Err(refusal) => drop(tell.send(Event::Refused(refusal))),
+            Ok(None) => {}
+            Ok(Some(answered)) => {
+                // The stream ends before anything is done that nobody waits for.
+                drop(tell);
+                Box::pin(telemetry::noting(self.afterwards(answered))).await;
+            }
         }
     }
 
-    async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<()> {
+    async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<Option<Answered>> {
         let (claude, models) = (self.app.claude()?, self.app.config().models.clone()?);
         let admission = Admission::new(&self.app, &self.subject, &self.session, self.request, self.now)?;
         let granted = match self.open(&admission).await? {
             Opening::Replay { reply, plan, quota, voices } => {
-                return self.replay(reply, plan.model(&models), quota, &voices, tell).await;
+                self.replay(reply, plan.model(&models), quota, &voices, tell).await?;
+                return Ok(None);
             }
             Opening::Ask(granted) => granted,
         };
-        let Granted { gate, system, turns, voices } = granted;
+        let Granted { gate, system, recap, turns, voices, memory } = granted;
         let plan = gate.plan();
         let prompt = Prompt {
             model: plan.model(&models).to_owned(),
             max_tokens: plan.max_output_tokens(),
             system,
+            recap,
             turns,
             user_id: self.session.claims.sub.to_string(),
         };
         let record = Record::new(self, gate, claude.key_label(), &prompt.model);
-        let length = prompt::bytes(&prompt.system, &prompt.turns);
+        let length = prompt::bytes(&prompt.system, &prompt.recap, &prompt.turns);
         let (reply_id, mut looks, text) = (record.reply_id, stop::looks(), String::new());
         let mut reply =
             Reply { asked: self, admission, gate, voices, taken: 0, length, record, text, first_text: None };
@@ -95,17 +105,20 @@ impl Asked {
             called = reply.begin_and_call(claude, &prompt) => Some(called),
             () = stop::wanted(&self.app, reply_id, &mut looks) => None,
         };
-        match called {
+        let question = reply.record.message.id;
+        let reply = match called {
             Some(Err(refused)) => {
                 reply.admission.give_back().await;
-                Err(refused)
+                return Err(refused);
             }
             Some(Ok(Err(failed))) => {
-                Err(reply.end(Ending::Broken(failed), Spent::default()).await?.2.unwrap_or(INTERRUPTED))
+                let (_, _, failure) = reply.end(Ending::Broken(failed), Spent::default()).await?;
+                return Err(failure.unwrap_or(INTERRUPTED));
             }
-            Some(Ok(Ok(stream))) => reply.relay(stream, looks, tell).await,
-            None => reply.stop_unanswered(tell).await,
-        }
+            Some(Ok(Ok(stream))) => reply.relay(stream, looks, tell).await?,
+            None => reply.stop_unanswered(tell).await?,
+        };
+        Ok(Some(Answered { gate, memory, question, reply }))
     }
 
     /// What tells this request from another under the same key.
@@ -182,7 +195,12 @@ impl Reply<'_> {
         Ok(called)
     }
 
-    async fn relay(mut self, mut stream: claude::Reply, looks: Interval, tell: &UnboundedSender<Event>) -> Result<()> {
+    async fn relay(
+        mut self,
+        mut stream: claude::Reply,
+        looks: Interval,
+        tell: &UnboundedSender<Event>,
+    ) -> Result<Message> {
         self.tell_start(tell);
         let ending = self.listen(&mut stream, looks, tell).await;
         let (usage, told_all) = (stream.usage(), stream.stop_reason().is_some());
@@ -197,7 +215,7 @@ impl Reply<'_> {
     }
 
     /// The call was given up before the provider said a word.
-    async fn stop_unanswered(mut self, tell: &UnboundedSender<Event>) -> Result<()> {
+    async fn stop_unanswered(mut self, tell: &UnboundedSender<Event>) -> Result<Message> {
         self.taken = self.taken.max(self.gate.next());
         self.tell_start(tell);
         let spent = Spent::unanswered(self.length);
@@ -211,10 +229,10 @@ impl Reply<'_> {
         let _gone = tell.send(Event::Start(start));
     }
 
-    async fn tell_end(&mut self, ending: Ending, spent: Spent, tell: &UnboundedSender<Event>) -> Result<()> {
+    async fn tell_end(&mut self, ending: Ending, spent: Spent, tell: &UnboundedSender<Event>) -> Result<Message> {
         let (reply, quota, failure) = self.end(ending, spent).await?;
-        let _gone = tell.send(Event::End { reply, quota, failure });
-        Ok(())
+        let _gone = tell.send(Event::End { reply: reply.clone(), quota, failure });
+        Ok(reply)
     }
 
     /// Passes text on until the provider says that the message ended, or somebody that it shall, saving it on the way.
