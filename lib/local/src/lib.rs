@@ -3,7 +3,7 @@
 //! In reading order: where things lie (`places`), what must not outlive us (`process`, `profile`),
 //! how missing programs are got (`install`), the services themselves (`services` and one file each),
 //! what stands in for vendors (`upstash`, `claude`) and measures (`proxy`),
-//! the environment made of them (`stack`), and the commands on top (`up`, `serve`, `vercel`, `suite`).
+//! the environment made of them (`stack`), and the commands on top (`up`, `serve`, `vercel`, `suite`, `bench`).
 //!
 //! Development only: no function depends on this crate.
 #![expect(
@@ -32,6 +32,7 @@ mod wire;
 
 pub mod stack;
 
+pub mod bench;
 pub mod serve;
 pub mod suite;
 pub mod summary;

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use iconoclash_local::{
+    bench::{self, Bench},
     places::Places,
     profile::{self, Profile},
     progress::note,
@@ -72,6 +73,9 @@ enum Task {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Measure something that must be cheap or quick
+    #[command(subcommand)]
+    Bench(Bench),
     /// Start only what the tests need, print where it is, and run until Ctrl-C
     #[command(hide = true)]
     Services,
@@ -114,6 +118,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Test { filter, arguments } => {
             with(handle, Profile::open_test(&places)?, |it| suite::run(handle, it, filter.as_slice(), &arguments))
         }
+        Task::Bench(what) => bench::run(&what),
         Task::Services => with(handle, Profile::open_test(&places)?, |it| {
             let (mut services, environment) = suite::prepare(handle, it)?;
             print(&environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(), true)?;
