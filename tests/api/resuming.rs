@@ -174,6 +174,8 @@ async fn a_stream_is_its_owners_and_goes_on_after_ids_only() {
     assert_eq!(bob.get(&reply).await.problem(), (404, "not_found"));
     assert_eq!(ada.get(&message).await.problem(), (404, "not_found"));
     assert_eq!(ada.get("/api/messages/01890000-0000-7000-8000-000000000000/events").await.status, 404);
+    let end = ada.resume(answer["reply"]["id"].as_str().unwrap(), Some(u64::MAX)).await.rest().await;
+    assert_eq!((end.len(), end[0].name.as_str()), (1, "done"));
     for id in ["x", "-1", "1.5"] {
         let asked = ada.request(http::Method::GET, &reply, &[("last-event-id", id)], json!(null)).await;
         assert_eq!(asked.problem(), (400, "bad_request"), "{id}");

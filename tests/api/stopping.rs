@@ -32,8 +32,10 @@ async fn another_instance_stops_the_provider_and_what_was_written_stays_and_is_p
         let cancelled = app.claude.cancelled();
         let (reply, stream) = begun(&ada, &discussion).await;
         app.eventually("select content from messages where status = 'streaming'", "\"One two three \"").await;
+        let asked = std::time::Instant::now();
         assert_eq!(stop(&elsewhere, &reply).await, (202, String::new()));
         app.claude.wait_for_cancelled(cancelled + 1).await;
+        eprintln!("the provider's stream ended {:?} after the stop was asked for", asked.elapsed());
         let events = stream.rest().await;
         let done = events.last().unwrap();
         assert_eq!((done.name.as_str(), &done.data["reply"]["status"]), ("done", &json!("stopped")));

@@ -42,6 +42,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// The platform ends a function after 300 seconds; the client then comes back with the last id that it has.
 const GIVE_UP: Duration = Duration::from_secs(280);
 
+const MOST_CHARS: u64 = 1 << 30;
+
 /// The events of a reply, running or ended, after the one that `Last-Event-ID` names; from the start where it names
 /// none. Ends with `done`, or `error`; a stream that ends with neither is to be resumed once more.
 #[utoipa::path(get, path = "/api/messages/{id}/events", tag = "messages", security(("bearer" = [])),
@@ -60,7 +62,7 @@ pub(super) async fn events(
     let subject = Subject::of(&user.session, &app)?;
     let around = app.db()?.optional(&AROUND, &[&reply, &user.id]).await?.ok_or(Error::NotFound)?;
     let voices = serde_json::from_value(around.voices).map_err(|error| Error::Internal(error.into()))?;
-    let position = i32::try_from(after.saturating_sub(START)).unwrap_or(i32::MAX - 1);
+    let position = i32::try_from(after.saturating_sub(START)).expect("ids are cut to what fits");
     let plan = user.profile.plan;
     let watch = Watch { app, subject, plan, reply, discussion: around.discussion_id, voices, position };
     let start = if after < START { Some(watch.start().await?) } else { None };
@@ -84,8 +86,9 @@ impl<S: Sync> FromRequestParts<S> for LastEvent {
             return Ok(Self(0));
         };
         // To begin again in the middle of a text that the client has would double it.
-        let id = id.to_str().ok().and_then(|id| id.trim().parse().ok());
-        id.map(Self).ok_or_else(|| Error::BadRequest("Last-Event-ID is not the id of one of our events.".to_owned()))
+        let id: Option<u64> = id.to_str().ok().and_then(|id| id.trim().parse().ok());
+        // No text is longer than this.
+        id.map(|id| Self(id.min(MOST_CHARS))).ok_or_else(|| Error::BadRequest("Last-Event-ID is not the id of one of our events.".to_owned()))
     }
 }
 
