@@ -118,7 +118,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Test { filter, arguments } => {
             with(handle, Profile::open_test(&places)?, |it| suite::run(handle, it, filter.as_slice(), &arguments))
         }
-        Task::Bench(what) => bench::run(&what),
+        Task::Bench(what) => with(handle, Profile::open(&places, "bench")?, |it| bench::run(handle, it, &what)),
         Task::Services => with(handle, Profile::open_test(&places)?, |it| {
             let (mut services, environment) = suite::prepare(handle, it)?;
             print(&environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(), true)?;

@@ -88,7 +88,8 @@ impl<S: Sync> FromRequestParts<S> for LastEvent {
         // To begin again in the middle of a text that the client has would double it.
         let id: Option<u64> = id.to_str().ok().and_then(|id| id.trim().parse().ok());
         // No text is longer than this.
-        id.map(|id| Self(id.min(MOST_CHARS))).ok_or_else(|| Error::BadRequest("Last-Event-ID is not the id of one of our events.".to_owned()))
+        id.map(|id| Self(id.min(MOST_CHARS)))
+            .ok_or_else(|| Error::BadRequest("Last-Event-ID is not the id of one of our events.".to_owned()))
     }
 }
 
