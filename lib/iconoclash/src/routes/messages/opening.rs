@@ -132,7 +132,7 @@ sql! {
           (select jsonb_agg(jsonb_build_object('id', m.id, 'role', m.role, 'status', m.status, 'content', m.content) order by m.id)
             from (
               select id, role, status, content from messages
-              where discussion_id = d.id and (d.summary_until is null or id > d.summary_until)
+              where discussion_id = d.id and id > coalesce(d.summary_until, '00000000-0000-0000-0000-000000000000')
               order by id desc limit 60
             ) m
           ) as past,
