@@ -82,7 +82,7 @@ async fn listen_through_cuts(first: Actor<'_>, others: [Actor<'_>; 2], seed: u64
     (running, after)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_thousand_cuts_lose_nothing_and_double_nothing() {
     let app = TestApp::paced(Duration::from_millis(50), &[("QUOTA_FREE", "1000")], |_| {}).await;
     let (second, third) = (app.another(), app.another());

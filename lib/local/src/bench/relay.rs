@@ -4,7 +4,7 @@
 use std::{
     env, fs,
     net::TcpStream,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -107,6 +107,8 @@ fn serve(profile: &Profile, stack: &Stack, stand_in: &StandIn, port: u16) -> Res
     command.args(["serve", "--port", &port.to_string()]).current_dir(&profile.places.root).envs(&stack.environment);
     command.env("ANTHROPIC_API_KEYS", "local=sk-ant-local").env("ANTHROPIC_BASE_URL", stand_in.url());
     command.env("QUOTA_FREE", "100000").env("BURST_PER_MINUTE", "6000");
+    // A line for each request, which nobody reads here.
+    command.stdout(Stdio::null());
     let mut child = profile.spawn("relay", &mut command, Stop::Terminate)?;
     let address = ports::loopback(port);
     wait_until(&mut child, || TcpStream::connect(address).map(drop).map_err(Into::into))?;

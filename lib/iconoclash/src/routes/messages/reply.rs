@@ -47,17 +47,21 @@ pub(super) struct Asked {
     pub(super) begun: Instant,
 }
 
-/// What the producer tells whoever listens: `Refused`, or `Start`, `Delta`…, `End`.
+/// What the producer tells whoever listens: `Refused`, or `Start`, `Delta`…, `End`. A channel has room for many, so what
+/// is large and rare lies elsewhere.
 pub(super) enum Event {
-    Refused(Error),
-    Start(Start),
+    Refused(Box<Error>),
+    Start(Box<Start>),
     Delta(String),
-    End {
-        reply: Message,
-        quota: Quota,
-        /// Why the reply is not complete.
-        failure: Option<Error>,
-    },
+    End(Box<End>),
+}
+
+/// The end of a stream.
+pub(super) struct End {
+    pub(super) reply: Message,
+    pub(super) quota: Quota,
+    /// Why the reply is not complete.
+    pub(super) failure: Option<Error>,
 }
 
 impl Asked {
@@ -66,7 +70,7 @@ impl Asked {
         // On the heap, as all that an answer goes through lies side by side in it.
         let answer = Box::pin(telemetry::noting(self.answer(&tell)));
         match answer.await {
-            Err(refusal) => drop(tell.send(Event::Refused(refusal))),
+            Err(refusal) => drop(tell.send(Event::Refused(Box::new(refusal)))),
             Ok(None) => {}
             Ok(Some(answered)) => {
                 // The stream ends before anything is done that nobody waits for.
@@ -79,7 +83,7 @@ impl Asked {
     async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<Option<Answered>> {
         let (claude, models) = (self.app.claude()?, self.app.config().models.clone()?);
         let admission = Admission::new(&self.app, &self.subject, &self.session, self.request, self.now)?;
-        let granted = match self.open(&admission).await? {
+        let granted = match Box::pin(self.open(&admission)).await? {
             Opening::Replay { reply, plan, quota, voices } => {
                 self.replay(reply, plan.model(&models), quota, &voices, tell).await?;
                 return Ok(None);
@@ -101,10 +105,15 @@ impl Asked {
         let (reply_id, mut looks, text) = (record.reply_id, stop::looks(), String::new());
         let mut reply =
             Reply { asked: self, admission, gate, voices, taken: 0, length, record, text, first_text: None };
-        let called = tokio::select! {
-            called = reply.begin_and_call(claude, &prompt) => Some(called),
-            () = stop::wanted(&self.app, reply_id, &mut looks) => None,
+        let called = {
+            // What beginning takes is given back before the reply is relayed, which is most of a producer's life.
+            let call = Box::pin(reply.begin_and_call(claude, &prompt));
+            tokio::select! {
+                called = call => Some(called),
+                () = stop::wanted(&self.app, reply_id, &mut looks) => None,
+            }
         };
+        drop(prompt);
         let question = reply.record.message.id;
         let reply = match called {
             Some(Err(refused)) => {
@@ -141,8 +150,8 @@ impl Asked {
         let start = Start { message, reply_id: reply.id, model, quota, replayed: true };
         let failure = (!matches!(reply.status.as_str(), "complete" | "stopped")).then_some(INTERRUPTED);
         let text = Some(reply.content.clone()).filter(|text| !text.is_empty()).map(Event::Delta);
-        for event in [Some(Event::Start(start)), text, Some(Event::End { reply, quota, failure })].into_iter().flatten()
-        {
+        let (start, end) = (Event::Start(Box::new(start)), Event::End(Box::new(End { reply, quota, failure })));
+        for event in [Some(start), text, Some(end)].into_iter().flatten() {
             let _gone = tell.send(event);
         }
         Ok(())
@@ -226,12 +235,12 @@ impl Reply<'_> {
         let Record { message, reply_id, model, .. } = &self.record;
         let (message, model) = (message.clone(), model.clone());
         let start = Start { message, reply_id: *reply_id, model, quota: self.gate.quota(self.taken), replayed: false };
-        let _gone = tell.send(Event::Start(start));
+        let _gone = tell.send(Event::Start(Box::new(start)));
     }
 
     async fn tell_end(&mut self, ending: Ending, spent: Spent, tell: &UnboundedSender<Event>) -> Result<Message> {
         let (reply, quota, failure) = self.end(ending, spent).await?;
-        let _gone = tell.send(Event::End { reply: reply.clone(), quota, failure });
+        let _gone = tell.send(Event::End(Box::new(End { reply: reply.clone(), quota, failure })));
         Ok(reply)
     }
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     Message, MessageRow,
     parts::Voice,
-    reply::{Event, INTERRUPTED},
+    reply::{End, Event, INTERRUPTED},
     stream::{self, START, Start},
 };
 use crate::{
@@ -70,7 +70,7 @@ pub(super) async fn events(
     // Registered, because the platform may freeze a stream that nothing else keeps going.
     background.spawn(watch.until_the_end(tell));
     Ok(match start {
-        Some(start) => stream::answer(start, told, request, HeaderMap::new()),
+        Some(start) => stream::answer(&start, told, request, HeaderMap::new()),
         None => stream::rest(after, told, request),
     })
 }
@@ -120,7 +120,7 @@ impl Watch {
                 Ok(false) => {}
                 Ok(true) => return,
                 Err(Error::NotFound) => {
-                    let _gone = tell.send(Event::Refused(Error::NotFound));
+                    let _gone = tell.send(Event::Refused(Box::new(Error::NotFound)));
                     return;
                 }
                 Err(cause) => {
@@ -159,7 +159,7 @@ impl Watch {
             "failed" => Some(Error::unavailable("the reply had failed")),
             _ => Some(INTERRUPTED),
         };
-        Ok(Event::End { reply: reply.spoken_by(&self.voices), quota: self.quota().await?, failure })
+        Ok(Event::End(Box::new(End { reply: reply.spoken_by(&self.voices), quota: self.quota().await?, failure })))
     }
 
     async fn quota(&self) -> Result<Quota> {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     Message,
-    reply::{Asked, Event},
+    reply::{Asked, End, Event},
     stream::{self, Start},
 };
 use crate::{
@@ -73,11 +73,11 @@ pub(super) async fn send(
     match told.recv().await {
         Some(Event::Start(start)) if streams => {
             let headers = answer_headers(&start);
-            Ok(stream::answer(start, told, request, headers))
+            Ok(stream::answer(&start, told, request, headers))
         }
-        Some(Event::Start(start)) => whole_answer(start, told).await,
-        Some(Event::Refused(error)) => Err(error),
-        Some(Event::Delta(_) | Event::End { .. }) | None => Err(Error::Internal("the producer did not begin".into())),
+        Some(Event::Start(start)) => whole_answer(*start, told).await,
+        Some(Event::Refused(error)) => Err(*error),
+        Some(Event::Delta(_) | Event::End(_)) | None => Err(Error::Internal("the producer did not begin".into())),
     }
 }
 
@@ -113,9 +113,10 @@ fn answer_headers(start: &Start) -> HeaderMap {
 async fn whole_answer(start: Start, mut told: UnboundedReceiver<Event>) -> Result<Response> {
     let headers = answer_headers(&start);
     while let Some(event) = told.recv().await {
-        let Event::End { reply, quota, failure } = event else {
+        let Event::End(end) = event else {
             continue;
         };
+        let End { reply, quota, failure } = *end;
         return match failure {
             Some(failure) if reply.content.is_empty() => Err(failure),
             _ => {

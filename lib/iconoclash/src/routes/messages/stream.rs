@@ -15,8 +15,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Message, reply::Event};
-use crate::{error::Problem, quota::Quota};
+use super::{
+    Message,
+    reply::{End, Event},
+};
+use crate::{
+    error::{Error, Problem},
+    quota::Quota,
+};
 
 /// How long a stream may be silent before a comment shows that it lives.
 const PING: Duration = Duration::from_secs(15);
@@ -33,6 +39,12 @@ pub(super) struct Start {
     pub(super) replayed: bool,
 }
 
+/// A piece of text.
+#[derive(Debug, Serialize)]
+struct Delta<'a> {
+    text: &'a str,
+}
+
 /// The last event of a stream that ended well, or because it was to stop.
 #[derive(Debug, Serialize)]
 struct Done<'a> {
@@ -44,8 +56,8 @@ struct Done<'a> {
 pub(super) const START: u64 = 1;
 
 /// The answer that begins with `start` and goes on with what is told.
-pub(super) fn answer(start: Start, told: UnboundedReceiver<Event>, request: Uuid, headers: HeaderMap) -> Response {
-    let first = numbered(START, "start", &start);
+pub(super) fn answer(start: &Start, told: UnboundedReceiver<Event>, request: Uuid, headers: HeaderMap) -> Response {
+    let first = numbered(START, "start", start);
     respond(StreamExt::chain(stream::once(async { Ok(first) }), events(START, told, request)), headers)
 }
 
@@ -80,19 +92,26 @@ fn events(
             }
             Event::Delta(text) => {
                 id += text.chars().count() as u64;
-                numbered(id, "delta", &serde_json::json!({ "text": text }))
+                numbered(id, "delta", &Delta { text: &text })
             }
-            Event::End { reply, quota, failure: None } => {
+            Event::End(end) => {
                 id += 1;
-                numbered(id, "done", &Done { reply: &reply, quota })
+                match *end {
+                    End { reply, quota, failure: None } => numbered(id, "done", &Done { reply: &reply, quota }),
+                    End { failure: Some(error), .. } => failed(id, &error, request),
+                }
             }
-            Event::End { failure: Some(error), .. } | Event::Refused(error) => {
+            Event::Refused(error) => {
                 id += 1;
-                numbered(id, "error", &Problem { request_id: Some(request), ..error.problem() })
+                failed(id, &error, request)
             }
         };
         Some((Ok(event), (told, id)))
     })
+}
+
+fn failed(id: u64, error: &Error, request: Uuid) -> sse::Event {
+    numbered(id, "error", &Problem { request_id: Some(request), ..error.problem() })
 }
 
 fn numbered(id: u64, name: &str, data: &impl Serialize) -> sse::Event {
