@@ -53,7 +53,7 @@ async fn somebody_elses_discussion_is_not_there() {
             "{method} {path}"
         );
     }
-    assert_eq!(ada.get(&path).await.json["title"], "Can virtue be taught?");
+    assert_eq!(ada.get(&path).await.json["title"], "Virtue");
     assert_eq!(eve.get("/api/auth/session").await.json["quota"]["used"], 0);
 }
 

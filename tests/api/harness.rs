@@ -17,6 +17,7 @@ use std::{
 };
 use time::OffsetDateTime;
 use tower::ServiceExt;
+use upstash_redis_rs::Command;
 
 use crate::{
     contract,
@@ -27,13 +28,13 @@ use crate::{
 pub(crate) struct TestApp {
     pub(crate) app: App,
     pub(crate) background: serve::Background,
-    pub(crate) claude: claude::StandIn,
-    pub(crate) stripe: stripe::StandIn,
-    pub(crate) mail: mail::StandIn,
+    pub(crate) claude: Arc<claude::StandIn>,
+    pub(crate) stripe: Arc<stripe::StandIn>,
+    pub(crate) mail: Arc<mail::StandIn>,
     router: Router,
     pub(crate) database: String,
     ahead: Arc<Mutex<time::Duration>>,
-    pub(crate) redis: upstash::Front,
+    pub(crate) redis: Arc<upstash::Front>,
     config: Config,
 }
 
@@ -49,21 +50,37 @@ impl TestApp {
 
     /// With what no setting can change, too.
     pub(crate) async fn adjusted(settings: &[(&str, &str)], adjust: impl FnOnce(&mut Config)) -> Self {
+        Self::paced(Duration::ZERO, settings, adjust).await
+    }
+
+    /// With a Claude that takes its time between two words.
+    pub(crate) async fn paced(pace: Duration, settings: &[(&str, &str)], adjust: impl FnOnce(&mut Config)) -> Self {
         // Silent unless asked: `ICONOCLASH_TEST_LOG=1 cargo local test … -- --nocapture`.
         if std::env::var_os("ICONOCLASH_TEST_LOG").is_some() {
             iconoclash::telemetry::init();
         }
-        let Surroundings { claude, stripe, mail, redis, database, settings: mut values } = Surroundings::start().await;
+        let Surroundings { claude, stripe, mail, redis, database, settings: mut values } =
+            Surroundings::start(pace).await;
         values.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
 
-        let ahead = Arc::new(Mutex::new(time::Duration::ZERO));
-        let offset = ahead.clone();
-        let clock: iconoclash::app::Clock = Arc::new(move || OffsetDateTime::now_utc() + *offset.lock().unwrap());
-        stripe.keep_time(clock.clone());
         let mut config = Config::from_lookup(|name| values.get(name).cloned());
         adjust(&mut config);
-        let app = App::new(config.clone(), clock);
+        let ahead = Arc::new(Mutex::new(time::Duration::ZERO));
+        stripe.keep_time(clock(&ahead));
+        let app = App::new(config.clone(), clock(&ahead));
         let router = serve::stack(routes::all().into(), app.clone());
+        let background = serve::Background::in_process();
+        let (claude, stripe, mail, redis) = (Arc::new(claude), Arc::new(stripe), Arc::new(mail), Arc::new(redis));
+        Self { app, background, claude, stripe, mail, router, database, ahead, redis, config }
+    }
+
+    /// Another instance of the same service: what the two share is what they store.
+    pub(crate) fn another(&self) -> Self {
+        let Self { claude, stripe, mail, database, ahead, redis, config, .. } = self;
+        let app = App::new(config.clone(), clock(ahead));
+        let router = serve::stack(routes::all().into(), app.clone());
+        let (claude, stripe, mail, redis) = (claude.clone(), stripe.clone(), mail.clone(), redis.clone());
+        let (database, ahead, config) = (database.clone(), ahead.clone(), config.clone());
         let background = serve::Background::in_process();
         Self { app, background, claude, stripe, mail, router, database, ahead, redis, config }
     }
@@ -71,9 +88,7 @@ impl TestApp {
     /// Another process of the same deployment takes over, with other settings.
     pub(crate) fn restart(&mut self, adjust: impl FnOnce(&mut Config)) {
         adjust(&mut self.config);
-        let ahead = self.ahead.clone();
-        let clock = Arc::new(move || OffsetDateTime::now_utc() + *ahead.lock().unwrap());
-        self.app = App::new(self.config.clone(), clock);
+        self.app = App::new(self.config.clone(), clock(&self.ahead));
         self.router = serve::stack(routes::all().into(), self.app.clone());
         self.background = serve::Background::in_process();
     }
@@ -127,6 +142,23 @@ impl TestApp {
         rows.unwrap().into_iter().collect()
     }
 
+    /// Holds Redis and the sums of Postgres against the ledger: nothing is held, nothing is missing.
+    pub(crate) async fn is_settled(&self) {
+        let redis = self.app.redis().unwrap();
+        let day = OffsetDateTime::now_utc().date();
+        assert_eq!(redis.exec::<i64>(&Command::new("ZCARD").arg("{rl}:open")).await.unwrap(), 0, "holds are open");
+        let ledger: i64 =
+            self.value("select coalesce(sum(cost_microusd), 0)::bigint from usage_events").await.parse().unwrap();
+        let days = "select coalesce(sum(spent_microusd), 0)::bigint from";
+        for table in ["subject_days", "budget_days"] {
+            assert_eq!(self.value(&format!("{days} {table}")).await, ledger.to_string(), "{table}");
+        }
+        let spent: String = redis.exec(&Command::new("GET").arg(format!("{{rl}}:g:{day}"))).await.unwrap();
+        assert_eq!(spent, ledger.to_string(), "everybody's day in Redis");
+        let counted = self.value("select count(*) from usage_events where counted").await;
+        assert_eq!(self.value("select coalesce(sum(messages), 0)::bigint from subject_days").await, counted);
+    }
+
     /// Waits, within a bound, until a query gives this value.
     pub(crate) async fn eventually(&self, query: &str, expected: &str) {
         let mut seen = String::new();
@@ -150,6 +182,12 @@ impl TestApp {
         request.extensions_mut().insert(self.background.clone());
         self.router.clone().oneshot(request).await.unwrap()
     }
+}
+
+/// The time, as far ahead as a test has let it pass.
+fn clock(ahead: &Arc<Mutex<time::Duration>>) -> iconoclash::app::Clock {
+    let ahead = ahead.clone();
+    Arc::new(move || OffsetDateTime::now_utc() + *ahead.lock().unwrap())
 }
 
 fn fresh_ip() -> String {
@@ -237,8 +275,12 @@ impl Actor<'_> {
 
     /// A new discussion's id.
     pub(crate) async fn discussion(&self) -> String {
-        let begun =
-            self.post("/api/discussions", json!({"icons": ["socrates"], "topic": "Can virtue be taught?"})).await;
+        let begun = self
+            .post(
+                "/api/discussions",
+                json!({"icons": ["socrates"], "topic": "Can virtue be taught?", "title": "Virtue"}),
+            )
+            .await;
         assert_eq!(begun.status, StatusCode::CREATED, "{}", begun.json);
         begun.json["id"].as_str().unwrap().to_owned()
     }
@@ -262,17 +304,16 @@ impl Actor<'_> {
         let path = format!("/api/discussions/{discussion}/messages");
         let body = Body::from(json!({ "content": content }).to_string());
         let request = self.prepare(&Method::POST, &path, &[("accept", "text/event-stream")], body);
-        let response = self.app.call(request).await;
-        if response.status() != StatusCode::OK {
-            return Err(Answer::read(&Method::POST, &path, response).await);
-        }
-        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
-        let headers = response.headers().clone();
-        let events = response.into_body().into_data_stream().eventsource().map(|event| {
-            let event = event.unwrap();
-            Event { id: event.id.parse().unwrap(), data: serde_json::from_str(&event.data).unwrap(), name: event.event }
-        });
-        Ok(Events { headers, events: Box::pin(events) })
+        Events::of(Method::POST, &path, self.app.call(request).await).await
+    }
+
+    /// Goes on with a reply's stream after the event of an id.
+    pub(crate) async fn resume(&self, reply: &str, after: Option<u64>) -> Events {
+        let after = after.map(|id| id.to_string());
+        let headers: Vec<(&str, &str)> = after.iter().map(|id| ("last-event-id", id.as_str())).collect();
+        let path = format!("/api/messages/{reply}/events");
+        let request = self.prepare(&Method::GET, &path, &headers, Body::empty());
+        Events::of(Method::GET, &path, self.app.call(request).await).await.expect("a stream")
     }
 }
 
@@ -290,6 +331,19 @@ pub(crate) struct Event {
 }
 
 impl Events {
+    async fn of(method: Method, path: &str, response: http::Response<Body>) -> Result<Self, Answer> {
+        if response.status() != StatusCode::OK {
+            return Err(Answer::read(&method, path, response).await);
+        }
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+        let headers = response.headers().clone();
+        let events = response.into_body().into_data_stream().eventsource().map(|event| {
+            let event = event.unwrap();
+            Event { id: event.id.parse().unwrap(), data: serde_json::from_str(&event.data).unwrap(), name: event.event }
+        });
+        Ok(Self { headers, events: Box::pin(events) })
+    }
+
     pub(crate) async fn next(&mut self) -> Option<Event> {
         tokio::time::timeout(Duration::from_secs(20), self.events.next()).await.expect("an event within 20 seconds")
     }

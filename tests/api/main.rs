@@ -11,6 +11,7 @@ mod ledger;
 mod surroundings;
 
 mod accounts;
+mod afterwards;
 mod billing;
 mod caches;
 mod discussions;
@@ -23,5 +24,7 @@ mod money;
 mod outages;
 mod platform;
 mod replies;
+mod resuming;
 mod round_trips;
+mod stopping;
 mod webhooks;

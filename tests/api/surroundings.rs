@@ -19,11 +19,11 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    pub(crate) async fn start() -> Self {
+    pub(crate) async fn start(pace: Duration) -> Self {
         let redis = upstash::Front::isolated(needed("ICONOCLASH_TEST_REDIS").parse().unwrap()).await.unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
         let keys = vec![CLAUDE_KEY.to_owned()];
-        let claude = claude::StandIn::start(claude::Config { listen, keys, pace: Duration::ZERO }).await.unwrap();
+        let claude = claude::StandIn::start(claude::Config { listen, keys, pace }).await.unwrap();
         let stripe = stripe::StandIn::start(stripe::Config::default()).await.unwrap();
         let mail = mail::StandIn::start(listen).await.unwrap();
         let database = own_database().await;

@@ -19,7 +19,7 @@ pub(crate) struct Stores {
 
 impl Stores {
     pub(crate) async fn start(settings: &[(&str, &str)]) -> Self {
-        let around = Surroundings::start().await;
+        let around = Surroundings::start(Duration::ZERO).await;
         let mut all: Vec<_> = around.settings.clone().into_iter().collect();
         all.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         Self { around, settings: all }

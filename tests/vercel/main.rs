@@ -17,7 +17,7 @@ use workbench::{Client, Server, api_files, copy_of_the_checkout, free_port, root
 
 #[tokio::test]
 async fn vercel_dev_serves_every_route() {
-    let surroundings = Surroundings::start().await;
+    let surroundings = Surroundings::start(Duration::ZERO).await;
     let port = free_port();
     let mut command = vercel(&root());
     command.args(["dev", "--local", "--yes", "--listen", &format!("127.0.0.1:{port}")]);
@@ -97,7 +97,7 @@ async fn a_vercel_build_has_a_function_a_file_and_its_binary_streams_alone() {
         binaries.push((file, binary));
     }
 
-    let surroundings = Surroundings::start().await;
+    let surroundings = Surroundings::start(Duration::ZERO).await;
     let run = async |file: &str| {
         let (_, binary) = binaries.iter().find(|(built, _)| built == file).unwrap();
         let port = free_port();

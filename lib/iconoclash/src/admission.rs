@@ -6,6 +6,7 @@
 //! knew: [`Admission::decide`] compares the two, tells Redis what the ledger knows, and asks once more where it matters.
 //! The statement that writes the ledger checks the same limits again ([`Gate`]); without Redis it alone decides.
 
+pub mod aside;
 mod gate;
 pub(crate) mod stored;
 
@@ -263,7 +264,7 @@ impl<'a> Admission<'a> {
             return;
         }
         let (day, subject) = (budget::day(self.now), self.subject.0.clone());
-        let open = OpenHold { day, subject, request: self.request, amount };
+        let open = OpenHold { day, subject, request: self.request, amount, is_message: true };
         let command = open.settle(cost_microusd, give_back);
         let settled = async { Ok::<_, Error>(self.app.redis()?.exec::<i64>(&command).await?) };
         if let Err(error) = settled.await {
@@ -340,7 +341,8 @@ impl<'a> Admission<'a> {
             KEEP_DAY.as_secs().into(),
         ];
         args.extend(ledger.running.iter().map(|(request, hold)| {
-            let open = OpenHold { day, subject: self.subject.0.clone(), request: *request, amount: *hold };
+            let (subject, request, amount) = (self.subject.0.clone(), *request, *hold);
+            let open = OpenHold { day, subject, request, amount, is_message: true };
             Arg::from(open.to_string())
         }));
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();

@@ -71,6 +71,8 @@ pub struct Prompt {
     pub max_tokens: u32,
     /// The stable prefix: a date or a name in here would make every prompt a cache miss.
     pub system: String,
+    /// What was said before the first turn; empty for nothing. Kept apart because the cache can keep it apart.
+    pub recap: String,
     /// The conversation, oldest turn first; the last one is the user's.
     pub turns: Vec<Turn>,
     /// Opaque id of the end user for the provider's abuse checks, nothing personal.

@@ -4,17 +4,15 @@
 //! needs it. A function without a database still answers its health, and the log line names the variable.
 
 mod billing;
+mod claude;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use std::fmt;
 
-use crate::{
-    claude::{ApiKey, Deadlines},
-    fault::Freeze,
-    price,
-};
+use crate::fault::Freeze;
 
 pub use billing::{Alerts, Mail, Stripe};
+pub use claude::{Claude, Models};
 
 /// A setting, or why it cannot be used.
 pub type Setting<T> = Result<T, Invalid>;
@@ -117,28 +115,6 @@ pub struct Redis {
     pub url: String,
     /// Bearer token.
     pub token: Secret,
-}
-
-/// How Claude is reached.
-#[derive(Clone, Debug)]
-pub struct Claude {
-    /// API root, without a trailing slash.
-    pub base_url: String,
-    /// Keys of the environment; there may be others in the database, and none here.
-    pub keys: Vec<ApiKey>,
-    /// How long a reply may take; not a setting, but shorter in tests.
-    pub deadlines: Deadlines,
-}
-
-/// The model of each plan; each has a price.
-#[derive(Clone, Debug)]
-pub struct Models {
-    /// For plan `pro`.
-    pub pro: String,
-    /// For plans `free` and `guest`.
-    pub free: String,
-    /// For small work, and where a dearer one does not answer.
-    pub small: String,
 }
 
 /// Messages a UTC day of each plan.
@@ -261,27 +237,6 @@ impl Env<'_> {
         })
     }
 
-    fn claude(&self) -> Setting<Claude> {
-        let base_url = self.or("ANTHROPIC_BASE_URL", "https://api.anthropic.com");
-        let keys = match self.optional("ANTHROPIC_API_KEYS") {
-            Some(list) => api_keys(&list)?,
-            None => self.optional("ANTHROPIC_API_KEY").map(|key| ApiKey::new("default", key)).into_iter().collect(),
-        };
-        Ok(Claude { base_url: base_url.trim_end_matches('/').to_owned(), keys, deadlines: Deadlines::default() })
-    }
-
-    fn models(&self) -> Setting<Models> {
-        let priced = |variable: &'static str, default| {
-            let model = self.or(variable, default);
-            if price::is_known(&model) { Ok(model) } else { Err(invalid(variable, "names a model without a price")) }
-        };
-        Ok(Models {
-            pro: priced("CLAUDE_MODEL_PRO", "claude-sonnet-5-5")?,
-            free: priced("CLAUDE_MODEL_FREE", "claude-haiku-5-5")?,
-            small: priced("CLAUDE_MODEL_SMALL", "claude-haiku-5-5")?,
-        })
-    }
-
     fn credentials_keys(&self) -> (Setting<Key>, Option<Key>) {
         const VARIABLE: &str = "CREDENTIALS_KEY";
         let listed = self.required(VARIABLE).and_then(|list| {
@@ -323,33 +278,6 @@ fn invalid(variable: &'static str, problem: &str) -> Invalid {
 fn key(variable: &'static str, value: &str) -> Setting<Key> {
     let bytes = BASE64.decode(value).ok().and_then(|bytes| bytes.try_into().ok());
     bytes.map(Key).ok_or_else(|| invalid(variable, "must hold 32 bytes in base64"))
-}
-
-/// `label[@organisation][*weight]=key, …`, no label twice.
-fn api_keys(list: &str) -> Setting<Vec<ApiKey>> {
-    const VARIABLE: &str = "ANTHROPIC_API_KEYS";
-    let mut keys: Vec<ApiKey> = Vec::new();
-    for (name, secret) in pairs(VARIABLE, list, '=')? {
-        let (name, weight) = match name.split_once('*') {
-            None => (name.as_str(), 1),
-            Some((name, weight)) => {
-                let weight = weight.parse().ok().filter(|weight| (1..=100).contains(weight));
-                (name, weight.ok_or_else(|| invalid(VARIABLE, "has a weight that is not 1 to 100"))?)
-            }
-        };
-        let (label, organisation) = match name.split_once('@') {
-            None => (name, None),
-            Some((label, organisation)) => (label, Some(organisation.to_owned())),
-        };
-        if label.is_empty() || organisation.as_deref() == Some("") {
-            return Err(invalid(VARIABLE, "must list label[@organisation][*weight]=key, …"));
-        }
-        if keys.iter().any(|key| key.label == label) {
-            return Err(Invalid { variable: VARIABLE, problem: format!("names {label} twice") });
-        }
-        keys.push(ApiKey::new(label, secret).within(organisation).weighing(weight));
-    }
-    Ok(keys)
 }
 
 /// `name<separator>value, …`, at least one, no name twice.
@@ -402,25 +330,6 @@ mod tests {
         assert_eq!(config.quotas.unwrap_err().to_string(), "QUOTA_FREE is not a whole number");
         assert_eq!(config.claude.unwrap_err().to_string(), "ANTHROPIC_API_KEYS names a twice");
         assert_eq!(config.models.unwrap_err().to_string(), "CLAUDE_MODEL_PRO names a model without a price");
-    }
-
-    #[test]
-    fn a_key_may_name_its_organisation_and_its_weight() {
-        let keys = config(&[("ANTHROPIC_API_KEYS", "a=s1, b@acme=s2=, c@acme*3=s3, d*2=s4")]).claude.unwrap().keys;
-        let seen: Vec<_> =
-            keys.iter().map(|key| (key.label.as_str(), key.organisation.as_deref(), key.weight)).collect();
-        assert_eq!(seen, [("a", None, 1), ("b", Some("acme"), 1), ("c", Some("acme"), 3), ("d", None, 2)]);
-        for (list, problem) in [
-            ("a@=s", "must list label[@organisation][*weight]=key, …"),
-            ("@acme=s", "must list label[@organisation][*weight]=key, …"),
-            ("a*0=s", "has a weight that is not 1 to 100"),
-            ("a*many=s", "has a weight that is not 1 to 100"),
-            ("a=s,a@acme=t", "names a twice"),
-            ("a", "must list name=value, …"),
-        ] {
-            let error = config(&[("ANTHROPIC_API_KEYS", list)]).claude.unwrap_err();
-            assert_eq!(error.to_string(), format!("ANTHROPIC_API_KEYS {problem}"), "{list}");
-        }
     }
 
     #[test]

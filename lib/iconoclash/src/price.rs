@@ -30,22 +30,43 @@ time::serde::format_description!(day, Date, "[year]-[month]-[day]");
 static ROWS: LazyLock<Vec<Row>> =
     LazyLock::new(|| serde_json::from_str(include_str!("prices.json")).expect("prices.json is tested"));
 
-/// The price of one request in micro-dollars, rounded up once; `None` for a model without a price.
+/// What one request costs, and by which price.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Micro-dollars, rounded up once.
+    pub microusd: i64,
+    /// What the same request would have cost without the prompt cache, less this.
+    pub saved_microusd: i64,
+    /// The first day of the price.
+    pub price_date: Date,
+}
+
+/// The price of one request; `None` for a model without a price.
 ///
 /// A time before a model's first row is priced by that row: a request that happened has a price.
-pub fn cost_microusd(model: &str, usage: &Usage, at: OffsetDateTime) -> Option<i64> {
+pub fn cost(model: &str, usage: &Usage, at: OffsetDateTime) -> Option<Cost> {
     let row = row(alias(model)?, usage, at.to_offset(UtcOffset::UTC).date())?;
-    let total: u128 = [
-        (usage.input, row.input),
-        (usage.cache_write_5m, row.cache_write_5m),
-        (usage.cache_write_1h, row.cache_write_1h),
-        (usage.cache_read, row.cache_read),
-        (usage.output, row.output),
-    ]
-    .into_iter()
-    .map(|(tokens, price)| u128::from(tokens) * u128::from(price))
-    .sum();
-    i64::try_from(total.div_ceil(1_000_000)).ok()
+    let microusd = row.price(usage)?;
+    let prompt = [usage.input, usage.cache_write_5m, usage.cache_write_1h, usage.cache_read];
+    let input = prompt.into_iter().fold(0, u32::saturating_add);
+    let uncached = row.price(&Usage { input, output: usage.output, ..Usage::default() })?;
+    Some(Cost { microusd, saved_microusd: uncached - microusd, price_date: row.effective_from })
+}
+
+impl Row {
+    fn price(&self, usage: &Usage) -> Option<i64> {
+        let total: u128 = [
+            (usage.input, self.input),
+            (usage.cache_write_5m, self.cache_write_5m),
+            (usage.cache_write_1h, self.cache_write_1h),
+            (usage.cache_read, self.cache_read),
+            (usage.output, self.output),
+        ]
+        .into_iter()
+        .map(|(tokens, price)| u128::from(tokens) * u128::from(price))
+        .sum();
+        i64::try_from(total.div_ceil(1_000_000)).ok()
+    }
 }
 
 /// Micro-dollars per million tokens, of the dearest kind.
@@ -101,7 +122,7 @@ mod tests {
 
     #[track_caller]
     fn check(model: &str, usage: Usage, at: OffsetDateTime, expected: Option<i64>) {
-        assert_eq!(cost_microusd(model, &usage, at), expected, "{model} {usage:?}");
+        assert_eq!(cost(model, &usage, at).map(|cost| cost.microusd), expected, "{model} {usage:?}");
     }
 
     #[test]
@@ -162,6 +183,16 @@ mod tests {
     }
 
     #[test]
+    fn a_cost_says_by_which_price_and_what_the_cache_saved() {
+        let at = |day| cost("claude-sonnet-5-5", &Usage { cache_read: 1_000_000, ..NONE }, day).unwrap();
+        let (old, new) = (at(datetime!(2026-10-06 12:00 UTC)), at(NOW));
+        assert_eq!((old.price_date, old.saved_microusd), (time::macros::date!(2026 - 09 - 01), 1_800_000));
+        assert_eq!((new.price_date, new.saved_microusd), (time::macros::date!(2026 - 10 - 07), 1_900_000));
+        let written = Usage { cache_write_5m: 10_000, output: 10, ..NONE };
+        assert_eq!(cost("claude-haiku-5-5", &written, NOW).unwrap().saved_microusd, -250);
+    }
+
+    #[test]
     fn ids_with_a_date_are_their_alias() {
         let usage = Usage { input: 1_000_000, ..NONE };
         check("claude-haiku-4-5-20251001", usage, NOW, Some(1_000_000));
@@ -182,7 +213,7 @@ mod tests {
                     let share = |of: u32| tokens / shares.iter().sum::<u32>() * of;
                     let [input, cache_write_5m, cache_read] = shares.map(share);
                     let usage = Usage { input, cache_write_5m, cache_read, output: 700, ..NONE };
-                    let cost = cost_microusd(&row.model, &usage, NOW).unwrap();
+                    let cost = cost(&row.model, &usage, NOW).unwrap().microusd;
                     assert!(cost <= i64::try_from(most).unwrap(), "{} {usage:?}: {cost} > {most}", row.model);
                 }
             }

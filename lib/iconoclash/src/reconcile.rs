@@ -99,11 +99,11 @@ async fn settle_open_holds(app: &App, now: OffsetDateTime, report: &mut Report) 
             Some(row) if row.running => {}
             Some(row) => {
                 report.holds_settled += 1;
-                settling.push(hold.settle(row.cost_microusd, !row.counted));
+                settling.push(hold.settle(row.cost_microusd, hold.is_message && !row.counted));
             }
             None if *admitted_ms < epoch_ms(now - ADMITTED_WITHOUT_ROW) => {
                 report.holds_dropped += 1;
-                settling.push(hold.settle(0, true));
+                settling.push(hold.settle(0, hold.is_message));
             }
             None => {}
         }
@@ -137,25 +137,26 @@ sql! {
           order by lease_expires_at limit 1000 for update skip locked
         ), ended as (
           update messages m
-          set status = case when m.content = '' then 'failed' else 'partial' end, lease_expires_at = null
+          set lease_expires_at = null, status = case
+            when m.stop_requested_at is not null then 'stopped' when m.content = '' then 'failed' else 'partial' end
           from expired where m.id = expired.id
           returning m.id, m.status
         ), freed as (
           delete from idempotency_keys k using ended where k.reply_id = ended.id and ended.status = 'failed'
         ), orphaned as (
-          -- Its discussion was deleted while it ran.
-          select e.message_id as id, 'partial' as status from usage_events e
+          -- Its discussion was deleted while it ran, or it was no reply, whose process died all the same.
+          select e.message_id as id, 'partial' as status, e.kind from usage_events e
           where $2::uuid is null and e.outcome = 'running' and e.created_at < $1 - interval '10 minutes'
-            and not exists (select from messages m where m.id = e.message_id)
+            and (e.kind <> 'reply' or not exists (select from messages m where m.id = e.message_id))
         ), told as (
           update usage_events e
-          set outcome = over.status, ended_at = $1, counted = over.status <> 'failed'
-          from (select id, status from ended union all select id, status from orphaned) over
-          where e.message_id = over.id and e.outcome = 'running'
-          returning e.subject, (e.created_at at time zone 'UTC')::date as day, e.counted
+          set outcome = over.status, ended_at = $1, counted = e.counted and over.status <> 'failed'
+          from (select id, status, 'reply' as kind from ended union all select id, status, kind from orphaned) over
+          where e.message_id = over.id and e.kind = over.kind and e.outcome = 'running'
+          returning e.subject, (e.created_at at time zone 'UTC')::date as day, e.kind = 'reply' and not e.counted as failed
         ), given_back as (
           update subject_days s set messages = s.messages - uncounted.messages
-          from (select subject, day, count(*) as messages from told where not counted group by 1, 2) uncounted
+          from (select subject, day, count(*) as messages from told where failed group by 1, 2) uncounted
           where s.subject = uncounted.subject and s.day = uncounted.day
         )
         select count(*) from told";

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use iconoclash_local::{
-    bench,
+    bench::{self, Bench},
     places::Places,
     profile::{self, Profile},
     progress::note,
@@ -73,11 +73,9 @@ enum Task {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
-    /// Print what things cost, on services of its own
-    Bench {
-        #[command(subcommand)]
-        what: Bench,
-    },
+    /// Measure something that must be cheap or quick
+    #[command(subcommand)]
+    Bench(Bench),
     /// Start only what the tests need, print where it is, and run until Ctrl-C
     #[command(hide = true)]
     Services,
@@ -90,12 +88,6 @@ enum Task {
     /// End what the owner of a profile leaves behind when it dies
     #[command(hide = true)]
     Guard { profile: String },
-}
-
-#[derive(Debug, Subcommand)]
-enum Bench {
-    /// Admissions a second, and the commands that Redis bills for each
-    Admission,
 }
 
 fn main() -> ExitCode {
@@ -126,9 +118,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Test { filter, arguments } => {
             with(handle, Profile::open_test(&places)?, |it| suite::run(handle, it, filter.as_slice(), &arguments))
         }
-        Task::Bench { what } => with(handle, Profile::open_test(&places)?, |it| match what {
-            Bench::Admission => bench::admission::run(handle, it).map(|()| true),
-        }),
+        Task::Bench(what) => with(handle, Profile::open(&places, "bench")?, |it| bench::run(handle, it, &what)),
         Task::Services => with(handle, Profile::open_test(&places)?, |it| {
             let (mut services, environment) = suite::prepare(handle, it)?;
             print(&environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(), true)?;

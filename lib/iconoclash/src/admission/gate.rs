@@ -55,6 +55,11 @@ impl Gate {
         Quota::new(limit, u32::try_from(taken).unwrap_or_default(), self.now).with_burst(self.burst)
     }
 
+    /// Messages with this one.
+    pub fn next(&self) -> i64 {
+        self.taken + 1
+    }
+
     /// Who pays how much.
     pub fn plan(&self) -> Plan {
         self.plan

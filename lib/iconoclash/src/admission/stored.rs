@@ -16,7 +16,7 @@ pub(crate) const KEEP_SUBJECT_DAY: Duration = Duration::from_secs(48 * 3600);
 /// Longer than a month, which is the sum of its days.
 pub(crate) const KEEP_DAY: Duration = Duration::from_secs(40 * 24 * 3600);
 pub(super) const KEEP_PLAN: Duration = Duration::from_secs(600);
-/// Every hold that is not settled yet, as `day subject request amount`, by the time of its admission in milliseconds.
+/// Every hold that is not settled yet, as `day subject request amount`, and `aside` where it is for no message, by the time of its admission in milliseconds.
 pub(crate) const OPEN_HOLDS: &str = "{rl}:open";
 
 /// A hold in Redis that is not settled yet.
@@ -26,11 +26,14 @@ pub(crate) struct OpenHold {
     pub(crate) subject: String,
     pub(crate) request: Uuid,
     pub(crate) amount: i64,
+    /// Whether it counts as a message of the day.
+    pub(crate) is_message: bool,
 }
 
 impl std::fmt::Display for OpenHold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {} {}", self.day, self.subject, self.request, self.amount)
+        let kind = if self.is_message { "" } else { " aside" };
+        write!(f, "{} {} {} {}{kind}", self.day, self.subject, self.request, self.amount)
     }
 }
 
@@ -38,9 +41,14 @@ impl OpenHold {
     /// What [`OPEN_HOLDS`] has as a member, unless somebody else wrote it.
     pub(crate) fn parse(member: &str) -> Option<Self> {
         let words: Vec<&str> = member.split(' ').collect();
-        let [day, subject, request, amount] = words.try_into().ok()?;
+        let (day, subject, request, amount, is_message) = match words[..] {
+            [day, subject, request, amount] => (day, subject, request, amount, true),
+            [day, subject, request, amount, "aside"] => (day, subject, request, amount, false),
+            _ => return None,
+        };
         let day = Date::parse(day, time::macros::format_description!("[year]-[month]-[day]")).ok()?;
-        Some(Self { day, subject: subject.to_owned(), request: request.parse().ok()?, amount: amount.parse().ok()? })
+        let (request, amount) = (request.parse().ok()?, amount.parse().ok()?);
+        Some(Self { day, subject: subject.to_owned(), request, amount, is_message })
     }
 
     /// Replaces the hold by a cost; a message that came to nothing no longer counts.
@@ -131,11 +139,18 @@ mod tests {
             subject: "ip:00ff".to_owned(),
             request: Uuid::from_u128(7),
             amount: 1234,
+            is_message: true,
         };
         let member = open.to_string();
         assert_eq!(member, "2026-11-24 ip:00ff 00000000-0000-0000-0000-000000000007 1234");
-        assert_eq!(OpenHold::parse(&member), Some(open));
-        for other in ["", "x", "2026-11-24 u:1 nobody 5", "2026-13-24 u:1 00000000-0000-0000-0000-000000000007 1"] {
+        assert_eq!(OpenHold::parse(&member), Some(open.clone()));
+        let aside = OpenHold { is_message: false, ..open };
+        assert_eq!(OpenHold::parse(&format!("{member} aside")), Some(aside.clone()));
+        assert_eq!(aside.to_string(), format!("{member} aside"));
+        let strange = format!("{member} x");
+        for other in
+            ["", "x", &strange, "2026-11-24 u:1 nobody 5", "2026-13-24 u:1 00000000-0000-0000-0000-000000000007 1"]
+        {
             assert_eq!(OpenHold::parse(other), None, "{other}");
         }
     }

@@ -24,7 +24,7 @@ struct Metadata<'a> {
 #[derive(Serialize)]
 struct Message<'a> {
     role: Role,
-    content: [Block<'a>; 1],
+    content: Vec<Block<'a>>,
 }
 
 #[derive(Serialize)]
@@ -41,12 +41,17 @@ struct CacheControl {
 }
 
 impl<'a> Body<'a> {
-    /// Marks the system text and the last turn: the next message of the conversation finds this
+    /// Marks the system text, the recap and the last turn: the next message of the conversation finds this
     /// one's mark, as the provider looks 20 blocks back.
     pub(super) fn of(prompt: &'a Prompt) -> Self {
         let last = prompt.turns.len().saturating_sub(1);
-        let message =
-            |(at, turn): (usize, &'a Turn)| Message { role: turn.role, content: [Block::new(&turn.text, at == last)] };
+        let message = |(at, turn): (usize, &'a Turn)| {
+            let recap = (at == 0 && !prompt.recap.is_empty()).then(|| Block::new(&prompt.recap, true));
+            Message {
+                role: turn.role,
+                content: recap.into_iter().chain([Block::new(&turn.text, at == last)]).collect(),
+            }
+        };
         Self {
             model: &prompt.model,
             max_tokens: prompt.max_tokens,
@@ -73,6 +78,7 @@ mod tests {
             model: "claude-haiku-5-5".into(),
             max_tokens: 64,
             system: system.into(),
+            recap: String::new(),
             turns: turns.iter().map(|&(role, text)| Turn { role, text: text.into() }).collect(),
             user_id: "u1".into(),
         }
@@ -98,6 +104,16 @@ mod tests {
                 ],
             })
         );
+    }
+
+    #[test]
+    fn what_was_said_before_comes_first_and_is_marked_apart() {
+        let prompt =
+            prompt("You are Socrates.", &[(Role::User, "Hello"), (Role::Assistant, "Why?"), (Role::User, "So")]);
+        let body = serde_json::to_value(Body::of(&Prompt { recap: "Before.".into(), ..prompt })).unwrap();
+        let first = body["messages"][0]["content"].as_array().unwrap();
+        assert_eq!((first.len(), &first[0]["text"], &first[1]["text"]), (2, &"Before.".into(), &"Hello".into()));
+        assert!(first[0]["cache_control"].is_object() && first[1].get("cache_control").is_none());
     }
 
     #[test]

@@ -210,6 +210,7 @@ async fn ask(app: &App, key: ApiKey) -> Result<std::result::Result<(), claude::E
         model: app.config().models.clone()?.small,
         max_tokens: 1,
         system: String::new(),
+        recap: String::new(),
         turns: vec![Turn { role: Role::User, text: "Hello".to_owned() }],
         user_id: "operator".to_owned(),
     };

@@ -47,9 +47,10 @@ enum Compared {
 
 /// What the open holds add to the ledger: how many messages, and how much money.
 fn beyond<'a>(open: impl Iterator<Item = &'a OpenHold>, ledger: &HashMap<Uuid, LedgerRow>) -> (i64, i64) {
-    open.fold((0, 0), |(messages, money), hold| match ledger.get(&hold.request) {
-        Some(row) => (messages + i64::from(!row.counted), money + hold.amount - row.cost_microusd),
-        None => (messages + 1, money + hold.amount),
+    open.fold((0, 0), |(messages, money), hold| {
+        let row = ledger.get(&hold.request);
+        let uncounted = hold.is_message && row.is_none_or(|row| !row.counted);
+        (messages + i64::from(uncounted), money + hold.amount - row.map_or(0, |row| row.cost_microusd))
     })
 }
 

@@ -31,7 +31,7 @@ pub fn router() -> OpenApiRouter<App> {
 /// What to argue about, and with whom.
 #[derive(Debug, Deserialize, ToSchema)]
 struct NewDiscussion {
-    /// Made from the topic or the icons where it is left out.
+    /// Made from the topic or the icons where it is left out, and anew from what was said after the first reply.
     #[schema(value_type = Option<String>, max_length = 200)]
     title: Option<Text<200>>,
     #[schema(value_type = Option<String>, max_length = 2000)]
@@ -156,10 +156,12 @@ async fn create(
     asked.extend(discussion.icons.iter().map(String::as_str));
     let hash = idempotency::fingerprint(&asked);
     let answer = serde_json::to_value(&discussion).map_err(|error| Error::Internal(error.into()))?;
-    let Discussion { id, title, icons, .. } = &discussion;
+    let (Discussion { id, title, icons, .. }, title_made) = (&discussion, new.title.is_none());
     cache::forget(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
-    let inserted =
-        app.db()?.execute(&INSERT, &[id, &user.id, title, &topic, icons, &now, &key.0, &hash, &answer]).await?;
+    let inserted = app
+        .db()?
+        .execute(&INSERT, &[id, &user.id, title, &topic, icons, &now, &key.0, &hash, &answer, &title_made])
+        .await?;
     if inserted == 1 {
         return Ok((StatusCode::CREATED, axum::Json(discussion)).into_response());
     }
@@ -269,7 +271,7 @@ sql! {
 
 sql! {
     /// With a key it inserts once: a second request waits for the first, then finds the key and inserts nothing.
-    write INSERT(UUID, UUID, TEXT, TEXT, TEXT_ARRAY, TIMESTAMPTZ, TEXT, BYTEA, JSONB) -> () = "
+    write INSERT(UUID, UUID, TEXT, TEXT, TEXT_ARRAY, TIMESTAMPTZ, TEXT, BYTEA, JSONB, BOOL) -> () = "
         with offered as (
           select from icons where slug = any($5::text[]) and not retired having count(*) = cardinality($5)
         ), claimed as (
@@ -278,8 +280,8 @@ sql! {
           on conflict do nothing
           returning key
         )
-        insert into discussions (id, user_id, title, topic, icons, created_at, updated_at)
-        select $1, $2, $3, $4, $5, $6, $6 from offered
+        insert into discussions (id, user_id, title, topic, icons, created_at, updated_at, title_made)
+        select $1, $2, $3, $4, $5, $6, $6, $10 from offered
         where $7 is null or exists (select from claimed)";
 }
 
@@ -303,7 +305,7 @@ sql! {
 sql! {
     write UPDATE(UUID, UUID, TEXT, BOOL, BOOL, TEXT, TIMESTAMPTZ) -> DiscussionRow = "
         update discussions
-        set title = coalesce($3, title), archived = coalesce($4, archived), shared = coalesce($5, shared),
+        set title = coalesce($3, title), title_made = title_made and $3 is null, archived = coalesce($4, archived), shared = coalesce($5, shared),
           share_slug = case when $5 then coalesce(share_slug, $6) else share_slug end, updated_at = $7
         where id = $1 and user_id = $2
         returning id, title, topic, icons, archived, shared, share_slug, message_count, created_at, updated_at";

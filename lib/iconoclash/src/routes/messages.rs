@@ -1,18 +1,27 @@
 //! Messages: what was said in a discussion, and saying something new.
 
+mod afterwards;
 mod opening;
-mod prompt;
+mod parts;
+pub mod prompt;
 mod record;
 mod reply;
+mod resume;
 mod send;
+mod stop;
+mod stream;
+pub mod summary;
+pub mod title;
 
 use axum::extract::State;
 use serde::Serialize;
+use serde_json::Value;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
+use self::parts::{Part, Voice, parts};
 use crate::{
     app::App,
     auth::User,
@@ -21,9 +30,9 @@ use crate::{
     row, sql,
 };
 
-/// `/api/discussions/{id}/messages`
+/// `/api/discussions/{id}/messages`, `/api/messages/{id}/events`, `/api/messages/{id}/stop`
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list, send::send))
+    OpenApiRouter::new().routes(routes!(list, send::send)).routes(routes!(resume::events)).routes(routes!(stop::stop))
 }
 
 /// Something said by the user or by the icons.
@@ -33,6 +42,9 @@ struct Message {
     #[schema(pattern = "^(user|assistant)$")]
     role: String,
     content: String,
+    /// Of a reply where several icons speak: who says what, in turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<Vec<Part>>,
     /// `complete` only where the provider said that the reply ended.
     #[schema(pattern = "^(complete|streaming|partial|stopped|failed)$")]
     status: String,
@@ -74,18 +86,32 @@ async fn list(
     Query(page): Query<Page>,
 ) -> Result<axum::Json<Messages>> {
     let (db, rows) = (app.db()?, page.limit.rows());
-    let (owned, rows) = tokio::try_join!(async { db.execute(&OWNED, &[&discussion, &user.id]).await }, async {
+    let (voices, rows) = tokio::try_join!(async { db.optional(&VOICES, &[&discussion, &user.id]).await }, async {
         db.all(&PAGE, &[&discussion, &user.id, &page.cursor, &rows]).await
     },)?;
-    if owned == 0 {
-        return Err(Error::NotFound);
-    }
+    let voices: Vec<Voice> =
+        serde_json::from_value(voices.ok_or(Error::NotFound)?).map_err(|error| Error::Internal(error.into()))?;
     let (rows, next_cursor) = page.limit.cut(rows, |row| row.id);
-    Ok(axum::Json(Messages { data: rows.into_iter().map(Message::from).collect(), next_cursor }))
+    let data = rows.into_iter().map(|row| Message::from(row).spoken_by(&voices)).collect();
+    Ok(axum::Json(Messages { data, next_cursor }))
+}
+
+impl Message {
+    /// With its parts, where several icons may have spoken.
+    fn spoken_by(self, voices: &[Voice]) -> Self {
+        let several = voices.len() > 1 && self.role == "assistant";
+        Self { parts: several.then(|| parts(&self.content, voices)), ..self }
+    }
 }
 
 sql! {
-    read OWNED(UUID, UUID) -> () = "select from discussions where id = $1 and user_id = $2";
+    /// Who speaks in a discussion of one's own, in the order of their turns.
+    read VOICES(UUID, UUID) -> Value = "
+        select (
+          select coalesce(jsonb_agg(jsonb_build_object('slug', i.slug, 'name', i.name) order by chosen.position), '[]')
+          from unnest(d.icons) with ordinality as chosen (slug, position) join icons i on i.slug = chosen.slug
+        ) as voices
+        from discussions d where d.id = $1 and d.user_id = $2";
 }
 
 sql! {
@@ -125,6 +151,6 @@ impl From<MessageRow> for Message {
             cost_microusd,
         });
         let MessageRow { id, role, content, status, model, stop_reason, created_at, .. } = row;
-        Self { id, role, content, status, model, stop_reason, usage, created_at }
+        Self { id, role, content, parts: None, status, model, stop_reason, usage, created_at }
     }
 }

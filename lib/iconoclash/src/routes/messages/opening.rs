@@ -6,8 +6,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
+    afterwards::Memory,
+    parts::Voice,
     prompt::{self, Past, Persona},
     reply::Asked,
+    summary,
 };
 use crate::{
     admission::{Admission, Gate, Ledger, Verdict},
@@ -27,14 +30,17 @@ pub(super) enum Opening {
     /// Claude may be asked.
     Ask(Granted),
     /// The same request was answered before, by this reply.
-    Replay { reply: Uuid, plan: Plan, quota: Quota },
+    Replay { reply: Uuid, plan: Plan, quota: Quota, voices: Vec<Voice> },
 }
 
 /// What a message that may be answered is answered with.
 pub(super) struct Granted {
     pub(super) gate: Gate,
     pub(super) system: String,
+    pub(super) recap: String,
     pub(super) turns: Vec<Turn>,
+    pub(super) voices: Vec<Voice>,
+    pub(super) memory: Memory,
 }
 
 impl Asked {
@@ -67,12 +73,13 @@ impl Asked {
         let Some(personas) = known.personas.take() else {
             return Err(Error::NotFound);
         };
+        let voices: Vec<Voice> = parse(personas.clone())?;
         if let Some(hash) = known.key_hash {
             return match known.key_reply {
                 _ if hash != self.fingerprint() => Err(Error::IdempotencyKeyReused),
                 Some(reply) if known.key_reply_lease.is_none_or(|lease| lease <= self.now) => {
                     admission.give_back().await;
-                    Ok(Opening::Replay { reply, plan, quota: admission.quota(plan, known.messages) })
+                    Ok(Opening::Replay { reply, plan, quota: admission.quota(plan, known.messages), voices })
                 }
                 _ => Err(idempotency::IN_PROGRESS),
             };
@@ -85,10 +92,12 @@ impl Asked {
         let personas: Vec<Persona> = parse(personas)?;
         let past: Vec<Past> = parse(known.past.take().unwrap_or_else(|| Value::Array(Vec::new())))?;
         let system = prompt::system(&personas, known.topic.as_deref());
-        let turns = prompt::turns(&past, &self.content, system.len());
+        let memory = Memory { topic: known.topic, title_made: known.title_made, summary: known.summary, past };
+        let recap = memory.summary.as_deref().map(summary::recap).unwrap_or_default();
+        let turns = prompt::turns(&memory.past, &self.content, system.len() + recap.len());
         let ledger = Ledger {
             plan,
-            prompt_bytes: prompt::bytes(&system, &turns),
+            prompt_bytes: prompt::bytes(&system, &recap, &turns),
             messages: known.messages,
             spent: known.spent,
             burst_ms: known.burst_ms,
@@ -98,7 +107,7 @@ impl Asked {
             budgets: Budgets::from_json(known.budgets)?,
         };
         let gate = admission.decide(said, &ledger).await?;
-        Ok(Opening::Ask(Granted { gate, system, turns }))
+        Ok(Opening::Ask(Granted { gate, system, recap, turns, voices, memory }))
     }
 }
 
@@ -115,12 +124,17 @@ sql! {
     /// All that an answer needs to know: nothing where the session is not live, no personas where the discussion is not
     /// there, the reply that runs, what the key stands for, the conversation's end, and what the ledger adds up to.
     read OPENING(UUID, INT4, UUID, UUID, TEXT, TEXT, DATE, DATE) -> OpeningRow = "
-        select u.plan, d.topic,
-          (select jsonb_agg(jsonb_build_object('name', i.name, 'system_prompt', i.system_prompt) order by chosen.position)
+        select u.plan, d.topic, coalesce(d.title_made, false) as title_made, d.summary,
+          (select jsonb_agg(jsonb_build_object('slug', i.slug, 'name', i.name, 'system_prompt', i.system_prompt)
+              order by chosen.position)
             from unnest(d.icons) with ordinality as chosen (slug, position) join icons i on i.slug = chosen.slug
           ) as personas,
-          (select jsonb_agg(jsonb_build_object('role', m.role, 'status', m.status, 'content', m.content) order by m.id)
-            from (select id, role, status, content from messages where discussion_id = d.id order by id desc limit 60) m
+          (select jsonb_agg(jsonb_build_object('id', m.id, 'role', m.role, 'status', m.status, 'content', m.content) order by m.id)
+            from (
+              select id, role, status, content from messages
+              where discussion_id = d.id and id > coalesce(d.summary_until, '00000000-0000-0000-0000-000000000000')
+              order by id desc limit 60
+            ) m
           ) as past,
           (select lease_expires_at from messages where discussion_id = d.id and status = 'streaming') as streaming_until,
           k.request_hash as key_hash, k.reply_id as key_reply,
@@ -132,7 +146,8 @@ sql! {
           coalesce((select spent_microusd from budget_days where day = $7), 0) as today,
           (select coalesce(sum(spent_microusd), 0)::bigint from budget_days where day between $8 and $7) as month,
           (select jsonb_agg(jsonb_build_array(e.request_id, e.cost_microusd)) from usage_events e
-            where e.subject = $6 and e.outcome = 'running' and e.created_at >= $7::timestamp at time zone 'UTC'
+            where e.subject = $6 and e.outcome = 'running' and e.kind = 'reply'
+              and e.created_at >= $7::timestamp at time zone 'UTC'
           ) as running,
           (select jsonb_object_agg(scope, limit_microusd) from budgets) as budgets
         from users u
@@ -147,6 +162,8 @@ row! {
     pub(super) struct OpeningRow {
         plan: String,
         topic: Option<String>,
+        title_made: bool,
+        summary: Option<String>,
         personas: Option<Value>,
         past: Option<Value>,
         streaming_until: Option<OffsetDateTime>,

@@ -22,22 +22,29 @@ Do not present invented words as quotations. Answer at the length of a conversat
 language in which you are addressed, without headings or lists.";
 
 /// An icon as the prompt needs it.
-#[derive(Debug, Deserialize)]
-pub(super) struct Persona {
-    pub(super) name: String,
-    pub(super) system_prompt: String,
+#[derive(Clone, Debug, Deserialize)]
+pub struct Persona {
+    /// As it signs what it says.
+    pub name: String,
+    /// Who it is and how it argues.
+    pub system_prompt: String,
 }
 
 /// An earlier message.
-#[derive(Debug, Deserialize)]
-pub(super) struct Past {
-    pub(super) role: String,
-    pub(super) status: String,
-    pub(super) content: String,
+#[derive(Clone, Debug, Deserialize)]
+pub struct Past {
+    /// Its id.
+    pub id: Uuid,
+    /// `user` or `assistant`.
+    pub role: String,
+    /// How it ended.
+    pub status: String,
+    /// What was said.
+    pub content: String,
 }
 
 /// Who speaks, by which rules, about what.
-pub(super) fn system(personas: &[Persona], topic: Option<&str>) -> String {
+pub fn system(personas: &[Persona], topic: Option<&str>) -> String {
     let mut text = String::new();
     if let [persona] = personas {
         text.push_str(&persona.system_prompt);
@@ -81,13 +88,14 @@ pub(super) fn remember(discussion: Uuid, length: usize) {
 }
 
 /// The length of a prompt: no token is shorter than a byte.
-pub(super) fn bytes(system: &str, turns: &[Turn]) -> usize {
-    system.len() + turns.iter().map(|turn| turn.text.len()).sum::<usize>()
+pub fn bytes(system: &str, recap: &str, turns: &[Turn]) -> usize {
+    system.len() + recap.len() + turns.iter().map(|turn| turn.text.len()).sum::<usize>()
 }
 
-/// The conversation so far and the new message, in what a system text of so many bytes leaves of the prompt. A message whose reply failed is left out with it: the user has said it
-/// again since, or given up. The oldest go first where there is too much.
-pub(super) fn turns(past: &[Past], content: &str, system_bytes: usize) -> Vec<Turn> {
+/// The conversation so far and the new message, in what so many bytes before it leave of the prompt. A message whose
+/// reply failed is left out with it: the user has said it again since, or given up. The oldest go first where there is
+/// too much.
+pub fn turns(past: &[Past], content: &str, bytes_before: usize) -> Vec<Turn> {
     let mut turns: Vec<Turn> = Vec::new();
     for message in past {
         match (message.role.as_str(), message.status == "failed" || message.content.is_empty()) {
@@ -96,7 +104,7 @@ pub(super) fn turns(past: &[Past], content: &str, system_bytes: usize) -> Vec<Tu
             _ => turns.push(Turn { role: Role::User, text: message.content.clone() }),
         }
     }
-    let mut room = Plan::MAX_PROMPT_BYTES.saturating_sub(system_bytes + content.len());
+    let mut room = Plan::MAX_PROMPT_BYTES.saturating_sub(bytes_before + content.len());
     let kept = turns.iter().rev().take_while(|turn| {
         let length = turn.text.len();
         let fits = length <= room;
@@ -117,7 +125,7 @@ mod tests {
     use super::*;
 
     fn past(role: &str, status: &str, content: &str) -> Past {
-        Past { role: role.into(), status: status.into(), content: content.into() }
+        Past { id: Uuid::nil(), role: role.into(), status: status.into(), content: content.into() }
     }
 
     #[track_caller]
@@ -163,7 +171,7 @@ mod tests {
             .collect();
         for (system, content) in [(0, 1), (20_000, 32_000), (70_000, 3)] {
             let turns = turns(&past, &"x".repeat(content), system);
-            let length = bytes(&" ".repeat(system), &turns);
+            let length = bytes(&" ".repeat(system), "", &turns);
             assert!(length <= Plan::MAX_PROMPT_BYTES.max(system + content), "{length}");
         }
     }

@@ -1,7 +1,6 @@
 //! What Postgres keeps of a reply: its beginning, its text on the way, and its end with the ledger's row.
 
 use std::time::Duration;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Message, Usage, opening::REPLY_IN_PROGRESS, reply::Asked};
@@ -38,6 +37,7 @@ impl<'a> Record<'a> {
             id: asked.app.new_id(),
             role: "user".to_owned(),
             content: asked.content.clone(),
+            parts: None,
             status: "complete".to_owned(),
             model: None,
             stop_reason: None,
@@ -100,25 +100,31 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Keeps what is there so far and renews the lease. Best effort: the end is what must be written.
-    pub(super) async fn save(&self, text: &str) {
+    /// Keeps what is there so far, renews the lease, and says whether the reply is to stop. Best effort: the end is what
+    /// must be written.
+    pub(super) async fn save(&self, text: &str) -> bool {
         let lease = self.asked.app.now() + LEASE;
         let db = self.asked.app.db();
-        let saved = async { Ok::<_, Error>(db?.execute(&SAVE, &[&self.reply_id, &text, &lease]).await?) };
-        if let Err(error) = saved.await {
-            tracing::warn!(request.id = %self.asked.request, cause = ?error, "a running reply could not be saved");
+        let saved = async { Ok::<_, Error>(db?.optional(&SAVE, &[&self.reply_id, &text, &lease]).await?) };
+        match saved.await {
+            Ok(stop) => stop.unwrap_or(false),
+            Err(error) => {
+                tracing::warn!(request.id = %self.asked.request, cause = ?error, "a running reply could not be saved");
+                false
+            }
         }
     }
 
     /// Writes the reply, its status and the ledger in one statement, trying for a while: the reply was paid for.
-    pub(super) async fn end(&self, status: &str, text: &str, usage: &claude::Usage) -> Result<Message> {
-        let app = &self.asked.app;
+    pub(super) async fn end(&self, status: &str, text: &str, spent: &Spent) -> Result<Message> {
+        let (app, usage) = (&self.asked.app, &spent.usage);
         let [input, write_5m, write_1h, cache_read, output] =
             [usage.input, usage.cache_write_5m, usage.cache_write_1h, usage.cache_read, usage.output].map(i64::from);
         let (cache_write, ended_at) = (write_5m + write_1h, app.now());
-        let cost = cost_microusd(&self.model, usage, self.asked.now);
+        let price::Cost { microusd: cost, saved_microusd: saved, price_date } =
+            price::cost(&self.model, usage, self.asked.now).expect("configuration takes only models with a price");
         let counted = status != "failed" || *usage != claude::Usage::default();
-        let values: [&(dyn ToSql + Sync); 16] = [
+        let values: [&(dyn ToSql + Sync); 19] = [
             &self.reply_id,
             &status,
             &text,
@@ -135,6 +141,9 @@ impl<'a> Record<'a> {
             &self.model,
             &self.key_label,
             &self.stop_reason,
+            &spent.estimated,
+            &price_date,
+            &saved,
         ];
         fault::step(app, "told").await;
         let mut waits = END_RETRIES.into_iter();
@@ -154,6 +163,7 @@ impl<'a> Record<'a> {
             id: self.reply_id,
             role: "assistant".to_owned(),
             content: text.to_owned(),
+            parts: None,
             status: status.to_owned(),
             model: Some(self.model.clone()),
             stop_reason: self.stop_reason.clone(),
@@ -163,8 +173,32 @@ impl<'a> Record<'a> {
     }
 }
 
-fn cost_microusd(model: &str, usage: &claude::Usage, at: OffsetDateTime) -> i64 {
-    price::cost_microusd(model, usage, at).expect("configuration takes only models with a price")
+/// What a reply took, as far as anybody knows.
+#[derive(Debug, Default)]
+pub(super) struct Spent {
+    pub(super) usage: claude::Usage,
+    /// Whether the provider did not say all of it.
+    pub(super) estimated: bool,
+}
+
+impl Spent {
+    /// Of a reply whose end the provider did not tell: it reports the prompt when it begins, and how much it has written
+    /// only at the end. What it has written is what came, of which no language takes more than a token for two bytes; it
+    /// is never less than was reported, nor more than was allowed.
+    pub(super) fn so_far(reported: claude::Usage, text: &str, max_tokens: u32) -> Self {
+        let output = reported.output.max(tokens_at_most(text.len()).min(max_tokens));
+        Self { usage: claude::Usage { output, ..reported }, estimated: output > reported.output }
+    }
+
+    /// Of a call that was given up before its first word: the provider has most likely read the prompt.
+    pub(super) fn unanswered(prompt_bytes: usize) -> Self {
+        let usage = claude::Usage { cache_write_5m: tokens_at_most(prompt_bytes), ..claude::Usage::default() };
+        Self { usage, estimated: true }
+    }
+}
+
+fn tokens_at_most(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(2)).unwrap_or(u32::MAX)
 }
 
 sql! {
@@ -225,14 +259,16 @@ sql! {
         select $11, $1, $5, $12, $13, $6, $14, 'running', $15, $8 from spent
         returning (select taken.messages from taken)";
 
-    write SAVE(UUID, TEXT, TIMESTAMPTZ) -> () = "
-        update messages set content = $2, lease_expires_at = $3 where id = $1 and status = 'streaming'";
+    write SAVE(UUID, TEXT, TIMESTAMPTZ) -> bool = "
+        update messages set content = $2, lease_expires_at = $3 where id = $1 and status = 'streaming'
+        returning stop_requested_at is not null";
 
     /// Safe to repeat, and right even after the lease ran out under a producer that was only slow: a message that was
     /// given back by then, and may have been sent again, stays given back. A failed reply frees its key, so that the same
     /// request may be tried again. What the ledger adds up to follows the ledger.
     write END(
-        UUID, TEXT, TEXT, INT8, INT8, INT8, INT8, INT8, UUID, BOOL, INT8, INT8, TIMESTAMPTZ, TEXT, TEXT, TEXT
+        UUID, TEXT, TEXT, INT8, INT8, INT8, INT8, INT8, UUID, BOOL, INT8, INT8, TIMESTAMPTZ, TEXT, TEXT, TEXT, BOOL,
+        DATE, INT8
     ) -> () = "
         with ended as (
           update messages
@@ -259,7 +295,7 @@ sql! {
         )
         update usage_events e
         set outcome = $2, input_tokens = $4, cache_write_5m_tokens = $11, cache_write_1h_tokens = $12,
-          cache_read_tokens = $6, output_tokens = $7, cost_microusd = $8, counted = before.counted and $10, estimated = false,
-          ended_at = $13, model = $14, key_label = $15
+          cache_read_tokens = $6, output_tokens = $7, cost_microusd = $8, counted = before.counted and $10,
+          estimated = $17, price_date = $18, saved_microusd = $19, ended_at = $13, model = $14, key_label = $15
         from before where e.request_id = before.request_id";
 }

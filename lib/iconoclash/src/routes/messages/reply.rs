@@ -6,15 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 use time::OffsetDateTime;
-use tokio::{sync::mpsc::UnboundedSender, time::interval_at};
+use tokio::{sync::mpsc::UnboundedSender, time::Interval};
 use uuid::Uuid;
 
 use super::{
-    Message, MessageRow,
+    Message,
+    afterwards::Answered,
     opening::{Granted, Opening},
+    parts::Voice,
     prompt,
-    record::Record,
-    send::Start,
+    record::{Record, Spent},
+    resume, stop,
+    stream::Start,
 };
 use crate::{
     admission::{Admission, Gate, Subject},
@@ -24,11 +27,9 @@ use crate::{
     error::{Error, Result},
     fault, idempotency, keys,
     quota::Quota,
-    sql, telemetry,
+    telemetry,
 };
 
-/// At most this much text is lost with a process.
-const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// A reply that is silent for a while, but lives, says so well before its lease runs out.
 const RENEW_LEASE: Duration = Duration::from_secs(20);
 
@@ -46,17 +47,21 @@ pub(super) struct Asked {
     pub(super) begun: Instant,
 }
 
-/// What the producer tells whoever listens: `Refused`, or `Start`, `Delta`…, `End`.
+/// What the producer tells whoever listens: `Refused`, or `Start`, `Delta`…, `End`. A channel has room for many, so what
+/// is large and rare lies elsewhere.
 pub(super) enum Event {
-    Refused(Error),
-    Start(Start),
+    Refused(Box<Error>),
+    Start(Box<Start>),
     Delta(String),
-    End {
-        reply: Message,
-        quota: Quota,
-        /// Why the reply is not complete.
-        failure: Option<Error>,
-    },
+    End(Box<End>),
+}
+
+/// The end of a stream.
+pub(super) struct End {
+    pub(super) reply: Message,
+    pub(super) quota: Quota,
+    /// Why the reply is not complete.
+    pub(super) failure: Option<Error>,
 }
 
 impl Asked {
@@ -64,21 +69,29 @@ impl Asked {
     pub(super) async fn produce(self, tell: UnboundedSender<Event>) {
         let app = self.app.clone();
         // It takes `tell` with it: whoever listens does not wait for what is done beside.
-        let answer = telemetry::noting(async move {
-            if let Err(refusal) = self.answer(&tell).await {
-                let _gone = tell.send(Event::Refused(refusal));
+        let answer = async move {
+            // On the heap, as all that an answer goes through lies side by side in it.
+            match Box::pin(telemetry::noting(self.answer(&tell))).await {
+                Err(refusal) => drop(tell.send(Event::Refused(Box::new(refusal)))),
+                Ok(None) => {}
+                Ok(Some(answered)) => {
+                    // The stream ends before anything is done that nobody waits for.
+                    drop(tell);
+                    Box::pin(telemetry::noting(self.afterwards(answered))).await;
+                }
             }
-        });
+        };
         Box::pin(keys::beside(&app, Box::pin(answer))).await;
     }
 
-    async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<()> {
+    async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<Option<Answered>> {
         let models = self.app.config().models.clone()?;
         let admission = Admission::new(&self.app, &self.subject, &self.session, self.request, self.now)?;
-        let (opening, claude) = tokio::join!(self.open(&admission), keys::ready(&self.app));
+        let (opening, claude) = tokio::join!(Box::pin(self.open(&admission)), keys::ready(&self.app));
         let granted = match opening? {
-            Opening::Replay { reply, plan, quota } => {
-                return self.replay(reply, plan.model(&models), quota, tell).await;
+            Opening::Replay { reply, plan, quota, voices } => {
+                self.replay(reply, plan.model(&models), quota, &voices, tell).await?;
+                return Ok(None);
             }
             Opening::Ask(granted) => granted,
         };
@@ -89,28 +102,45 @@ impl Asked {
                 return Err(error);
             }
         };
-        let Granted { gate, system, turns } = granted;
+        let Granted { gate, system, recap, turns, voices, memory } = granted;
         let plan = gate.plan();
         let prompt = Prompt {
             model: plan.model(&models).to_owned(),
             max_tokens: plan.max_output_tokens(),
             system,
+            recap,
             turns,
             user_id: self.session.claims.sub.to_string(),
         };
         let route = Route { conversation: self.discussion, fallback: plan.fallback(&models, self.now) };
         let record = Record::new(self, gate, claude.likely_key(self.discussion), &prompt.model);
-        let length = prompt::bytes(&prompt.system, &prompt.turns);
+        let length = prompt::bytes(&prompt.system, &prompt.recap, &prompt.turns);
+        let (reply_id, mut looks, text) = (record.reply_id, stop::looks(), String::new());
         let mut reply =
-            Reply { asked: self, admission, gate, taken: 0, length, record, text: String::new(), first_text: None };
-        match reply.begin_and_call(claude, &prompt, &route).await {
-            Err(refused) => {
-                reply.admission.give_back().await;
-                Err(refused)
+            Reply { asked: self, admission, gate, voices, taken: 0, length, record, text, first_text: None };
+        let called = {
+            // What beginning takes is given back before the reply is relayed, which is most of a producer's life.
+            let call = Box::pin(reply.begin_and_call(claude, &prompt, &route));
+            tokio::select! {
+                called = call => Some(called),
+                () = stop::wanted(&self.app, reply_id, &mut looks) => None,
             }
-            Ok(Err(failed)) => Err(reply.end(Some(failed), claude::Usage::default()).await?.2.unwrap_or(INTERRUPTED)),
-            Ok(Ok(stream)) => reply.relay(stream, tell).await,
-        }
+        };
+        drop(prompt);
+        let question = reply.record.message.id;
+        let reply = match called {
+            Some(Err(refused)) => {
+                reply.admission.give_back().await;
+                return Err(refused);
+            }
+            Some(Ok(Err(failed))) => {
+                let (_, _, failure) = reply.end(Ending::Broken(failed), Spent::default()).await?;
+                return Err(failure.unwrap_or(INTERRUPTED));
+            }
+            Some(Ok(Ok(stream))) => reply.relay(stream, looks, tell).await?,
+            None => reply.stop_unanswered(tell).await?,
+        };
+        Ok(Some(Answered { gate, memory, question, reply }))
     }
 
     /// What tells this request from another under the same key.
@@ -119,19 +149,35 @@ impl Asked {
     }
 
     /// Tells an answered request's answer again.
-    async fn replay(&self, reply: Uuid, model: &str, quota: Quota, tell: &UnboundedSender<Event>) -> Result<()> {
-        let rows = self.app.db()?.all(&PAIR, &[&reply]).await?;
-        let pair: Vec<Message> = rows.into_iter().map(Message::from).collect();
-        let [message, reply] = <[Message; 2]>::try_from(pair).map_err(|_| Error::NotFound)?;
+    async fn replay(
+        &self,
+        reply: Uuid,
+        model: &str,
+        quota: Quota,
+        voices: &[Voice],
+        tell: &UnboundedSender<Event>,
+    ) -> Result<()> {
+        let (message, reply) = resume::pair(&self.app, reply).await?;
+        let reply = reply.spoken_by(voices);
         let model = reply.model.clone().unwrap_or_else(|| model.to_owned());
         let start = Start { message, reply_id: reply.id, model, quota, replayed: true };
-        let failure = (reply.status != "complete").then_some(INTERRUPTED);
-        let text = reply.content.clone();
-        for event in [Event::Start(start), Event::Delta(text), Event::End { reply, quota, failure }] {
+        let failure = (!matches!(reply.status.as_str(), "complete" | "stopped")).then_some(INTERRUPTED);
+        let text = Some(reply.content.clone()).filter(|text| !text.is_empty()).map(Event::Delta);
+        let (start, end) = (Event::Start(Box::new(start)), Event::End(Box::new(End { reply, quota, failure })));
+        for event in [Some(start), text, Some(end)].into_iter().flatten() {
             let _gone = tell.send(event);
         }
         Ok(())
     }
+}
+
+/// How a reply came to its end.
+enum Ending {
+    /// The provider said that the message ended.
+    Complete,
+    /// The user did not want more of it.
+    Stopped,
+    Broken(claude::Error),
 }
 
 /// A reply in the making.
@@ -139,6 +185,7 @@ struct Reply<'a> {
     asked: &'a Asked,
     admission: Admission<'a>,
     gate: Gate,
+    voices: Vec<Voice>,
     /// Messages today, this one included.
     taken: i64,
     /// Bytes of the prompt.
@@ -171,35 +218,79 @@ impl Reply<'_> {
         Ok(called)
     }
 
-    async fn relay(mut self, mut stream: claude::Reply, tell: &UnboundedSender<Event>) -> Result<()> {
+    async fn relay(
+        mut self,
+        mut stream: claude::Reply,
+        looks: Interval,
+        tell: &UnboundedSender<Event>,
+    ) -> Result<Message> {
         self.record.answered_by(&stream);
+        self.tell_start(tell);
+        let ending = self.listen(&mut stream, looks, tell).await;
+        let (usage, told_all) = (stream.usage(), stream.stop_reason().is_some());
+        self.record.stop_reason = stream.stop_reason().map(str::to_owned);
+        // Ends the provider's work, which is paid for by the word.
+        drop(stream);
+        let spent = if told_all {
+            Spent { usage, estimated: false }
+        } else {
+            Spent::so_far(usage, &self.text, self.gate.plan().max_output_tokens())
+        };
+        self.tell_end(ending, spent, tell).await
+    }
+
+    /// The call was given up before the provider said a word.
+    async fn stop_unanswered(mut self, tell: &UnboundedSender<Event>) -> Result<Message> {
+        self.taken = self.taken.max(self.gate.next());
+        self.tell_start(tell);
+        let spent = Spent::unanswered(self.length);
+        self.tell_end(Ending::Stopped, spent, tell).await
+    }
+
+    fn tell_start(&self, tell: &UnboundedSender<Event>) {
         let Record { message, reply_id, model, .. } = &self.record;
         let (message, model) = (message.clone(), model.clone());
         let start = Start { message, reply_id: *reply_id, model, quota: self.gate.quota(self.taken), replayed: false };
-        let _gone = tell.send(Event::Start(start));
-        let failure = self.listen(&mut stream, tell).await.err();
-        self.record.stop_reason = stream.stop_reason().map(str::to_owned);
-        let (reply, quota, failure) = self.end(failure, stream.usage()).await?;
-        let _gone = tell.send(Event::End { reply, quota, failure });
-        Ok(())
+        let _gone = tell.send(Event::Start(Box::new(start)));
     }
 
-    /// Passes text on until the provider says that the message ended, saving it on the way.
-    async fn listen(&mut self, stream: &mut claude::Reply, tell: &UnboundedSender<Event>) -> Result<(), claude::Error> {
-        let mut tick = interval_at(tokio::time::Instant::now() + SAVE_EVERY, SAVE_EVERY);
+    async fn tell_end(&mut self, ending: Ending, spent: Spent, tell: &UnboundedSender<Event>) -> Result<Message> {
+        let (reply, quota, failure) = self.end(ending, spent).await?;
+        let _gone = tell.send(Event::End(Box::new(End { reply: reply.clone(), quota, failure })));
+        Ok(reply)
+    }
+
+    /// Passes text on until the provider says that the message ended, or somebody that it shall, saving it on the way.
+    async fn listen(
+        &mut self,
+        stream: &mut claude::Reply,
+        mut looks: Interval,
+        tell: &UnboundedSender<Event>,
+    ) -> Ending {
         let (mut saved, mut renewed) = (0, Instant::now());
         loop {
             let mut next = pin!(stream.next());
             let next = loop {
                 tokio::select! {
                     next = &mut next => break next,
-                    _ = tick.tick() => if self.text.len() > saved || renewed.elapsed() > RENEW_LEASE {
-                        self.record.save(&self.text).await;
-                        (saved, renewed) = (self.text.len(), Instant::now());
+                    _ = looks.tick() => {
+                        let stop = if self.text.len() > saved || renewed.elapsed() > RENEW_LEASE {
+                            (saved, renewed) = (self.text.len(), Instant::now());
+                            self.record.save(&self.text).await
+                        } else {
+                            stop::is_wanted(&self.asked.app, self.record.reply_id).await
+                        };
+                        if stop {
+                            return Ending::Stopped;
+                        }
                     },
                 }
             };
-            let Some(text) = next? else { return Ok(()) };
+            let text = match next {
+                Ok(Some(text)) => text,
+                Ok(None) => return Ending::Complete,
+                Err(broken) => return Ending::Broken(broken),
+            };
             self.first_text.get_or_insert_with(Instant::now);
             self.text.push_str(&text);
             fault::step(&self.asked.app, "relaying").await;
@@ -208,21 +299,18 @@ impl Reply<'_> {
     }
 
     /// Ends the reply: its rows, and the message given back where nothing was billed for it.
-    async fn end(
-        &mut self,
-        failure: Option<claude::Error>,
-        usage: claude::Usage,
-    ) -> Result<(Message, Quota, Option<Error>)> {
-        let status = match failure {
-            None => "complete",
-            Some(_) if self.text.is_empty() => "failed",
-            Some(_) => "partial",
+    async fn end(&mut self, ending: Ending, spent: Spent) -> Result<(Message, Quota, Option<Error>)> {
+        let (status, failure) = match ending {
+            Ending::Complete => ("complete", None),
+            Ending::Stopped => ("stopped", None),
+            Ending::Broken(failure) if self.text.is_empty() => ("failed", Some(failure)),
+            Ending::Broken(failure) => ("partial", Some(failure)),
         };
-        let ended = self.record.end(status, &self.text, &usage).await;
+        let ended = self.record.end(status, &self.text, &spent).await;
         fault::step(&self.asked.app, "ended").await;
         self.log(status, failure.as_ref(), &ended);
-        let reply = ended?;
-        if status == "failed" && usage == claude::Usage::default() {
+        let reply = ended?.spoken_by(&self.voices);
+        if status == "failed" && spent.usage == claude::Usage::default() {
             self.admission.give_back().await;
             self.taken -= 1;
         } else {
@@ -254,20 +342,11 @@ impl Reply<'_> {
 }
 
 /// The reply has an end, but not the one that Claude would have given it.
-const INTERRUPTED: Error = Error::Interrupted;
+pub(super) const INTERRUPTED: Error = Error::Interrupted;
 
 impl From<claude::Error> for Error {
     fn from(error: claude::Error) -> Self {
         let retry_after = error.retry_after().unwrap_or(Duration::from_secs(10));
         Self::Unavailable { retry_after, cause: error.into() }
     }
-}
-
-sql! {
-    /// A reply and, before it, the message that it answers.
-    read PAIR(UUID) -> MessageRow = "
-        select m.id, m.role, m.content, m.status, m.model, m.input_tokens, m.cache_write_tokens, m.cache_read_tokens,
-          m.output_tokens, m.cost_microusd, m.stop_reason, m.created_at
-        from messages reply join messages m on m.id in (reply.id, reply.reply_to)
-        where reply.id = $1 order by m.id";
 }

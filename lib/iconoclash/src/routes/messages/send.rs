@@ -6,25 +6,19 @@
 use axum::{
     extract::{FromRequestParts, State},
     http::request::Parts,
-    response::{
-        IntoResponse, Response,
-        sse::{self, KeepAlive, Sse},
-    },
+    response::{IntoResponse, Response},
 };
-use futures_util::{Stream, stream};
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use std::{
-    convert::Infallible,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     Message,
-    reply::{Asked, Event},
+    reply::{Asked, End, Event},
+    stream::{self, Start},
 };
 use crate::{
     admission::Subject,
@@ -38,33 +32,11 @@ use crate::{
     telemetry::RequestId,
 };
 
-/// How long a stream may be silent before a comment shows that it lives.
-const PING: Duration = Duration::from_secs(15);
-
 /// Something to say.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct NewMessage {
     #[schema(value_type = String, min_length = 1, max_length = 8000)]
     content: Text<8000>,
-}
-
-/// The first event of a stream: the message is kept and the reply has begun.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub(super) struct Start {
-    pub(super) message: Message,
-    pub(super) reply_id: Uuid,
-    pub(super) model: String,
-    pub(super) quota: Quota,
-    /// Whether this tells again what an earlier request began.
-    #[serde(skip)]
-    pub(super) replayed: bool,
-}
-
-/// The last event of a stream that ended well.
-#[derive(Debug, Serialize)]
-struct Done<'a> {
-    reply: &'a Message,
-    quota: Quota,
 }
 
 /// The answer in one piece.
@@ -76,7 +48,8 @@ pub(super) struct Answer {
 }
 
 /// Say something; the icons answer. With `Accept: text/event-stream` the reply is streamed as the events `start`,
-/// `delta` and `done`, or `error` with a problem document.
+/// `delta` and `done`, or `error` with a problem document;
+/// where the connection breaks, `GET /api/messages/{reply_id}/events` goes on after the last event's id.
 #[utoipa::path(post, path = "/api/discussions/{id}/messages", tag = "messages", security(("bearer" = [])),
     params(("id" = Uuid, Path), ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
@@ -98,10 +71,13 @@ pub(super) async fn send(
     let (tell, mut told) = unbounded_channel();
     background.spawn(asked.produce(tell));
     match told.recv().await {
-        Some(Event::Start(start)) if streams => Ok(stream_answer(start, told, request)),
-        Some(Event::Start(start)) => whole_answer(start, told).await,
-        Some(Event::Refused(error)) => Err(error),
-        Some(Event::Delta(_) | Event::End { .. }) | None => Err(Error::Internal("the producer did not begin".into())),
+        Some(Event::Start(start)) if streams => {
+            let headers = answer_headers(&start);
+            Ok(stream::answer(&start, told, request, headers))
+        }
+        Some(Event::Start(start)) => whole_answer(*start, told).await,
+        Some(Event::Refused(error)) => Err(*error),
+        Some(Event::Delta(_) | Event::End(_)) | None => Err(Error::Internal("the producer did not begin".into())),
     }
 }
 
@@ -137,9 +113,10 @@ fn answer_headers(start: &Start) -> HeaderMap {
 async fn whole_answer(start: Start, mut told: UnboundedReceiver<Event>) -> Result<Response> {
     let headers = answer_headers(&start);
     while let Some(event) = told.recv().await {
-        let Event::End { reply, quota, failure } = event else {
+        let Event::End(end) = event else {
             continue;
         };
+        let End { reply, quota, failure } = *end;
         return match failure {
             Some(failure) if reply.content.is_empty() => Err(failure),
             _ => {
@@ -149,40 +126,4 @@ async fn whole_answer(start: Start, mut told: UnboundedReceiver<Event>) -> Resul
         };
     }
     Err(Error::Internal("the producer ended without an end".into()))
-}
-
-fn stream_answer(start: Start, told: UnboundedReceiver<Event>, request: Uuid) -> Response {
-    let mut headers = answer_headers(&start);
-    // Tells proxies such as nginx not to collect the stream.
-    headers.insert("x-accel-buffering", http::HeaderValue::from_static("no"));
-    headers.insert(header::CACHE_CONTROL, http::HeaderValue::from_static("private, no-store"));
-    let events = Sse::new(events(start, told, request)).keep_alive(KeepAlive::new().interval(PING).text("ping"));
-    let mut response = events.into_response();
-    response.headers_mut().extend(headers);
-    response
-}
-
-fn events(
-    start: Start,
-    told: UnboundedReceiver<Event>,
-    request: Uuid,
-) -> impl Stream<Item = Result<sse::Event, Infallible>> {
-    let first = numbered(1, "start", &start);
-    let rest = stream::unfold((told, 2_u64), move |(mut told, id)| async move {
-        let event = match told.recv().await? {
-            Event::Delta(text) => numbered(id, "delta", &serde_json::json!({ "text": text })),
-            Event::End { reply, quota, failure: None } => numbered(id, "done", &Done { reply: &reply, quota }),
-            Event::End { failure: Some(error), .. } | Event::Refused(error) => {
-                numbered(id, "error", &Problem { request_id: Some(request), ..error.problem() })
-            }
-            Event::Start(again) => numbered(id, "start", &again),
-        };
-        Some((Ok(event), (told, id + 1)))
-    });
-    stream::StreamExt::chain(stream::once(async { Ok(first) }), rest)
-}
-
-fn numbered(id: u64, name: &str, data: &impl Serialize) -> sse::Event {
-    let event = sse::Event::default().id(id.to_string()).event(name);
-    event.json_data(data).expect("our own types are valid JSON on one line")
 }

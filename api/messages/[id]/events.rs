@@ -1,0 +1,12 @@
+//! /api/messages/{id}/events
+//!
+//! GET  its owner   the rest of a reply's stream, after `Last-Event-ID`   200 · 400 · 401 · 404
+//!
+//! Logic: `iconoclash::routes::messages`.
+
+use iconoclash::{routes::messages, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(messages::router).await
+}

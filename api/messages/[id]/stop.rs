@@ -1,0 +1,12 @@
+//! /api/messages/{id}/stop
+//!
+//! POST  its owner   end a running reply at the provider   202 · 401 · 404 · 409
+//!
+//! Logic: `iconoclash::routes::messages`.
+
+use iconoclash::{routes::messages, serve};
+
+#[tokio::main]
+async fn main() -> serve::Result {
+    serve::run(messages::router).await
+}

@@ -1,0 +1,115 @@
+//! Which keys Claude is asked with, where, and which models.
+
+use super::{Env, Invalid, Setting, invalid, pairs};
+use crate::{
+    claude::{ApiKey, Deadlines},
+    price,
+};
+
+/// How Claude is reached.
+#[derive(Clone, Debug)]
+pub struct Claude {
+    /// API root, without a trailing slash.
+    pub base_url: String,
+    /// Keys of the environment; there may be others in the database, and none here.
+    pub keys: Vec<ApiKey>,
+    /// How long a reply may take; not a setting, but shorter in tests.
+    pub deadlines: Deadlines,
+}
+
+/// The model of each plan; each has a price.
+#[derive(Clone, Debug)]
+pub struct Models {
+    /// For plan `pro`.
+    pub pro: String,
+    /// For plans `free` and `guest`.
+    pub free: String,
+    /// For titles and summaries, and where a dearer one does not answer.
+    pub small: String,
+}
+
+impl Env<'_> {
+    pub(super) fn claude(&self) -> Setting<Claude> {
+        let base_url = self.or("ANTHROPIC_BASE_URL", "https://api.anthropic.com");
+        let keys = match self.optional("ANTHROPIC_API_KEYS") {
+            Some(list) => api_keys(&list)?,
+            None => self.optional("ANTHROPIC_API_KEY").map(|key| ApiKey::new("default", key)).into_iter().collect(),
+        };
+        Ok(Claude { base_url: base_url.trim_end_matches('/').to_owned(), keys, deadlines: Deadlines::default() })
+    }
+
+    pub(super) fn models(&self) -> Setting<Models> {
+        let priced = |variable: &'static str, default| {
+            let model = self.or(variable, default);
+            if price::is_known(&model) { Ok(model) } else { Err(invalid(variable, "names a model without a price")) }
+        };
+        Ok(Models {
+            pro: priced("CLAUDE_MODEL_PRO", "claude-sonnet-5-5")?,
+            free: priced("CLAUDE_MODEL_FREE", "claude-haiku-5-5")?,
+            small: priced("CLAUDE_MODEL_SMALL", "claude-haiku-5-5")?,
+        })
+    }
+}
+
+/// `label[@organisation][*weight]=key, …`, no label twice.
+fn api_keys(list: &str) -> Setting<Vec<ApiKey>> {
+    const VARIABLE: &str = "ANTHROPIC_API_KEYS";
+    let mut keys: Vec<ApiKey> = Vec::new();
+    for (name, secret) in pairs(VARIABLE, list, '=')? {
+        let (name, weight) = match name.split_once('*') {
+            None => (name.as_str(), 1),
+            Some((name, weight)) => {
+                let weight = weight.parse().ok().filter(|weight| (1..=100).contains(weight));
+                (name, weight.ok_or_else(|| invalid(VARIABLE, "has a weight that is not 1 to 100"))?)
+            }
+        };
+        let (label, organisation) = match name.split_once('@') {
+            None => (name, None),
+            Some((label, organisation)) => (label, Some(organisation.to_owned())),
+        };
+        if label.is_empty() || organisation.as_deref() == Some("") {
+            return Err(invalid(VARIABLE, "must list label[@organisation][*weight]=key, …"));
+        }
+        if keys.iter().any(|key| key.label == label) {
+            return Err(Invalid { variable: VARIABLE, problem: format!("names {label} twice") });
+        }
+        keys.push(ApiKey::new(label, secret).within(organisation).weighing(weight));
+    }
+    Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    fn config(settings: &[(&'static str, &'static str)]) -> Config {
+        Config::from_lookup(|name| settings.iter().find(|(known, _)| *known == name).map(|(_, v)| (*v).to_owned()))
+    }
+
+    #[test]
+    fn a_key_may_name_its_organisation_and_its_weight() {
+        let keys = config(&[("ANTHROPIC_API_KEYS", "a=s1, b@acme=s2=, c@acme*3=s3, d*2=s4")]).claude.unwrap().keys;
+        let seen: Vec<_> =
+            keys.iter().map(|key| (key.label.as_str(), key.organisation.as_deref(), key.weight)).collect();
+        assert_eq!(seen, [("a", None, 1), ("b", Some("acme"), 1), ("c", Some("acme"), 3), ("d", None, 2)]);
+        for (list, problem) in [
+            ("a@=s", "must list label[@organisation][*weight]=key, …"),
+            ("@acme=s", "must list label[@organisation][*weight]=key, …"),
+            ("a*0=s", "has a weight that is not 1 to 100"),
+            ("a*many=s", "has a weight that is not 1 to 100"),
+            ("a=s,a@acme=t", "names a twice"),
+            ("a", "must list name=value, …"),
+        ] {
+            let error = config(&[("ANTHROPIC_API_KEYS", list)]).claude.unwrap_err();
+            assert_eq!(error.to_string(), format!("ANTHROPIC_API_KEYS {problem}"), "{list}");
+        }
+    }
+
+    #[test]
+    fn a_model_without_a_price_is_refused_whatever_it_is_for() {
+        for variable in ["CLAUDE_MODEL_PRO", "CLAUDE_MODEL_FREE", "CLAUDE_MODEL_SMALL"] {
+            let refused = config(&[(variable, "claude-9")]).models.unwrap_err();
+            assert_eq!(refused.to_string(), format!("{variable} names a model without a price"));
+        }
+    }
+}
