@@ -187,3 +187,20 @@ fn until_next_month(now: OffsetDateTime) -> i64 {
     let next = (now.date().replace_day(1).unwrap() + time::Duration::days(31)).replace_day(1).unwrap();
     (next.midnight().assume_utc() - now).whole_seconds() + 1
 }
+
+#[tokio::test]
+async fn operators_are_told_once_of_a_refused_key_and_of_a_spent_month() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let discussion = ada.discussion().await;
+    let subjects = || app.mail.mails().into_iter().map(|mail| mail.subject).collect::<Vec<_>>();
+    for (failure, told) in [(Failure::Auth, 1), (Failure::Auth, 1), (Failure::TierSpendLimit, 2)] {
+        app.claude.next(failure);
+        assert_eq!(ada.send(&discussion, "Why?").await.problem(), (503, "unavailable"), "{failure:?}");
+        app.background.idle().await;
+        assert_eq!(subjects().len(), told, "{failure:?}: {:?}", subjects());
+        app.advance(time::Duration::minutes(3));
+    }
+    let mail = app.mail.mails().remove(0);
+    assert_eq!((mail.to, mail.subject), (vec!["ops@iconoclash.test".to_owned()], "Claude: test needs you".to_owned()));
+}

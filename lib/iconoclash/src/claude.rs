@@ -25,7 +25,7 @@ pub use chain::Route;
 pub use cooldown::Deadline;
 pub use error::{Detail, Error, Phase};
 pub use key::ApiKey;
-pub use pool::{KeyHealth, Outcome, Pool};
+pub use pool::{Alarm, KeyHealth, Outcome, Pool};
 pub use stream::Reply;
 
 use request::Body;

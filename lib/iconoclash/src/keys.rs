@@ -19,8 +19,9 @@ use upstash_redis_rs::Command;
 use self::seal::Seal;
 use crate::{
     admission::stored::epoch_ms,
+    alert::{self, Alert},
     app::App,
-    claude::{ApiKey, Deadline, Outcome, Pool},
+    claude::{Alarm, ApiKey, Deadline, Outcome, Pool},
     error::{Error, Result},
     row, sql, telemetry,
 };
@@ -111,12 +112,24 @@ pub async fn beside<T>(app: &App, work: impl Future<Output = T>) -> T {
         done = &mut work => done,
         () = chores => unreachable!("chores have no end"),
     };
-    if let Ok(pool) = app.claude()
-        && !pool.untold().is_empty()
-    {
-        follow(app, pool).await;
+    if let Ok(pool) = app.claude() {
+        if !pool.untold().is_empty() {
+            follow(app, pool).await;
+        }
+        for alarm in pool.take_alarms() {
+            tell_operators(app, alarm).await;
+        }
     }
     done
+}
+
+/// Once a day for each key or organisation, however many instances notice: the mail provider knows the alert's key.
+async fn tell_operators(app: &App, Alarm { of, what, cause }: Alarm) {
+    let today = app.now().date();
+    let text = format!("{what} It is about {of}: {cause}. `iconoclash keys list` shows all keys.");
+    let alert =
+        Alert { subject: format!("Claude: {of} needs you"), text, link: None, key: format!("claude/{of}/{today}") };
+    alert::operators(app, alert).await;
 }
 
 async fn follow(app: &App, pool: &Pool) {

@@ -50,6 +50,8 @@ struct State {
     refusals: HashMap<String, u32>,
     /// Organisations whose spend limit operators have been told of.
     spent: HashSet<String>,
+    /// What operators are to be told of.
+    alarms: Vec<Alarm>,
     outcomes: HashMap<String, Outcome>,
 }
 
@@ -60,6 +62,17 @@ pub struct Outcome {
     pub ok_at: Option<OffsetDateTime>,
     /// What it last failed with, and when.
     pub error: Option<(String, OffsetDateTime)>,
+}
+
+/// A key or an organisation that only an operator can help.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alarm {
+    /// Its label, or its organisation's name.
+    pub of: String,
+    /// What is wrong, as a sentence.
+    pub what: &'static str,
+    /// What the provider said.
+    pub cause: String,
 }
 
 /// Whether a key may be asked now.
@@ -91,6 +104,11 @@ impl Pool {
             Self { http, base_url, deadlines, clock: Arc::new(clock), state: Mutex::default(), news: Notify::new() };
         pool.replace(keys);
         pool
+    }
+
+    /// What operators are to be told of and were not yet; it is the caller's to tell.
+    pub fn take_alarms(&self) -> Vec<Alarm> {
+        std::mem::take(&mut self.state().alarms)
     }
 
     /// Calls from now on go to these keys; calls under way go on with theirs.
@@ -220,6 +238,8 @@ impl Pool {
             Class::Spent => {
                 if state.spent.insert(organisation.clone()) {
                     tracing::error!(key = label, organisation, cause = %error, "an organisation has spent all it may this month");
+                    let what = "An organisation has spent all that it may at the provider this month.";
+                    state.alarms.push(Alarm { of: organisation.clone(), what, cause: error.to_string() });
                 }
                 state.cooldowns.raise(organisation, epoch_ms(next_month(now)));
             }
@@ -231,6 +251,8 @@ impl Pool {
                     *refusals += 1;
                     if *refusals == 1 {
                         tracing::error!(key = label, cause = %error, "a Claude key was refused and is out of rotation");
+                        let what = "A Claude key was refused and is out of rotation.";
+                        state.alarms.push(Alarm { of: label.clone(), what, cause: error.to_string() });
                     }
                     let wait = REFUSED * (1 << (*refusals - 1).min(4)).min(REFUSED_MOST);
                     state.cooldowns.raise(scope, after(wait));
