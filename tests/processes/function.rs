@@ -175,7 +175,8 @@ impl Client {
     }
 
     pub(crate) async fn discussion(&self, function: &Function) -> String {
-        let body = json!({"icons": ["socrates"], "topic": "Can virtue be taught?"});
+        // With a title of its own: one that is made is made by a call of its own.
+        let body = json!({"icons": ["socrates"], "title": "Virtue", "topic": "Can virtue be taught?"});
         let unlimited = self.unlimited.lock().unwrap().clone();
         if let Some(database) = unlimited {
             let url = format!("{}/{database}", needed("ICONOCLASH_TEST_POSTGRES"));

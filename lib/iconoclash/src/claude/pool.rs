@@ -249,12 +249,13 @@ impl Pool {
                 if state.cooldowns.end(&scope, now_ms).is_none() {
                     let refusals = state.refusals.entry(scope.clone()).or_default();
                     *refusals += 1;
-                    if *refusals == 1 {
+                    let refusals = *refusals;
+                    if refusals == 1 {
                         tracing::error!(key = label, cause = %error, "a Claude key was refused and is out of rotation");
                         let what = "A Claude key was refused and is out of rotation.";
                         state.alarms.push(Alarm { of: label.clone(), what, cause: error.to_string() });
                     }
-                    let wait = REFUSED * (1 << (*refusals - 1).min(4)).min(REFUSED_MOST);
+                    let wait = REFUSED * (1 << (refusals - 1).min(4)).min(REFUSED_MOST);
                     state.cooldowns.raise(scope, after(wait));
                 }
             }
