@@ -44,7 +44,12 @@ async fn vercel_dev_serves_every_route() {
     let events = client.stream(&format!("{path}/messages"), json!({"content": "Why?"})).await;
     assert!(events.starts_with("id: 1\nevent: start\n") || events.starts_with("event: start\n"), "{events}");
     assert!(events.contains("event: delta\n") && events.contains("event: done\n"), "{events}");
-    assert_eq!(client.get(&format!("{path}/messages")).await["data"][0]["status"], "complete");
+    let reply = client.get(&format!("{path}/messages")).await["data"][0].clone();
+    assert_eq!(reply["status"], "complete");
+    let reply = format!("/api/messages/{}", reply["id"].as_str().unwrap());
+    let again = client.stream(&format!("{reply}/events"), Value::Null).await;
+    assert!(again.contains("event: start\n") && again.contains("event: done\n"), "{again}");
+    assert_eq!(client.call("POST", &format!("{reply}/stop"), Value::Null).await, 409);
     assert_eq!(client.get("/api/discussions").await["data"][0]["id"], begun["id"]);
     assert_eq!(client.get("/api/discussions/count").await["total"], 1);
     assert_eq!(client.get(&path).await["message_count"], 2);

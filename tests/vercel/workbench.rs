@@ -125,8 +125,10 @@ impl Client {
         request.body(payload).send().await.unwrap().status().as_u16()
     }
 
+    /// The events that a message is answered with, or, without a body, those of a reply's stream.
     pub(crate) async fn stream(&self, path: &str, body: Value) -> String {
-        let request = self.request(Method::POST, path, body).header("accept", "text/event-stream");
+        let method = if body.is_null() { Method::GET } else { Method::POST };
+        let request = self.request(method, path, body).header("accept", "text/event-stream");
         let response = request.send().await.unwrap();
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         response.text().await.unwrap()
