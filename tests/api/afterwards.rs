@@ -43,7 +43,7 @@ async fn a_discussion_that_nobody_named_is_named_after_its_first_reply_by_the_sm
     let ledger = "select counted, estimated, cost_microusd > 0, price_date from usage_events where kind = 'title'";
     assert_eq!(app.value(ledger).await, "f,f,t,2026-10-07");
     assert_eq!(ada.get("/api/auth/session").await.json["quota"]["used"], 1);
-    app.is_settled().await;
+    app.assert_counters_equal_the_ledger().await;
     // Once is enough.
     ada.send(&discussion, "Go on.").await;
     app.background.idle().await;
@@ -70,7 +70,7 @@ async fn a_title_of_the_users_stays() {
     app.claude.release();
     app.background.idle().await;
     assert_eq!((title(&ada, &renamed).await, title(&ada, &meanwhile).await), (json!("Mine"), json!("Mine, too")));
-    app.is_settled().await;
+    app.assert_counters_equal_the_ledger().await;
 }
 
 #[tokio::test]
@@ -87,7 +87,7 @@ async fn where_there_is_no_room_or_it_fails_only_the_title_is_missing() {
     }
     let outcomes = "select string_agg(outcome, ' ' order by created_at) from usage_events where kind = 'title'";
     assert_eq!(app.value(outcomes).await.trim_matches('"'), "failed failed complete");
-    app.is_settled().await;
+    app.assert_counters_equal_the_ledger().await;
 
     let asked = app.claude.requests().len();
     let bob = app.member("bob").await;
@@ -98,7 +98,7 @@ async fn where_there_is_no_room_or_it_fails_only_the_title_is_missing() {
     assert_eq!(bob.send(&discussion, "I doubt it.").await.status, 201);
     app.background.idle().await;
     assert_eq!(app.claude.requests().len(), asked + 1);
-    app.is_settled().await;
+    app.assert_counters_equal_the_ledger().await;
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn a_long_conversation_is_told_as_its_summary_and_its_newest_turns() {
     assert!(texts(&summed).concat().contains("The minutes so far:\nThey doubt."));
     assert_eq!(app.value("select count(*) from usage_events where kind = 'summary' and not counted").await, "2");
     assert_eq!(ada.get("/api/auth/session").await.json["quota"]["used"], 7);
-    app.is_settled().await;
+    app.assert_counters_equal_the_ledger().await;
 }
 
 #[tokio::test]
@@ -174,7 +174,7 @@ async fn a_call_that_its_process_did_not_survive_is_reconciled_and_gives_no_mess
         "partial,f,t"
     );
     assert_eq!(ada.get("/api/auth/session").await.json["quota"]["used"], 1);
-    app.is_settled().await;
+    app.assert_counters_equal_the_ledger().await;
 }
 
 #[tokio::test]

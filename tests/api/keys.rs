@@ -268,26 +268,10 @@ async fn shows(app: &TestApp, key: &str, health: &str) {
 /// No hold is open, and what is counted is what the ledger says.
 pub(crate) async fn settled(app: &TestApp) {
     app.background.idle().await;
-    let mut open = 0;
-    for _ in 0..100 {
-        let command = upstash_redis_rs::Command::new("ZCARD").arg("{rl}:open").idempotent();
-        open = app.app.redis().unwrap().exec::<i64>(&command).await.unwrap();
-        if open == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert_eq!(open, 0, "holds are left");
     // Of a reply that broke off nobody but us says how much was written.
     let unknown = "select count(*) from usage_events where outcome = 'running' or (estimated and outcome <> 'partial')";
     assert_eq!(app.value(unknown).await, "0");
-    let differs = "select count(*) from (
-        select coalesce(sum(cost_microusd), 0) as cost, count(*) filter (where counted) as messages from usage_events
-      ) ledger, (
-        select coalesce(sum(spent_microusd), 0) as cost, coalesce(sum(messages), 0) as messages from subject_days
-      ) subjects, (select coalesce(sum(spent_microusd), 0) as cost from budget_days) budget
-      where ledger.cost <> subjects.cost or ledger.messages <> subjects.messages or ledger.cost <> budget.cost";
-    assert_eq!(app.value(differs).await, "0", "the counters are not the ledger");
+    app.assert_counters_equal_the_ledger().await;
 }
 
 fn key(label: &str, organisation: Option<&str>) -> NewKey {

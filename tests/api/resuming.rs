@@ -104,7 +104,7 @@ async fn a_thousand_cuts_lose_nothing_and_double_nothing() {
     eprintln!("{running} cuts while a reply ran, {after} after its end");
     assert!(running + after >= 1_000 && running >= 300, "{running} and {after}");
     app.background.idle().await;
-    app.is_settled().await;
+    app.assert_counters_equal_the_ledger().await;
 }
 
 #[tokio::test]

@@ -49,7 +49,7 @@ async fn another_instance_stops_the_provider_and_what_was_written_stays_and_is_p
         assert_eq!(kept["data"][0], done.data["reply"]);
         assert_eq!(stop(&elsewhere, &reply).await, (409, "reply_not_running".to_owned()));
         assert_eq!(ada.send(&discussion, "Go on.").await.status, 201);
-        app.is_settled().await;
+        app.assert_counters_equal_the_ledger().await;
     }
 }
 
@@ -70,7 +70,7 @@ async fn a_stop_before_the_first_word_ends_the_call() {
     assert_eq!((answer.status.as_u16(), &answer.json["reply"]["status"]), (201, &json!("stopped")));
     assert_eq!((&answer.json["reply"]["content"], &answer.json["quota"]["used"]), (&json!(""), &json!(1)));
     assert_eq!(app.value(&format!("{LEDGER} where cost_microusd > 0")).await, "stopped,t,t");
-    app.is_settled().await;
+    app.assert_counters_equal_the_ledger().await;
     assert_eq!(ada.send(&discussion, "Again?").await.status, 201);
     assert_eq!(app.claude.requests().last().unwrap().body["messages"].as_array().unwrap().len(), 1);
 }
