@@ -170,7 +170,7 @@ sql! {
     /// A job that runs each minute leaves many rows; those of a week tell enough.
     write NOTE_RUN(UUID, TEXT, TIMESTAMPTZ, TIMESTAMPTZ, JSONB) -> () = "
         with old as (
-          delete from cron_runs where job = $2 and started_at < $3 - interval '7 days'
+          delete from cron_runs where job = $2 and started_at < $3::timestamptz - interval '7 days'
         )
         insert into cron_runs (id, job, started_at, ended_at, report) values ($1, $2, $3, $4, $5)";
 }
