@@ -150,7 +150,7 @@ impl<'a> Admission<'a> {
         let plan = self.subject.is_network().then_some(Plan::Guest);
         let command = self.take(plan, bytes, None);
         let redis = self.app.redis().map_err(|_| redis::Error::LeftAlone)?;
-        let verdict = redis.exec::<[i64; 9]>(&command).await.map(|words| Verdict::read(words, bytes))?;
+        let verdict = redis.exec::<[i64; 8]>(&command).await.map(|words| Verdict::read(words, bytes))?;
         self.remember(&verdict);
         Ok(verdict)
     }
@@ -351,7 +351,7 @@ impl<'a> Admission<'a> {
 }
 
 impl Verdict {
-    fn read([code, plan, hold, messages, spent, today, month, wait, _]: [i64; 9], bytes: usize) -> Self {
+    fn read([code, plan, hold, messages, spent, today, month, wait]: [i64; 8], bytes: usize) -> Self {
         let plan = usize::try_from(plan - 1).ok().and_then(|plan| Plan::ALL.get(plan)).copied();
         Self {
             code: u8::try_from(code).unwrap_or(u8::MAX),
@@ -403,5 +403,6 @@ pub async fn messages(app: &App, subject: &Subject, now: OffsetDateTime) -> Resu
 }
 
 sql! {
-    read MESSAGES(TEXT, DATE) -> i64 = "select messages from subject_days where subject = $1 and day = $2";
+    /// Of a subject, on a day.
+    pub(crate) read MESSAGES(TEXT, DATE) -> i64 = "select messages from subject_days where subject = $1 and day = $2";
 }

@@ -336,11 +336,17 @@ impl Network {
 
     /// A name for the network that does not tell its address to who has no key.
     pub fn pseudonym(&self, key: &[u8; 32]) -> String {
-        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
-        mac.update(b"network\0");
-        mac.update(self.0.to_string().as_bytes());
-        mac.finalize().into_bytes().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        pseudonym("network", &self.0.to_string(), key)
     }
+}
+
+/// A name for what shall not be stored, by its kind; it tells nothing to who has no key.
+pub(crate) fn pseudonym(kind: &str, of: &str, key: &[u8; 32]) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
+    for part in [kind.as_bytes(), b"\0", of.as_bytes()] {
+        mac.update(part);
+    }
+    mac.finalize().into_bytes().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl From<IpAddr> for Network {

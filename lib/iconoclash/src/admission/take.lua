@@ -9,16 +9,16 @@
 --      6 bytes of the prompt at most   7 '<day> <subject> <request> '   8 spending limits as in KEYS 8, '' unknown
 --      9 ms between two messages in the long run   10 ms of burst   11 seconds to keep the subject's day
 --      12… for guest, free, pro: messages a day, micro-dollars per million prompt tokens, those of the longest reply × 10^6
--- Returns {code, plan, hold, n, spent, today, month, wait in ms, whether this request held before}
+-- Returns {code, plan, hold, n, spent, today, month, wait in ms}
 local ADMITTED, REVOKED, QUOTA, BURST, SPEND, DAY, MONTH, UNKNOWN = 0, 1, 2, 3, 4, 5, 6, 7
 local PLANS = {guest = 1, free = 2, pro = 3}
 local req, now = ARGV[1], tonumber(ARGV[2])
 
 local known = redis.call('MGET', unpack(KEYS, 4))
-if known[2] or (known[3] and tonumber(ARGV[3]) < tonumber(known[3])) then return {REVOKED, 0, 0, 0, 0, 0, 0, 0, 0} end
+if known[2] or (known[3] and tonumber(ARGV[3]) < tonumber(known[3])) then return {REVOKED, 0, 0, 0, 0, 0, 0, 0} end
 local plan = PLANS[ARGV[4]] or PLANS[known[4]] or 2
 local limits = ARGV[8] ~= '' and ARGV[8] or known[5]
-if not limits or not known[1] then return {UNKNOWN, plan, 0, 0, 0, 0, 0, 0, 0} end
+if not limits or not known[1] then return {UNKNOWN, plan, 0, 0, 0, 0, 0, 0} end
 local caps = {}
 for cap in string.gmatch(limits, '%d+') do caps[#caps + 1] = tonumber(cap) end
 local today, month = tonumber(known[1]), 0
@@ -34,7 +34,7 @@ local at = 12 + (plan - 1) * 3
 local limit, rate, reply = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
 local hold = math.ceil((tonumber(ARGV[6]) * rate + reply) / 1000000)
 local function answer(code, wait)
-  return {code, plan, hold, n, c, today, month, wait or 0, h[4] and 1 or 0}
+  return {code, plan, hold, n, c, today, month, wait or 0}
 end
 
 if n >= limit then return answer(QUOTA) end

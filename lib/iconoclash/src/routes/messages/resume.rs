@@ -23,7 +23,7 @@ use super::{
     stream::{self, START, Start},
 };
 use crate::{
-    admission::Subject,
+    admission::{MESSAGES, Subject},
     app::App,
     auth::User,
     budget,
@@ -164,7 +164,7 @@ impl Watch {
 
     async fn quota(&self) -> Result<Quota> {
         let (now, quotas) = (self.app.now(), self.app.config().quotas.clone()?);
-        let taken = self.app.db()?.optional(&TAKEN, &[&self.subject.as_str(), &budget::day(now)]).await?;
+        let taken = self.app.db()?.optional(&MESSAGES, &[&self.subject.as_str(), &budget::day(now)]).await?;
         let taken = u32::try_from(taken.unwrap_or_default()).unwrap_or_default();
         Ok(Quota::new(self.plan.messages_per_day(&quotas), taken, now))
     }
@@ -197,8 +197,6 @@ sql! {
 
     read NEWS(UUID, INT4) -> NewsRow = "
         select status, substr(content, $2 + 1) as more, lease_expires_at from messages where id = $1";
-
-    read TAKEN(TEXT, DATE) -> i64 = "select messages from subject_days where subject = $1 and day = $2";
 
     /// A reply and, before it, the message that it answers.
     read PAIR(UUID) -> MessageRow = "
