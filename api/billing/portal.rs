@@ -6,7 +6,7 @@
 
 use iconoclash::{routes::billing, serve};
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> serve::Result {
     serve::run(billing::router).await
 }

@@ -6,7 +6,7 @@
 
 use iconoclash::{routes::discussions, serve};
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> serve::Result {
     serve::run(discussions::router).await
 }

@@ -67,8 +67,10 @@ pub(crate) fn note(write: impl FnOnce(&mut Notes)) {
 }
 
 /// Runs a request, or registered work, with notes of its own.
-pub(crate) async fn noting<T>(work: impl Future<Output = T>) -> T {
-    NOTES.scope(RefCell::default(), work).await
+///
+/// Not an `async fn`, whose future would have room for the work twice.
+pub(crate) fn noting<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
+    NOTES.scope(RefCell::default(), work)
 }
 
 /// The notes so far.
