@@ -1,6 +1,7 @@
 //! Saying something and being answered.
 
 use futures_util::future::join_all;
+use iconoclash_local::claude::Script;
 use serde_json::json;
 
 use crate::harness::{Answer, TestApp};
@@ -92,6 +93,21 @@ async fn claude_hears_the_persona_the_topic_and_what_was_said_before() {
     );
     assert_eq!((&two["max_tokens"], &two["stream"]), (&json!(800), &json!(true)));
     assert!(!two.to_string().contains("ada@example.org"));
+}
+
+#[tokio::test]
+async fn no_model_thinks_first_where_it_can_be_told_not_to_as_that_is_paid_for_and_waited_for() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    for (plan, thinking) in [("free", "disabled"), ("pro", "between_tools")] {
+        app.sql(&format!("update users set plan = '{plan}'")).await;
+        let discussion = ada.discussion().await;
+        app.claude.next(Script::say("One two three."));
+        let reply = ada.send(&discussion, "Why?").await.json["reply"].clone();
+        assert_eq!(app.claude.requests().last().unwrap().body["thinking"], json!({"type": thinking}));
+        // What was said and nothing else.
+        assert_eq!((&reply["content"], &reply["usage"]["output_tokens"]), (&json!("One two three."), &json!(4)));
+    }
 }
 
 #[tokio::test]

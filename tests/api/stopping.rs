@@ -54,6 +54,23 @@ async fn another_instance_stops_the_provider_and_what_was_written_stays_and_is_p
 }
 
 #[tokio::test]
+async fn what_a_model_thought_before_it_was_stopped_is_taken_for_all_that_it_might() {
+    let app = TestApp::with(&[("CLAUDE_MODEL_PRO", "claude-opus-5-5")]).await;
+    let ada = app.member("ada").await;
+    app.sql("update users set plan = 'pro'").await;
+    let discussion = ada.discussion().await;
+    app.claude.next(Script::from(Behaviour::Stall { after: 1 }).saying("One two."));
+    let (reply, stream) = begun(&ada, &discussion).await;
+    assert_eq!(stop(&ada, &reply).await.0, 202);
+    let done = stream.rest().await.pop().unwrap();
+    let asked = app.claude.requests().pop().unwrap().body;
+    assert_eq!(asked["output_config"], json!({"effort": "low"}));
+    assert_eq!(done.data["reply"]["usage"]["output_tokens"], asked["max_tokens"]);
+    assert_eq!(app.value(LEDGER).await, "stopped,t,t");
+    app.assert_counters_equal_the_ledger().await;
+}
+
+#[tokio::test]
 async fn a_stop_before_the_first_word_ends_the_call() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;

@@ -17,6 +17,7 @@ const ask = (text, more = {}) => ({
   system: [{ type: "text", text: "You are Frida Kahlo, a painter.", cache_control: { type: "ephemeral", ttl: "1h" } }],
   messages: [{ role: "user", content: [{ type: "text", text, cache_control: { type: "ephemeral" } }] }],
   metadata: { user_id: "u1" },
+  thinking: { type: "between_tools" },
   ...more,
 });
 
@@ -148,6 +149,18 @@ test("cuts, broken JSON and dropped connections are errors", async () => {
     await assert.rejects(client.messages.stream(ask(`Well [[fault:${fault}]]`)).finalMessage(), fault);
   }
   await assert.rejects(client.messages.create(ask("Well [[fault:drop]]")), sdk.APIConnectionError);
+});
+
+test("a model thinks first unless it is told not to, in its own words", async () => {
+  const thought = await client.messages.stream(ask("Well", { thinking: undefined })).finalMessage();
+  assert.deepEqual(thought.content.map(({ type }) => type), ["thinking", "text"]);
+  const { thinking_tokens } = thought.usage.output_tokens_details;
+  const silent = await client.messages.create(ask("Well"));
+  assert.deepEqual(silent.content.map(({ type }) => type), ["text"]);
+  assert.equal(thought.usage.output_tokens, silent.usage.output_tokens + thinking_tokens);
+  for (const [model, type] of [["claude-sonnet-5-5", "disabled"], ["claude-haiku-5-5", "between_tools"]]) {
+    await assert.rejects(client.messages.create(ask("Well", { model, thinking: { type } })), sdk.BadRequestError);
+  }
 });
 
 test("odd replies are whole", async () => {

@@ -11,9 +11,35 @@ pub(super) struct Body<'a> {
     max_tokens: u32,
     stream: bool,
     metadata: Metadata<'a>,
+    #[serde(flatten)]
+    thought: Thought,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     system: Vec<Block<'a>>,
     messages: Vec<Message<'a>>,
+}
+
+/// As little thought as a model can be asked for. What it thinks is billed like what it says, counts in `max_tokens` and
+/// keeps the user waiting, and current models think unless told not to, each in its own words
+/// (<https://platform.claude.com/docs/en/build-with-claude/thinking>).
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Thought {
+    Thinking { r#type: &'static str },
+    OutputConfig { effort: &'static str },
+}
+
+impl Thought {
+    fn least(model: &str) -> Self {
+        if model.starts_with("claude-opus-5-5") {
+            // Cannot be told not to.
+            Self::OutputConfig { effort: "low" }
+        } else if model.starts_with("claude-sonnet-5-5") {
+            // Without tools, nothing is between them.
+            Self::Thinking { r#type: "between_tools" }
+        } else {
+            Self::Thinking { r#type: "disabled" }
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -57,6 +83,7 @@ impl<'a> Body<'a> {
             max_tokens: prompt.max_tokens,
             stream: true,
             metadata: Metadata { user_id: &prompt.user_id },
+            thought: Thought::least(&prompt.model),
             system: if prompt.system.is_empty() { vec![] } else { vec![Block::new(&prompt.system, true)] },
             messages: prompt.turns.iter().enumerate().map(message).collect(),
         }
@@ -95,7 +122,7 @@ mod tests {
             serde_json::to_value(Body::of(&prompt)).unwrap(),
             serde_json::json!({
                 "model": "claude-haiku-5-5", "max_tokens": 64, "stream": true,
-                "metadata": {"user_id": "u1"},
+                "metadata": {"user_id": "u1"}, "thinking": {"type": "disabled"},
                 "system": marked("You are Socrates."),
                 "messages": [
                     {"role": "user", "content": block("Hello")},
@@ -114,6 +141,19 @@ mod tests {
         let first = body["messages"][0]["content"].as_array().unwrap();
         assert_eq!((first.len(), &first[0]["text"], &first[1]["text"]), (2, &"Before.".into(), &"Hello".into()));
         assert!(first[0]["cache_control"].is_object() && first[1].get("cache_control").is_none());
+    }
+
+    #[test]
+    fn each_model_is_asked_in_its_own_words_not_to_think() {
+        for (model, thought) in [
+            ("claude-haiku-5-5", serde_json::json!({"thinking": {"type": "disabled"}})),
+            ("claude-haiku-4-5-20251001", serde_json::json!({"thinking": {"type": "disabled"}})),
+            ("claude-opus-5", serde_json::json!({"thinking": {"type": "disabled"}})),
+            ("claude-sonnet-5-5", serde_json::json!({"thinking": {"type": "between_tools"}})),
+            ("claude-opus-5-5", serde_json::json!({"output_config": {"effort": "low"}})),
+        ] {
+            assert_eq!(serde_json::to_value(Thought::least(model)).unwrap(), thought, "{model}");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub struct Reply {
     head: Head,
     usage: Reported,
     stop_reason: Option<String>,
+    has_thought: bool,
     state: State,
 }
 
@@ -70,6 +71,7 @@ impl Reply {
             head,
             usage: Reported::default(),
             stop_reason: None,
+            has_thought: false,
             state: State::Asked,
         }
     }
@@ -140,6 +142,11 @@ impl Reply {
         self.stop_reason.as_deref()
     }
 
+    /// Whether the model thought before it spoke, of which nothing is told but the sum at the end.
+    pub fn has_thought(&self) -> bool {
+        self.has_thought
+    }
+
     /// The provider's id of the request.
     pub fn request_id(&self) -> Option<&str> {
         self.head.request_id.as_deref()
@@ -187,10 +194,11 @@ impl Reply {
                 self.usage.absorb(&message.usage);
             }
             "content_block_start" => {
-                if let ContentBlockStart { content_block: Block::Text { text } } = self.parse(&event)?
-                    && !text.is_empty()
-                {
-                    return Ok(Step::Text(text));
+                let ContentBlockStart { content_block } = self.parse(&event)?;
+                match content_block {
+                    Block::Text { text } if !text.is_empty() => return Ok(Step::Text(text)),
+                    Block::Thinking => self.has_thought = true,
+                    Block::Text { .. } | Block::Unknown => {}
                 }
             }
             "content_block_delta" => {
@@ -320,6 +328,7 @@ enum Block {
         #[serde(default)]
         text: String,
     },
+    Thinking,
     #[serde(other)]
     Unknown,
 }

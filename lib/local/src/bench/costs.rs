@@ -52,9 +52,11 @@ struct Measures {
     haiku: bool,
     summary: bool,
     max_tokens: bool,
+    no_thought: bool,
 }
 
-const ALL: Measures = Measures { cache: true, haiku: true, summary: true, max_tokens: true };
+const ALL: Measures = Measures { cache: true, haiku: true, summary: true, max_tokens: true, no_thought: true };
+const NONE: Measures = Measures { cache: false, haiku: false, summary: false, max_tokens: false, no_thought: false };
 
 /// Micro-dollars by what they were paid for, and tokens of the prompts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -119,7 +121,8 @@ pub fn run(costs: &Costs) -> Result<bool> {
         ("Haiku for guests, free", Measures { haiku: false, ..ALL }),
         ("summaries", Measures { summary: false, ..ALL }),
         ("max_tokens by plan", Measures { max_tokens: false, ..ALL }),
-        ("all of them", Measures { cache: false, haiku: false, summary: false, max_tokens: false }),
+        ("no thinking first", Measures { no_thought: false, ..ALL }),
+        ("all of them", NONE),
     ] {
         let without = simulate(&day, measures).a_message();
         writeln!(out, "  {name:<23}{}   {:>5.1} %", dollars(without), share(without - message, without))?;
@@ -227,7 +230,7 @@ impl<'a> Simulated<'a> {
 
     /// The reply as long as it may be: what the model thinks before it speaks is part of that.
     fn cut(&self, exchange: &people::Exchange) -> (String, u32) {
-        let thought = if self.model == PRO { people::THOUGHT_OF_SONNET } else { 0.0 };
+        let thought = if self.measures.no_thought { 0.0 } else { people::THOUGHT };
         let whole = f64::from(tokens(exchange.reply.len())) * (1.0 + thought);
         let most = if self.measures.max_tokens { f64::from(self.talk.plan.max_output_tokens()) } else { f64::INFINITY };
         let kept = (whole.min(most) / whole).clamp(0.0, 1.0);
@@ -279,6 +282,7 @@ mod tests {
                 Measures { haiku: false, ..ALL },
                 Measures { summary: false, ..ALL },
                 Measures { max_tokens: false, ..ALL },
+                Measures { no_thought: false, ..ALL },
             ] {
                 let without = simulate(&day, measures).a_message();
                 assert!(without > bill.a_message(), "{measures:?} saves nothing on day {seed}: {without}");

@@ -14,7 +14,7 @@ use super::cache::count;
 use super::request::Asked;
 use super::{Cancelled, Shared, prose};
 
-/// Tokens of the thinking that [`Behaviour::OnlyThinking`] bills.
+/// Tokens that a model thinks where it is let; nobody sees them, and they are billed.
 const THINKING_TOKENS: u32 = 40;
 
 /// One thing the stand-in does while it streams.
@@ -31,6 +31,7 @@ pub(super) struct Reply {
     id: String,
     model: String,
     pieces: Vec<String>,
+    thinking_tokens: u32,
     usage: Usage,
     behaviour: Behaviour,
     stop_reason: &'static str,
@@ -53,7 +54,9 @@ impl Reply {
             Behaviour::OnlyThinking => pieces.clear(),
             _ => {}
         }
-        let mut output = if script.behaviour == Behaviour::OnlyThinking { THINKING_TOKENS } else { 0 };
+        let thinks = asked.thinks || script.behaviour == Behaviour::OnlyThinking;
+        let thinking_tokens = if thinks { THINKING_TOKENS } else { 0 };
+        let mut output = thinking_tokens;
         if let Some(at) = pieces.iter().position(|piece| {
             output += count(piece);
             output > asked.max_tokens
@@ -63,19 +66,21 @@ impl Reply {
             stop_reason = "max_tokens";
         }
         let usage = script.usage.unwrap_or(Usage { output, ..prompt });
-        Self { id, model: asked.model.clone(), pieces, usage, behaviour: script.behaviour, stop_reason }
+        let (model, behaviour) = (asked.model.clone(), script.behaviour);
+        Self { id, model, pieces, thinking_tokens, usage, behaviour, stop_reason }
     }
 
     /// The answer without streaming.
     pub(super) fn whole(&self) -> Value {
-        let content = match self.behaviour {
-            Behaviour::OnlyThinking => {
-                json!([{"type": "thinking", "thinking": "", "signature": "c2lnbmVk"}])
-            }
-            _ => json!([{"type": "text", "text": self.pieces.concat(), "citations": null}]),
+        let thought = json!({"type": "thinking", "thinking": "", "signature": "c2lnbmVk"});
+        let text = json!({"type": "text", "text": self.pieces.concat(), "citations": null});
+        let content: Vec<Value> = match (self.thinking_tokens, &self.behaviour) {
+            (_, Behaviour::OnlyThinking) => vec![thought],
+            (0, _) => vec![text],
+            _ => vec![thought, text],
         };
         let mut message = self.message(self.usage.output);
-        message["content"] = content;
+        message["content"] = content.into();
         message["stop_reason"] = self.stop_reason.into();
         message["stop_details"] = self.stop_details();
         message
@@ -120,13 +125,15 @@ impl Reply {
             steps.push(delta(0, json!({"type": "hologram_delta", "text": ["x"]})));
             steps.push(block_stop(0));
         }
-        if self.behaviour == Behaviour::OnlyThinking {
-            steps.push(block_start(0, json!({"type": "thinking", "thinking": "", "signature": ""})));
-            steps.push(delta(0, json!({"type": "thinking_delta", "thinking": "A hard question."})));
-            steps.push(delta(0, json!({"type": "signature_delta", "signature": "c2lnbmVk"})));
-            steps.push(block_stop(0));
-        } else {
-            let index = usize::from(strange);
+        let mut index = usize::from(strange);
+        if self.thinking_tokens > 0 {
+            steps.push(block_start(index, json!({"type": "thinking", "thinking": "", "signature": ""})));
+            steps.push(delta(index, json!({"type": "thinking_delta", "thinking": "A hard question."})));
+            steps.push(delta(index, json!({"type": "signature_delta", "signature": "c2lnbmVk"})));
+            steps.push(block_stop(index));
+            index += 1;
+        }
+        if self.behaviour != Behaviour::OnlyThinking {
             steps.push(block_start(index, json!({"type": "text", "text": "", "citations": null})));
             steps.push(send("ping", json!({})));
             let mut fault = self.fault();
@@ -206,7 +213,7 @@ impl Reply {
     }
 
     fn prompt_usage(&self, output_tokens: u32) -> Value {
-        let thinking = if self.behaviour == Behaviour::OnlyThinking { output_tokens } else { 0 };
+        let thinking = self.thinking_tokens.min(output_tokens);
         json!({
             "input_tokens": self.usage.input,
             "cache_creation_input_tokens": u64::from(self.usage.cache_write_5m) + u64::from(self.usage.cache_write_1h),

@@ -6,14 +6,36 @@ use serde_json::{Map, Value};
 use super::behaviour::Failure;
 use super::cache::{Block, Ttl, count};
 
-/// Models by id, with the most tokens of a reply and whether a reply may be begun for them.
-pub(super) const MODELS: [(&str, &str, u64, bool); 5] = [
-    ("claude-opus-5-5", "Claude Opus 5.5", 128_000, false),
-    ("claude-sonnet-5-5", "Claude Sonnet 5.5", 128_000, false),
-    ("claude-haiku-5-5", "Claude Haiku 5.5", 128_000, false),
-    ("claude-opus-5", "Claude Opus 5", 128_000, false),
-    ("claude-haiku-4-5", "Claude Haiku 4.5", 64_000, true),
+/// A model as the provider lists it.
+pub(super) struct Model {
+    pub(super) id: &'static str,
+    pub(super) name: &'static str,
+    /// The most tokens of a reply.
+    pub(super) most_tokens: u64,
+    /// Whether a reply may be begun for it.
+    may_begin: bool,
+    /// Whether it thinks first where a request says nothing of it.
+    thinks: bool,
+    /// The types of `thinking` that it takes.
+    thinking: &'static [&'static str],
+}
+
+pub(super) const MODELS: [Model; 5] = [
+    model("claude-opus-5-5", "Claude Opus 5.5", &["adaptive"]),
+    model("claude-sonnet-5-5", "Claude Sonnet 5.5", &["adaptive", "between_tools"]),
+    model("claude-haiku-5-5", "Claude Haiku 5.5", &["adaptive", "disabled"]),
+    model("claude-opus-5", "Claude Opus 5", &["adaptive", "enabled", "disabled"]),
+    Model {
+        most_tokens: 64_000,
+        may_begin: true,
+        thinks: false,
+        ..model("claude-haiku-4-5", "Claude Haiku 4.5", &["enabled", "disabled"])
+    },
 ];
+
+const fn model(id: &'static str, name: &'static str, thinking: &'static [&'static str]) -> Model {
+    Model { id, name, most_tokens: 128_000, may_begin: false, thinks: true, thinking }
+}
 
 const VERSIONS: [&str; 2] = ["2026-10-21", "2023-06-01"];
 const SAMPLING: [&str; 3] = ["temperature", "top_p", "top_k"];
@@ -72,6 +94,8 @@ impl Problem {
 /// A valid request.
 pub(super) struct Asked {
     pub(super) model: String,
+    /// Whether the model thinks before it speaks.
+    pub(super) thinks: bool,
     pub(super) max_tokens: u32,
     pub(super) stream: bool,
     pub(super) system: String,
@@ -101,17 +125,19 @@ pub(super) fn read(body: &Value, counting: bool) -> Result<Asked, Problem> {
             return Err(Problem::invalid(format!("{field}: Extra inputs are not permitted")));
         }
     }
-    let model = body.get("model").and_then(Value::as_str).ok_or_else(|| required("model"))?;
-    let &(_, _, most_tokens, may_begin) =
-        MODELS.iter().find(|(id, ..)| *id == model).ok_or_else(|| Problem::not_found(format!("model: {model}")))?;
+    let id = body.get("model").and_then(Value::as_str).ok_or_else(|| required("model"))?;
+    let model = MODELS.iter().find(|model| model.id == id);
+    let model = model.ok_or_else(|| Problem::not_found(format!("model: {id}")))?;
     let max_tokens = match body.get("max_tokens") {
         None if counting => 0,
         None => return Err(required("max_tokens")),
         Some(value) => value.as_u64().ok_or_else(|| Problem::invalid("max_tokens: Input should be an integer"))?,
     };
-    if max_tokens > most_tokens {
-        return Err(Problem::invalid(format!("max_tokens: {max_tokens} > {most_tokens}, the most for {model}")));
+    if max_tokens > model.most_tokens {
+        let most = model.most_tokens;
+        return Err(Problem::invalid(format!("max_tokens: {max_tokens} > {most}, the most for {id}")));
     }
+    let thinks = thinks(body, model)?;
     metadata(body.get("metadata"))?;
 
     let mut blocks = Vec::new();
@@ -135,7 +161,7 @@ pub(super) fn read(body: &Value, counting: bool) -> Result<Asked, Problem> {
         let said = message.get("content").ok_or_else(|| required(&place))?;
         last = (role.to_owned(), content(said, role, &place, &mut blocks)?);
     }
-    if last.0 == "assistant" && !may_begin {
+    if last.0 == "assistant" && !model.may_begin {
         return Err(Problem::invalid(
             "This model does not support assistant message prefill. The conversation must end with a user message.",
         ));
@@ -153,7 +179,8 @@ pub(super) fn read(body: &Value, counting: bool) -> Result<Asked, Problem> {
         )));
     }
     Ok(Asked {
-        model: model.to_owned(),
+        model: id.to_owned(),
+        thinks,
         max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
         stream: body.get("stream").and_then(Value::as_bool).unwrap_or(false),
         system,
@@ -161,6 +188,17 @@ pub(super) fn read(body: &Value, counting: bool) -> Result<Asked, Problem> {
         turns: messages.len(),
         blocks,
     })
+}
+
+fn thinks(body: &Map<String, Value>, model: &Model) -> Result<bool, Problem> {
+    let Some(thinking) = body.get("thinking").filter(|thinking| !thinking.is_null()) else {
+        return Ok(model.thinks);
+    };
+    let kind = thinking.get("type").and_then(Value::as_str).ok_or_else(|| required("thinking.type"))?;
+    if !model.thinking.contains(&kind) {
+        return Err(Problem::invalid(format!("\"thinking.type.{kind}\" is not supported for this model.")));
+    }
+    Ok(matches!(kind, "adaptive" | "enabled"))
 }
 
 fn required(field: &str) -> Problem {
@@ -258,6 +296,17 @@ mod tests {
         check(json!({"maxTokens": 1}), Err("maxTokens: Extra inputs are not permitted"));
         check(json!({"metadata": {"email": "a@b"}}), Err("metadata.email: Extra inputs are not permitted"));
         check(json!({"metadata": {"user_id": "u"}, "stream": true, "tool_choice": {"type": "auto"}}), Ok(()));
+        check(json!({"thinking": {"type": "disabled"}}), Ok(()));
+        check(json!({"thinking": {}}), Err("thinking.type: Field required"));
+        for (model, kind) in [
+            ("claude-sonnet-5-5", "disabled"),
+            ("claude-opus-5-5", "disabled"),
+            ("claude-haiku-5-5", "between_tools"),
+            ("claude-haiku-5-5", "enabled"),
+        ] {
+            let refused = format!("\"thinking.type.{kind}\" is not supported for this model.");
+            check(json!({"model": model, "thinking": {"type": kind}}), Err(&refused));
+        }
         check(json!({"messages": null}), Err("messages: Field required"));
         check(json!({"messages": []}), Err("messages: at least one message is required"));
         check(

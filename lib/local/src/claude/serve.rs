@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::behaviour::{self, Behaviour, Failure};
 use super::reply::Reply;
-use super::request::{self, MODELS, Problem};
+use super::request::{self, MODELS, Model, Problem};
 use super::{Cancelled, Recorded, Shared, control, key, lock};
 use crate::wire::{self, Body, HangUp};
 
@@ -154,16 +154,16 @@ fn error(problem: Problem, request_id: &str) -> Response<Body> {
 }
 
 fn models() -> Value {
-    let model = |&(id, name, max_tokens, _): &(&str, &str, u64, bool)| {
+    let model = |&Model { id, name, most_tokens, .. }: &Model| {
         json!({
             "type": "model", "id": id, "display_name": name, "created_at": "2026-10-07T00:00:00Z",
             "lifecycle": "active", "deprecated_at": null, "retires_at": null, "line": id.split('-').nth(1),
-            "max_input_tokens": 1_000_000, "max_tokens": max_tokens, "capabilities": null,
+            "max_input_tokens": 1_000_000, "max_tokens": most_tokens, "capabilities": null,
         })
     };
     json!({
         "data": MODELS.iter().map(model).collect::<Vec<_>>(),
-        "has_more": false, "first_id": MODELS[0].0, "last_id": MODELS[MODELS.len() - 1].0,
+        "has_more": false, "first_id": MODELS[0].id, "last_id": MODELS[MODELS.len() - 1].id,
     })
 }
 

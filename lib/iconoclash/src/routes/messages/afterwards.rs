@@ -234,11 +234,7 @@ impl Heard {
             Err(_) => Self::late().failure,
         };
         self.key_label = Some(stream.key_label().to_owned());
-        let usage = stream.usage();
-        self.spent = match stream.stop_reason() {
-            Some(_) => Spent { usage, estimated: false },
-            None => Spent::so_far(usage, &self.text, max_tokens),
-        };
+        self.spent = Spent::by(&stream, &self.text, max_tokens);
     }
 }
 

@@ -182,12 +182,18 @@ pub(super) struct Spent {
 }
 
 impl Spent {
-    /// Of a reply whose end the provider did not tell: it reports the prompt when it begins, and how much it has written
-    /// only at the end. What it has written is what came, of which no language takes more than a token for two bytes; it
-    /// is never less than was reported, nor more than was allowed.
-    pub(super) fn so_far(reported: claude::Usage, text: &str, max_tokens: u32) -> Self {
-        let output = reported.output.max(tokens_at_most(text.len()).min(max_tokens));
-        Self { usage: claude::Usage { output, ..reported }, estimated: output > reported.output }
+    /// Of a reply of which this text came. Where the provider did not tell its end: it reports the prompt when it begins,
+    /// and how much it has written only at the end. What it has written is what came, of which no language takes more
+    /// than a token for two bytes, and what it thought before, of which nothing is told; it is never less than was
+    /// reported, nor more than was allowed.
+    pub(super) fn by(reply: &claude::Reply, text: &str, max_tokens: u32) -> Self {
+        let usage = reply.usage();
+        if reply.stop_reason().is_some() {
+            return Self { usage, estimated: false };
+        }
+        let written = if reply.has_thought() { max_tokens } else { tokens_at_most(text.len()).min(max_tokens) };
+        let output = usage.output.max(written);
+        Self { usage: claude::Usage { output, ..usage }, estimated: output > usage.output }
     }
 
     /// Of a call that was given up before its first word: the provider has most likely read the prompt.

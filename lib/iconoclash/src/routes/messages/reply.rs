@@ -138,7 +138,7 @@ impl Asked {
                 return Err(failure.unwrap_or(INTERRUPTED));
             }
             Some(Ok(Ok(stream))) => reply.relay(stream, looks, tell).await?,
-            None => reply.stop_unanswered(tell).await?,
+            None => Box::pin(reply.stop_unanswered(tell)).await?,
         };
         Ok(Some(Answered { gate, memory, question, reply }))
     }
@@ -227,16 +227,12 @@ impl Reply<'_> {
         self.record.answered_by(&stream);
         self.tell_start(tell);
         let ending = self.listen(&mut stream, looks, tell).await;
-        let (usage, told_all) = (stream.usage(), stream.stop_reason().is_some());
+        let spent = Spent::by(&stream, &self.text, self.gate.plan().max_output_tokens());
         self.record.stop_reason = stream.stop_reason().map(str::to_owned);
         // Ends the provider's work, which is paid for by the word.
         drop(stream);
-        let spent = if told_all {
-            Spent { usage, estimated: false }
-        } else {
-            Spent::so_far(usage, &self.text, self.gate.plan().max_output_tokens())
-        };
-        self.tell_end(ending, spent, tell).await
+        // On the heap, like each save: a thousand replies under way do not keep room for their ends.
+        Box::pin(self.tell_end(ending, spent, tell)).await
     }
 
     /// The call was given up before the provider said a word.
@@ -276,9 +272,9 @@ impl Reply<'_> {
                     _ = looks.tick() => {
                         let stop = if self.text.len() > saved || renewed.elapsed() > RENEW_LEASE {
                             (saved, renewed) = (self.text.len(), Instant::now());
-                            self.record.save(&self.text).await
+                            Box::pin(self.record.save(&self.text)).await
                         } else {
-                            stop::is_wanted(&self.asked.app, self.record.reply_id).await
+                            Box::pin(stop::is_wanted(&self.asked.app, self.record.reply_id)).await
                         };
                         if stop {
                             return Ending::Stopped;

@@ -11,7 +11,7 @@ use iconoclash::claude::Usage;
 pub(super) const ASSUMPTIONS: &[&str] = &[
     "3.1 bytes a token: four for the older models, and a third more tokens with the present tokenizer",
     "a cached prefix lives 5 minutes from its last use; a marker finds what was cached up to 20 blocks before it",
-    "prefixes below 1,024 tokens (Sonnet) and 4,096 (Haiku) are not cached; neither is published for these models",
+    "prefixes below 1,024 tokens (Sonnet) and 4,096 (Haiku) are not cached, as with their predecessors; these may take less",
     "no two conversations share a prefix, though those about one topic with one icon could",
 ];
 

@@ -11,11 +11,11 @@ pub(super) const ASSUMPTIONS: &[&str] = &[
     "a message has 160 bytes (median, log-normal, sigma 1.0, at most 8,000), a reply 1,000 (sigma 0.5)",
     "between two messages lie 80 s and the reply (median, log-normal, sigma 1.0); one pause in ten is of 4 hours",
     "one conversation in five has two to four icons; four in five were not given a title",
-    "Sonnet thinks 40 % of what it says on top of it, billed as output; Haiku does not think",
+    "no model thinks before it speaks, as each request asks; one that may thinks 40 % of what it says, billed as output",
     "a summary has 1,800 bytes, a title 12 tokens",
 ];
 
-pub(super) const THOUGHT_OF_SONNET: f64 = 0.4;
+pub(super) const THOUGHT: f64 = 0.4;
 pub(super) const SUMMARY_BYTES: usize = 1_800;
 
 /// The conversations of one day.
