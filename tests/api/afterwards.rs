@@ -3,6 +3,7 @@
 use iconoclash::claude::Usage;
 use iconoclash_local::claude::{Behaviour, Failure, Script};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 use crate::harness::{Actor, TestApp};
 
@@ -98,6 +99,25 @@ async fn where_there_is_no_room_or_it_fails_only_the_title_is_missing() {
     assert_eq!(bob.send(&discussion, "I doubt it.").await.status, 201);
     app.background.idle().await;
     assert_eq!(app.claude.requests().len(), asked + 1);
+    app.assert_counters_equal_the_ledger().await;
+}
+
+#[tokio::test]
+async fn what_does_not_come_in_time_is_given_up_and_paid_for() {
+    let app = TestApp::adjusted(&[], |config| config.patience.aside = Duration::from_millis(300)).await;
+    let ada = app.member("ada").await;
+    for (given_up, silence) in [Behaviour::Hang, Behaviour::Stall { after: 1 }].into_iter().enumerate() {
+        let discussion = untitled(&ada).await;
+        app.claude.next(Script::say("What do you doubt?"));
+        app.claude.next(Script::from(silence).saying("Late but good"));
+        assert_eq!(ada.send(&discussion, "I doubt it.").await.json["reply"]["status"], "complete");
+        app.background.idle().await;
+        app.claude.wait_for_cancelled(given_up + 1).await;
+        assert_eq!(title(&ada, &discussion).await, "Is doubt a virtue?");
+    }
+    let ledger = "select string_agg(concat(outcome, ' ', estimated, ' ', cost_microusd > 0), ', ') from usage_events \
+                  where kind = 'title'";
+    assert_eq!(app.value(ledger).await.trim_matches('"'), "failed t t, failed t t");
     app.assert_counters_equal_the_ledger().await;
 }
 

@@ -130,6 +130,24 @@ async fn a_reply_is_told_from_the_start_to_whoever_has_nothing_of_it() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_given_up_has_no_end_and_goes_on_after_its_last_event() {
+    let app = TestApp::adjusted(&[], |config| config.patience.follow = Duration::from_millis(600)).await;
+    let ada = app.member("ada").await;
+    let discussion = ada.discussion().await;
+    app.claude.next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three."));
+    let mut sent = ada.stream(&discussion, "Why?").await;
+    let reply = sent.next().await.unwrap().data["reply_id"].as_str().unwrap().to_owned();
+    app.eventually("select content from messages where role = 'assistant'", "\"One two \"").await;
+    let told = ada.resume(&reply, None).await.rest().await;
+    let names: Vec<&str> = told.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(names, ["start", "delta"]);
+    app.claude.release();
+    sent.rest().await;
+    let rest = ada.resume(&reply, Some(told[1].id)).await.rest().await;
+    assert_eq!((&rest[0].data, rest[1].name.as_str()), (&json!({"text": "three."}), "done"));
+}
+
+#[tokio::test]
 async fn the_rest_of_a_reply_that_broke_off_is_told_with_its_end() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;

@@ -11,7 +11,6 @@ mod pool;
 mod request;
 mod stream;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -179,10 +178,9 @@ impl Claude {
         let head = stream::Head {
             model: prompt.model.clone(),
             asked_model: prompt.model.clone(),
-            key_label: self.key.label.clone(),
+            key: self.key.clone(),
             limits: Limits::of(headers),
             request_id,
-            secret: Arc::clone(&self.key.secret),
         };
         Ok(Reply::new(response.bytes_stream(), head, clock))
     }

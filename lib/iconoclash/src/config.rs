@@ -7,7 +7,7 @@ mod billing;
 mod claude;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use crate::fault::Freeze;
 
@@ -88,8 +88,25 @@ pub struct Config {
     pub region: String,
     /// `VERCEL_GIT_COMMIT_SHA`, else the crate's version.
     pub version: String,
+    /// What is given up, and when; no settings, but shorter in tests.
+    pub patience: Patience,
     /// `ICONOCLASH_FREEZE_AT`, in debug builds only: where a test has the process stop for good.
     pub freeze: Option<Freeze>,
+}
+
+/// How long a function goes on with what it could leave. The platform ends it after 300 seconds, whatever it does.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A title or a summary, of what the reply leaves of that time.
+    pub aside: Duration,
+    /// A running reply that somebody follows; the client then comes back with the last id that it has.
+    pub follow: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { aside: Duration::from_secs(20), follow: Duration::from_secs(280) }
+    }
 }
 
 /// Whether AWS Lambda runs this process.
@@ -188,6 +205,7 @@ impl Config {
                 .or_else(|| env.optional("AWS_REGION"))
                 .unwrap_or_else(|| "local".to_owned()),
             version: env.optional("VERCEL_GIT_COMMIT_SHA").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+            patience: Patience::default(),
             freeze: env.optional("ICONOCLASH_FREEZE_AT").and_then(|place| Freeze::parse(&place)),
         }
     }

@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -45,15 +44,6 @@ enum End {
 }
 
 impl Pool {
-    /// Asks for what belongs to no conversation, by a key that is the same for the user, with no other model to fall
-    /// back to.
-    pub async fn stream(&self, prompt: &Prompt) -> Result<Reply, Error> {
-        let hash = Sha256::digest(prompt.user_id.as_bytes());
-        let conversation = hash.iter().take(16).fold(0, |bits, byte| bits << 8 | u128::from(*byte));
-        let conversation = Uuid::from_u128(conversation);
-        self.ask(prompt, &Route { conversation, fallback: None }).await
-    }
-
     /// Asks for a reply; `Ok` once it has begun. The deadlines are of all attempts together.
     pub async fn ask(&self, prompt: &Prompt, route: &Route<'_>) -> Result<Reply, Error> {
         if self.is_empty() {

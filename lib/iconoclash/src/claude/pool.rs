@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::cooldown::{Cooldowns, Deadline};
 use super::error::Class;
-use super::{ApiKey, Deadlines, Error, Limit, Limits};
+use super::{ApiKey, Deadlines, Error, Limit, Limits, Phase, Reply};
 
 /// A limit without `retry-after` refills within a minute.
 const LIMITED: Duration = Duration::from_secs(10);
@@ -223,6 +223,14 @@ impl Pool {
         state.refusals.remove(&key.scope());
         state.spent.remove(&key.organisation_scope());
         state.outcomes.entry(key.label.clone()).or_default().ok_at = Some(now);
+    }
+
+    /// A reply has broken off; it is not asked for again, but others need not meet the same.
+    pub fn broke(&self, reply: &Reply, error: &Error) {
+        // A reply that is too long says nothing of who gave it.
+        if !matches!(error, Error::Timeout { phase: Phase::Whole }) {
+            self.went_wrong(reply.key(), reply.asked_model(), error);
+        }
     }
 
     /// Takes from an error what holds for later calls, too.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Deadlines, Detail, Error, Limits, Phase, Usage};
+use super::{ApiKey, Deadlines, Detail, Error, Limits, Phase, Usage};
 
 /// The provider's events are a few hundred bytes; this is what one may cost us in memory.
 const MOST_EVENT_BYTES: usize = 256 * 1024;
@@ -36,10 +36,9 @@ pub(super) struct Head {
     /// As the provider names it, once the reply has begun.
     pub(super) model: String,
     pub(super) asked_model: String,
-    pub(super) key_label: String,
+    pub(super) key: ApiKey,
     pub(super) limits: Limits,
     pub(super) request_id: Option<String>,
-    pub(super) secret: Arc<str>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -134,7 +133,11 @@ impl Reply {
 
     /// The label of the key that pays.
     pub fn key_label(&self) -> &str {
-        &self.head.key_label
+        &self.head.key.label
+    }
+
+    pub(super) fn key(&self) -> &ApiKey {
+        &self.head.key
     }
 
     /// Why the model stopped, such as `end_turn`, `max_tokens` or `refusal`; others will be added.
@@ -219,7 +222,7 @@ impl Reply {
             }
             "message_stop" => return Ok(Step::Stop),
             "error" => {
-                let detail = Detail::parse(&event.data, self.request_id(), &self.head.secret);
+                let detail = Detail::parse(&event.data, self.request_id(), &self.head.key.secret);
                 return Err(Error::InStream(Box::new(detail)));
             }
             _ => {}

@@ -15,10 +15,9 @@ fn reply(body: impl Stream<Item = reqwest::Result<Bytes>> + Send + 'static) -> R
     let head = Head {
         model: "asked".into(),
         asked_model: "asked".into(),
-        key_label: "test".into(),
+        key: super::super::ApiKey::new("test", "sk-1"),
         limits: Limits::default(),
         request_id: Some("req_1".into()),
-        secret: "sk-1".into(),
     };
     Reply::new(body, head, Clock::start(Deadlines::default()))
 }

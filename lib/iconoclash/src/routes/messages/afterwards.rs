@@ -2,8 +2,8 @@
 //! part where the conversation has become long. A small model does it, under the same budgets as the reply; where there
 //! is no room, or it fails, nothing is lost but the title or a cheaper prompt.
 
-use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::{
@@ -19,14 +19,11 @@ use crate::{
         aside::{self, Aside},
     },
     budget,
-    claude::{self, Prompt, Route},
+    claude::{self, Pool, Prompt, Route},
     db::ToSql,
     error::{Error, Result},
     price, sql, telemetry,
 };
-
-/// Time for one such call, of what the reply leaves of the function's.
-const DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a discussion was when its message was answered.
 pub(super) struct Memory {
@@ -117,13 +114,12 @@ impl Asked {
             return begun.map(|_| None);
         }
         let route = Route { conversation: self.discussion, fallback: None };
-        let called = tokio::time::timeout(DEADLINE, claude.ask(prompt, &route)).await;
-        let mut heard = Heard::default();
-        match called {
-            Ok(Ok(stream)) => heard.listen(stream, prompt.max_tokens).await,
-            Ok(Err(failed)) => heard.failure = Some(telemetry::chain(&failed)),
-            Err(_) => heard = Heard { spent: Spent::unanswered(bytes), ..Heard::late() },
-        }
+        let by = Instant::now() + app.config().patience.aside;
+        let heard = match timeout_at(by, claude.ask(prompt, &route)).await {
+            Ok(Ok(stream)) => Heard::listen(claude, stream, prompt.max_tokens, by).await,
+            Ok(Err(failed)) => Heard { failure: Some(telemetry::chain(&failed)), ..Heard::default() },
+            Err(_) => Heard { spent: Spent::unanswered(bytes), failure: Some(LATE.to_owned()), ..Heard::default() },
+        };
         let cost = self.end_aside(task, prompt, &heard, request).await?;
         hold.settle(app, cost).await?;
         match heard.failure {
@@ -215,26 +211,28 @@ struct Heard {
     key_label: Option<String>,
 }
 
-impl Heard {
-    fn late() -> Self {
-        Self { failure: Some("no answer in time".to_owned()), ..Self::default() }
-    }
+const LATE: &str = "no answer in time";
 
-    async fn listen(&mut self, mut stream: claude::Reply, max_tokens: u32) {
+impl Heard {
+    async fn listen(claude: &Pool, mut stream: claude::Reply, max_tokens: u32, by: Instant) -> Self {
+        let mut text = String::new();
         let whole = async {
             while let Some(piece) = stream.next().await? {
-                self.text.push_str(&piece);
+                text.push_str(&piece);
             }
             Ok::<_, claude::Error>(())
         };
-        self.failure = match tokio::time::timeout(DEADLINE, whole).await {
+        let failure = match timeout_at(by, whole).await {
             Ok(Ok(())) if stream.stop_reason() == Some("refusal") => Some("refused".to_owned()),
             Ok(Ok(())) => None,
-            Ok(Err(failed)) => Some(telemetry::chain(&failed)),
-            Err(_) => Self::late().failure,
+            Ok(Err(broken)) => {
+                claude.broke(&stream, &broken);
+                Some(telemetry::chain(&broken))
+            }
+            Err(_) => Some(LATE.to_owned()),
         };
-        self.key_label = Some(stream.key_label().to_owned());
-        self.spent = Spent::by(&stream, &self.text, max_tokens);
+        let spent = Spent::by(&stream, &text, max_tokens);
+        Self { text, spent, failure, key_label: Some(stream.key_label().to_owned()) }
     }
 }
 

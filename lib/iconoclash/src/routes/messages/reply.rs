@@ -227,6 +227,9 @@ impl Reply<'_> {
         self.record.answered_by(&stream);
         self.tell_start(tell);
         let ending = self.listen(&mut stream, looks, tell).await;
+        if let (Ending::Broken(error), Ok(claude)) = (&ending, self.asked.app.claude()) {
+            claude.broke(&stream, error);
+        }
         let spent = Spent::by(&stream, &self.text, self.gate.plan().max_output_tokens());
         self.record.stop_reason = stream.stop_reason().map(str::to_owned);
         // Ends the provider's work, which is paid for by the word.

@@ -39,8 +39,6 @@ use crate::{
 
 /// A running reply is saved about once a second, so looking more often shows it no sooner.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
-/// The platform ends a function after 300 seconds; the client then comes back with the last id that it has.
-const GIVE_UP: Duration = Duration::from_secs(280);
 
 const MOST_CHARS: u64 = 1 << 30;
 
@@ -115,7 +113,7 @@ impl Watch {
     /// Tells what there is as it comes. Where it cannot go on it ends without an end, and the client resumes.
     async fn until_the_end(mut self, tell: UnboundedSender<Event>) {
         let begun = Instant::now();
-        while begun.elapsed() < GIVE_UP {
+        while begun.elapsed() < self.app.config().patience.follow {
             match self.look(&tell).await {
                 Ok(false) => {}
                 Ok(true) => return,
