@@ -7,6 +7,9 @@ use std::sync::LazyLock;
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::to_value(routes::all().into_openapi()).unwrap());
 
+/// What any route may answer to a request that is broken, comes too often, or meets a service that is.
+const ANYWHERE: [u16; 10] = [400, 401, 404, 405, 413, 415, 422, 429, 500, 503];
+
 /// The document that `GET /api/openapi` serves.
 pub(crate) fn document() -> &'static Value {
     &DOCUMENT
@@ -24,6 +27,10 @@ pub(crate) fn check(method: &Method, path: &str, status: StatusCode, headers: &H
         assert_eq!(json["status"], status.as_u16(), "{json}");
         assert_eq!(json["request_id"].as_str().map(str::to_owned), said("x-request-id"), "{json}");
         valid(&json!({ "$ref": "#/components/schemas/Problem" }), json, method, path);
+        if let Some(operation) = operation(method, path) {
+            let known = ANYWHERE.contains(&status.as_u16()) || operation["responses"][status.as_str()].is_object();
+            assert!(known, "{method} {path} answered {status}, which the document does not know: {json}");
+        }
         return;
     }
     let Some(operation) = operation(method, path) else {

@@ -164,8 +164,13 @@ async fn cell_of(
     let taken = i64::from(!matches!(gets, Refusal(_)));
     assert_eq!(used().await - used_before, taken, "{cell}: messages taken");
     settled(app).await;
-    let billed = app.value("select count(*) from usage_events where cost_microusd > 0").await;
-    assert_eq!(billed, app.claude.begun().to_string(), "{cell}: ledger rows with a cost, replies that began");
+    let billed = app.value("select count(*) from usage_events where cost_microusd > 0 and counted").await;
+    assert_eq!(billed, app.claude.begun().to_string(), "{cell}: ledger rows of what is billed, replies that began");
+    // What was asked and never answered may be billed: it is booked, and costs the sender nothing.
+    let silent = format!("select cost_microusd > 0 from usage_events where message_id = {}", kept["id"]);
+    let silent = silent.replace('"', "'");
+    let hung = *script == Script::from(Behaviour::Hang) && matches!(gets, Refusal(_));
+    assert_eq!(app.value(&silent).await, if hung || taken > 0 { "t" } else { "f" }, "{cell}: cost");
 }
 
 /// A process, and a Redis, that know nothing of the cell before.

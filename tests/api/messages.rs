@@ -1,7 +1,7 @@
 //! Saying something and being answered.
 
 use futures_util::future::join_all;
-use iconoclash_local::claude::Script;
+use iconoclash_local::claude::{Behaviour, Script};
 use serde_json::json;
 
 use crate::harness::{Answer, TestApp};
@@ -172,4 +172,60 @@ async fn a_discussion_has_one_running_reply() {
     assert_eq!(app.value("select count(*) from usage_events where outcome = 'complete'").await, answered.to_string());
     assert_eq!(ada.get("/api/auth/session").await.json["quota"]["used"], answered);
     assert_eq!(ada.get(&format!("/api/discussions/{discussion}")).await.json["message_count"], answered * 2);
+}
+
+#[tokio::test]
+async fn a_key_whose_reply_died_gives_what_is_left_of_it_or_is_free_again() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    for (said, status) in [(1, "partial"), (0, "complete")] {
+        let discussion = ada.discussion().await;
+        app.claude.next(Script::from(Behaviour::Stall { after: said }).saying("One two."));
+        let sent = ada.send_with_key(&discussion, "Why?", &discussion);
+        let died = async {
+            let text = if said > 0 { "content <> ''" } else { "true" };
+            let running = format!("select count(*) from messages where status = 'streaming' and {text}");
+            app.eventually(&running, "1").await;
+        };
+        tokio::select! {
+            answer = sent => panic!("it did not stall: {answer:?}"),
+            () = died => {}
+        }
+        app.sql("update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'").await;
+        let again = async || ada.send_with_key(&discussion, "Why?", &discussion).await;
+        assert_eq!(again().await.problem(), (409, "request_in_progress"), "{status}");
+        let answer = again().await;
+        assert_eq!((answer.status.as_u16(), &answer.json["reply"]["status"]), (201, &json!(status)), "{}", answer.json);
+    }
+}
+
+#[tokio::test]
+async fn a_key_for_a_discussion_that_goes_meanwhile_is_not_taken() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let discussion = ada.discussion().await;
+    let delete = format!("begin; delete from discussions where id = '{discussion}'; select pg_sleep(1.5); commit");
+    let sent = async {
+        let deleting =
+            "select count(*) from pg_stat_activity where query like 'begin; delete%pg_sleep%' and state = 'active'";
+        app.eventually(deleting, "1").await;
+        ada.send_with_key(&discussion, "Why?", "k-1").await
+    };
+    let ((), answer) = tokio::join!(app.sql(&delete), sent);
+    assert_eq!(answer.problem(), (404, "not_found"));
+    let other = ada.discussion().await;
+    assert_eq!(ada.send_with_key(&other, "Why?", "k-1").await.status, 201);
+    assert_eq!(ada.get("/api/auth/session").await.json["quota"]["used"], 1);
+}
+
+#[tokio::test]
+async fn a_character_that_cannot_be_stored_is_left_out_and_nothing_else() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let discussion = ada.discussion().await;
+    app.claude.next(Script::say("One\0 \0 two."));
+    let events = ada.stream(&discussion, "Why?").await.rest().await;
+    let said: String = events.iter().filter_map(|event| event.data["text"].as_str()).collect();
+    assert_eq!((said.as_str(), events.last().unwrap().name.as_str()), ("One  two.", "done"));
+    assert_eq!(events.last().unwrap().data["reply"]["content"], "One  two.");
 }

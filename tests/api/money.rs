@@ -63,6 +63,8 @@ async fn of_two_hundred_messages_with_money_for_one_exactly_one_is_answered() {
         assert!((1..=86_400).contains(&wait) && refusal.json["reset_at"].as_str().unwrap().ends_with("T00:00:00Z"));
         assert!(!refusal.json.to_string().contains("microusd"), "{}", refusal.json);
     }
+    // On a busy machine Redis misses its deadline now and then, and learns of what went without it.
+    app.cron("/api/cron/reconcile").await;
     app.assert_counters_equal_the_ledger().await;
 }
 

@@ -214,6 +214,28 @@ async fn wherever_a_process_dies_reconciling_ends_what_it_had_begun() {
     }
 }
 
+#[tokio::test]
+async fn replies_that_end_late_and_those_who_end_them_for_dead_do_not_wait_for_each_other() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    app.sql("update users set plan = 'pro'").await;
+    let discussions = join_all((0..12).map(|_| ada.discussion())).await;
+    for _ in 0..4 {
+        (0..12).for_each(|_| app.claude.next(Behaviour::Hold { after: 1 }));
+        let streams = join_all(discussions.iter().map(|discussion| ada.stream(discussion, "Why?"))).await;
+        app.sql("update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'").await;
+        (0..12).for_each(|_| app.claude.release());
+        let ends = join_all(streams.into_iter().map(|stream| stream.rest()));
+        let crons = join_all((0..4).map(|_| app.cron("/api/cron/reconcile")));
+        let (ends, _) = tokio::join!(ends, crons);
+        assert!(ends.iter().all(|events| events.last().unwrap().name == "done"));
+    }
+    app.background.idle().await;
+    app.cron("/api/cron/reconcile").await;
+    app.assert_counters_equal_the_ledger().await;
+    assert_eq!(app.value("select count(*) from usage_events where outcome <> 'complete'").await, "0");
+}
+
 fn letter(yes: bool) -> &'static str {
     if yes { "t" } else { "f" }
 }

@@ -255,7 +255,12 @@ impl<'a> Admission<'a> {
 
     /// Gives the message and its hold back, if Redis has one.
     pub async fn give_back(&self) {
-        self.close(0, true).await;
+        self.settle_uncounted(0).await;
+    }
+
+    /// Gives the message back, and puts the cost in the hold's place.
+    pub async fn settle_uncounted(&self, cost_microusd: i64) {
+        self.close(cost_microusd, true).await;
     }
 
     async fn close(&self, cost_microusd: i64, give_back: bool) {

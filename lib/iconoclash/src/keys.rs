@@ -105,7 +105,13 @@ pub async fn beside<T>(app: &App, work: impl Future<Output = T>) -> T {
         let Ok(pool) = app.claude() else { return std::future::pending().await };
         loop {
             follow(app, pool).await;
-            pool.news().await;
+            let news = pool.news();
+            if pool.untold().is_empty() {
+                news.await;
+            } else {
+                // What came too early to be told is told as soon as it may.
+                let _either = tokio::time::timeout(TELL_EVERY.unsigned_abs(), news).await;
+            }
         }
     };
     let done = tokio::select! {
@@ -114,7 +120,8 @@ pub async fn beside<T>(app: &App, work: impl Future<Output = T>) -> T {
     };
     if let Ok(pool) = app.claude() {
         if !pool.untold().is_empty() {
-            follow(app, pool).await;
+            // Nobody may be here to tell it later.
+            Box::pin(follow_deadlines(app, pool, Duration::ZERO)).await;
         }
         for alarm in pool.take_alarms() {
             tell_operators(app, alarm).await;
@@ -124,16 +131,20 @@ pub async fn beside<T>(app: &App, work: impl Future<Output = T>) -> T {
 }
 
 /// Once a day for each key or organisation, however many instances notice: the mail provider knows the alert's key.
-async fn tell_operators(app: &App, Alarm { of, what, cause }: Alarm) {
+async fn tell_operators(app: &App, Alarm { of, matter, what, cause }: Alarm) {
     let today = app.now().date();
     let text = format!("{what} It is about {of}: {cause}. `iconoclash keys list` shows all keys.");
-    let alert =
-        Alert { subject: format!("Claude: {of} needs you"), text, link: None, key: format!("claude/{of}/{today}") };
+    let alert = Alert {
+        subject: format!("Claude: {of} needs you"),
+        text,
+        link: None,
+        key: format!("claude/{matter}/{of}/{today}"),
+    };
     alert::operators(app, alert).await;
 }
 
 async fn follow(app: &App, pool: &Pool) {
-    tokio::join!(Box::pin(follow_keys(app, pool)), Box::pin(follow_deadlines(app, pool)));
+    tokio::join!(Box::pin(follow_keys(app, pool)), Box::pin(follow_deadlines(app, pool, TELL_EVERY)));
 }
 
 async fn follow_keys(app: &App, pool: &Pool) {
@@ -149,11 +160,11 @@ async fn follow_keys(app: &App, pool: &Pool) {
     }
 }
 
-async fn follow_deadlines(app: &App, pool: &Pool) {
+async fn follow_deadlines(app: &App, pool: &Pool, tell_every: Duration) {
     let following = app.following();
     let Ok(_turn) = following.sharing.try_lock() else { return };
     let (now, untold, asked) = (app.now(), pool.untold(), following.times().asked);
-    if is_due(asked, if untold.is_empty() { ASK_EVERY } else { TELL_EVERY }, now) {
+    if is_due(asked, if untold.is_empty() { ASK_EVERY } else { tell_every }, now) {
         following.times().asked = Some(now);
         match share(app, &untold).await {
             Ok(known) => pool.follow(&untold, known),
@@ -168,17 +179,18 @@ async fn follow_deadlines(app: &App, pool: &Pool) {
 
 /// Which keys there are, from the database and, where a label is not there, from the environment.
 async fn load(app: &App, pool: &Pool) {
-    let now = app.now();
+    let begun = app.now();
     let cause = match read(app).await {
         Ok(keys) => {
             pool.replace(keys);
-            app.following().times().loaded = Some(now);
+            app.following().times().loaded = Some(begun);
             return;
         }
         Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => telemetry::chain(cause.as_ref()),
         Err(error) => error.to_string(),
     };
-    app.following().times().load_failed = Some(now);
+    // Counted from the failure, which takes a deadline where Postgres hangs: whoever waited for it does not try again.
+    app.following().times().load_failed = Some(app.now());
     tracing::warn!(cause, "the stored keys could not be read: those known last go on");
 }
 

@@ -51,11 +51,9 @@ impl Pool {
         }
         let mut search = Search { pool: self, route, begun: Instant::now(), attempts: 0, last: None };
         let models = [Some(prompt.model.as_str()), route.fallback];
-        for (at, model) in models.into_iter().flatten().enumerate() {
-            let has_another = at == 0 && route.fallback.is_some();
-            if self.spares(model, has_another) {
-                continue;
-            }
+        let asked = self.models(models.into_iter().flatten());
+        for (at, model) in asked.iter().copied().enumerate() {
+            let has_another = at + 1 < asked.len();
             let prompt = match model == prompt.model {
                 true => Cow::Borrowed(prompt),
                 false => Cow::Owned(Prompt { model: model.to_owned(), ..prompt.clone() }),

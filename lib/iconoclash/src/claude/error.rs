@@ -177,6 +177,15 @@ impl Error {
         self.detail().and_then(|detail| detail.should_retry)
     }
 
+    /// Whether the provider may have begun the reply all the same, and bill it: it had the request and said nothing of it.
+    pub fn may_be_billed(&self) -> bool {
+        match self {
+            Self::Timeout { phase: Phase::FirstEvent } | Self::Cut { .. } => true,
+            Self::Cooling { last: Some(last), .. } => last.may_be_billed(),
+            _ => false,
+        }
+    }
+
     /// What the provider said, if it said anything.
     pub fn detail(&self) -> Option<&Detail> {
         match self {

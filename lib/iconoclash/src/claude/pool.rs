@@ -69,6 +69,8 @@ pub struct Outcome {
 pub struct Alarm {
     /// Its label, or its organisation's name.
     pub of: String,
+    /// One word for what is wrong.
+    pub matter: &'static str,
     /// What is wrong, as a sentence.
     pub what: &'static str,
     /// What the provider said.
@@ -176,11 +178,13 @@ impl Pool {
         best.map(|(key, _)| Arc::clone(key))
     }
 
-    /// Whether a model is left alone for now, or comes last where there is another.
-    pub(super) fn spares(&self, model: &str, has_another: bool) -> bool {
-        let (state, now, scope) = (self.state(), self.now_ms(), model_scope(model));
-        let is_suspect = state.suspects.get(&scope).is_some_and(|until| *until > now);
-        state.cooldowns.end(&scope, now).is_some() || has_another && is_suspect
+    /// The models that are not left alone for now, those last that failed just now.
+    pub(super) fn models<'m>(&self, models: impl Iterator<Item = &'m str>) -> Vec<&'m str> {
+        let (state, now) = (self.state(), self.now_ms());
+        let mut models: Vec<_> =
+            models.filter(|model| state.cooldowns.end(&model_scope(model), now).is_none()).collect();
+        models.sort_by_key(|model| state.suspects.get(&model_scope(model)).is_some_and(|until| *until > now));
+        models
     }
 
     /// How long until one of these models may be asked with one of the keys; nothing where that is now.
@@ -247,7 +251,8 @@ impl Pool {
                 if state.spent.insert(organisation.clone()) {
                     tracing::error!(key = label, organisation, cause = %error, "an organisation has spent all it may this month");
                     let what = "An organisation has spent all that it may at the provider this month.";
-                    state.alarms.push(Alarm { of: organisation.clone(), what, cause: error.to_string() });
+                    let of = key.organisation.as_ref().unwrap_or(label).clone();
+                    state.alarms.push(Alarm { of, matter: "spent", what, cause: error.to_string() });
                 }
                 state.cooldowns.raise(organisation, epoch_ms(next_month(now)));
             }
@@ -261,7 +266,12 @@ impl Pool {
                     if refusals == 1 {
                         tracing::error!(key = label, cause = %error, "a Claude key was refused and is out of rotation");
                         let what = "A Claude key was refused and is out of rotation.";
-                        state.alarms.push(Alarm { of: label.clone(), what, cause: error.to_string() });
+                        state.alarms.push(Alarm {
+                            of: label.clone(),
+                            matter: "refused",
+                            what,
+                            cause: error.to_string(),
+                        });
                     }
                     let wait = REFUSED * (1 << (refusals - 1).min(4)).min(REFUSED_MOST);
                     state.cooldowns.raise(scope, after(wait));

@@ -55,6 +55,14 @@ enum Step {
     Stop,
 }
 
+impl Step {
+    /// No text holds the character that Postgres cannot store: a reply with one in it could not be kept at all.
+    fn said(mut text: String) -> Self {
+        text.retain(|letter| letter != '\0');
+        if text.is_empty() { Self::Nothing } else { Self::Text(text) }
+    }
+}
+
 impl Reply {
     pub(super) fn new(
         body: impl Stream<Item = reqwest::Result<Bytes>> + Send + 'static,
@@ -199,16 +207,14 @@ impl Reply {
             "content_block_start" => {
                 let ContentBlockStart { content_block } = self.parse(&event)?;
                 match content_block {
-                    Block::Text { text } if !text.is_empty() => return Ok(Step::Text(text)),
+                    Block::Text { text } => return Ok(Step::said(text)),
                     Block::Thinking => self.has_thought = true,
-                    Block::Text { .. } | Block::Unknown => {}
+                    Block::Unknown => {}
                 }
             }
             "content_block_delta" => {
-                if let ContentBlockDelta { delta: Delta::TextDelta { text } } = self.parse(&event)?
-                    && !text.is_empty()
-                {
-                    return Ok(Step::Text(text));
+                if let ContentBlockDelta { delta: Delta::TextDelta { text } } = self.parse(&event)? {
+                    return Ok(Step::said(text));
                 }
             }
             "message_delta" => {

@@ -186,7 +186,7 @@ impl FromStr for Behaviour {
 }
 
 /// A behaviour with, where a test needs them, the words and the usage of the reply.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Script {
     pub(super) behaviour: Behaviour,
     pub(super) text: Option<String>,

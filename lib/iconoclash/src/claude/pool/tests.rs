@@ -123,14 +123,15 @@ fn an_overloaded_model_is_left_alone_with_every_key_if_that_is_asked_for_and_els
     let it = Fixture::of(&THREE);
     let overloaded = |retry_after| Error::Overloaded { retry_after, detail: Box::default() };
     it.fails("a", &overloaded(None));
-    assert_eq!((it.pool.spares(MODEL, true), it.pool.spares(MODEL, false)), (true, false));
+    let models = |own_and_other: [&'static str; 2]| it.pool.models(own_and_other.into_iter());
+    assert_eq!(models([MODEL, "another"]), ["another", MODEL]);
     it.fails("a", &overloaded(Some(Duration::from_secs(20))));
-    assert!(it.pool.spares(MODEL, false));
+    assert_eq!(models([MODEL, "another"]), ["another"]);
     assert_eq!(it.pool.wait([MODEL]), Some(Duration::from_secs(20)));
     assert_eq!(it.pool.wait([MODEL, "claude-sonnet-5-5"]), None);
     assert_eq!(it.chosen_among(), ["a", "b", "c"], "no key is to blame");
     it.advance(Duration::from_secs(20));
-    assert!(!it.pool.spares(MODEL, true));
+    assert_eq!(models([MODEL, "another"]), [MODEL, "another"]);
 }
 
 #[test]

@@ -103,6 +103,7 @@ async fn what_is_unknown_is_ignored() {
         event("content_block_delta", r#"{"delta":{"type":"thinking_delta","thinking":"hm"}}"#),
         event("content_block_delta", r#"{"delta":{"type":"smell_delta","text":7}}"#),
         event("content_block_delta", r#"{"delta":{"type":"text_delta","text":""}}"#),
+        event("content_block_delta", r#"{"delta":{"type":"text_delta","text":"\u0000"}}"#),
         event("content_block_stop", r#"{"index":0}"#),
         event("message_delta", r#"{"delta":{"stop_reason":null},"usage":{"output_tokens":2,"input_tokens":null}}"#),
     ] {

@@ -165,7 +165,7 @@ impl Asked {
 
     /// Writes what the call cost and what it was for.
     async fn end_aside(&self, task: Task, prompt: &Prompt, heard: &Heard, request: Uuid) -> Result<i64> {
-        let Heard { text, spent: Spent { usage, estimated }, failure, .. } = heard;
+        let Heard { text, spent: Spent { usage, estimated, .. }, failure, .. } = heard;
         let now = self.app.now();
         let price::Cost { microusd, saved_microusd, price_date } =
             price::cost(&prompt.model, usage, now).expect("configuration takes only models with a price");

@@ -77,11 +77,17 @@ impl Asked {
         if let Some(hash) = known.key_hash {
             return match known.key_reply {
                 _ if hash != self.fingerprint() => Err(Error::IdempotencyKeyReused),
-                Some(reply) if known.key_reply_lease.is_none_or(|lease| lease <= self.now) => {
+                Some(reply) if known.key_reply_lease.is_none() => {
                     admission.give_back().await;
                     Ok(Opening::Replay { reply, plan, quota: admission.quota(plan, known.messages), voices })
                 }
-                _ => Err(idempotency::IN_PROGRESS),
+                _ => {
+                    if known.key_reply_lease.is_some_and(|lease| lease <= self.now) {
+                        // Its process died. Who tries again finds what it left, or nothing and begins anew.
+                        reconcile::end_expired(&self.app, Some(self.discussion)).await?;
+                    }
+                    Err(idempotency::IN_PROGRESS)
+                }
             };
         }
         match known.streaming_until {

@@ -93,6 +93,8 @@ impl<'a> Record<'a> {
         fault::step(app, "begun").await;
         match begun {
             Err(error) if error.constraint() == Some("messages_one_streaming_reply_key") => Err(REPLY_IN_PROGRESS),
+            // The key was taken for a discussion that was deleted meanwhile.
+            Err(error) if error.constraint() == Some("idempotency_keys_reply_id_fkey") => Err(Error::NotFound),
             Err(error) => Err(self.gate.refused(error)),
             Ok(None) if key.is_some() => Err(idempotency::IN_PROGRESS),
             Ok(None) => Err(Error::NotFound),
@@ -100,17 +102,17 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Keeps what is there so far, renews the lease, and says whether the reply is to stop. Best effort: the end is what
-    /// must be written.
-    pub(super) async fn save(&self, text: &str) -> bool {
+    /// Keeps what is there so far, renews the lease, and says whether the reply is to stop; nothing where that failed, as
+    /// the end is what must be written.
+    pub(super) async fn save(&self, text: &str) -> Option<bool> {
         let lease = self.asked.app.now() + LEASE;
         let db = self.asked.app.db();
         let saved = async { Ok::<_, Error>(db?.optional(&SAVE, &[&self.reply_id, &text, &lease]).await?) };
         match saved.await {
-            Ok(stop) => stop.unwrap_or(false),
+            Ok(stop) => Some(stop.unwrap_or(false)),
             Err(error) => {
                 tracing::warn!(request.id = %self.asked.request, cause = ?error, "a running reply could not be saved");
-                false
+                None
             }
         }
     }
@@ -123,7 +125,7 @@ impl<'a> Record<'a> {
         let (cache_write, ended_at) = (write_5m + write_1h, app.now());
         let price::Cost { microusd: cost, saved_microusd: saved, price_date } =
             price::cost(&self.model, usage, self.asked.now).expect("configuration takes only models with a price");
-        let counted = status != "failed" || *usage != claude::Usage::default();
+        let counted = status != "failed" || spent.begun;
         let values: [&(dyn ToSql + Sync); 19] = [
             &self.reply_id,
             &status,
@@ -179,6 +181,8 @@ pub(super) struct Spent {
     pub(super) usage: claude::Usage,
     /// Whether the provider did not say all of it.
     pub(super) estimated: bool,
+    /// Whether the provider said that the reply began, from when on it is billed for certain.
+    pub(super) begun: bool,
 }
 
 impl Spent {
@@ -189,17 +193,17 @@ impl Spent {
     pub(super) fn by(reply: &claude::Reply, text: &str, max_tokens: u32) -> Self {
         let usage = reply.usage();
         if reply.stop_reason().is_some() {
-            return Self { usage, estimated: false };
+            return Self { usage, estimated: false, begun: true };
         }
         let written = if reply.has_thought() { max_tokens } else { tokens_at_most(text.len()).min(max_tokens) };
         let output = usage.output.max(written);
-        Self { usage: claude::Usage { output, ..usage }, estimated: output > usage.output }
+        Self { usage: claude::Usage { output, ..usage }, estimated: output > usage.output, begun: true }
     }
 
-    /// Of a call that was given up before its first word: the provider has most likely read the prompt.
+    /// Of a call that was given up before the provider said anything: it has most likely read the prompt.
     pub(super) fn unanswered(prompt_bytes: usize) -> Self {
         let usage = claude::Usage { cache_write_5m: tokens_at_most(prompt_bytes), ..claude::Usage::default() };
-        Self { usage, estimated: true }
+        Self { usage, estimated: true, begun: false }
     }
 }
 
@@ -281,11 +285,15 @@ sql! {
           set status = $2, content = $3, input_tokens = $4, cache_write_tokens = $5, cache_read_tokens = $6,
             output_tokens = $7, cost_microusd = $8, lease_expires_at = null, model = $14, stop_reason = $16
           where id = $1
+          returning id
         ), freed as (
           delete from idempotency_keys where reply_id = $1 and $2 = 'failed'
         ), before as (
-          select request_id, subject, (created_at at time zone 'UTC')::date as day, counted, cost_microusd
-          from usage_events where request_id = $9 for update
+          -- After the message, as where a reply is ended whose lease ran out, perhaps this one: CTEs that nobody reads run
+          -- last to first, and two statements that lock these rows in different orders wait for each other until one is
+          -- killed.
+          select e.request_id, e.subject, (e.created_at at time zone 'UTC')::date as day, e.counted, e.cost_microusd
+          from usage_events e, (select count(*) from ended) first where e.request_id = $9 for update of e
         ), given_back as (
           update subject_days s
           set messages = s.messages + (before.counted and $10::bool)::int - before.counted::int,
@@ -293,8 +301,7 @@ sql! {
           from before where s.subject = before.subject and s.day = before.day
           returning s.subject
         ), settled as (
-          -- After the subject's day, as in the statement that begins a reply: CTEs that nobody reads run last to first,
-          -- and two statements that lock these rows in different orders wait for each other until one is killed.
+          -- After the subject's day, as in the statement that begins a reply.
           update budget_days b set spent_microusd = b.spent_microusd + $8 - before.cost_microusd
           from before, (select count(*) from given_back) first
           where b.day = before.day and before.cost_microusd <> $8

@@ -1,8 +1,9 @@
 //! The producer of a reply: registered with the platform, it asks Claude, keeps what arrives and ends the reply on every
 //! path, whether or not anybody still listens.
 
+use futures_util::future::OptionFuture;
 use std::{
-    pin::pin,
+    pin::{Pin, pin},
     time::{Duration, Instant},
 };
 use time::OffsetDateTime;
@@ -134,7 +135,8 @@ impl Asked {
                 return Err(refused);
             }
             Some(Ok(Err(failed))) => {
-                let (_, _, failure) = reply.end(Ending::Broken(failed), Spent::default()).await?;
+                let spent = if failed.may_be_billed() { Spent::unanswered(length) } else { Spent::default() };
+                let (_, _, failure) = Box::pin(reply.end(Ending::Broken(failed), spent)).await?;
                 return Err(failure.unwrap_or(INTERRUPTED));
             }
             Some(Ok(Ok(stream))) => reply.relay(stream, looks, tell).await?,
@@ -180,6 +182,24 @@ enum Ending {
     Broken(claude::Error),
 }
 
+/// What a look at the reply's row came to.
+struct Look {
+    /// Whether the reply is to stop.
+    stop: bool,
+    /// How much of the text is kept now, where the look kept any.
+    saved: Option<usize>,
+}
+
+impl Look {
+    async fn take(app: &App, record: &Record<'_>, keep: Option<String>) -> Self {
+        let Some(text) = keep else {
+            return Self { stop: stop::is_wanted(app, record.reply_id).await, saved: None };
+        };
+        let stop = record.save(&text).await;
+        Self { stop: stop.unwrap_or(false), saved: stop.map(|_| text.len()) }
+    }
+}
+
 /// A reply in the making.
 struct Reply<'a> {
     asked: &'a Asked,
@@ -212,7 +232,15 @@ impl Reply<'_> {
         let mut begin = pin!(self.record.begin());
         let (taken, called) = tokio::select! {
             begun = &mut begin => (begun?, call.await),
-            called = &mut call => (begin.await?, called),
+            called = &mut call => match (begin.await, called) {
+                (Ok(taken), called) => (taken, called),
+                (Err(refused), called) => {
+                    if let Ok(begun) = called {
+                        tracing::warn!(request.id = %self.asked.request, usage = ?begun.usage(), "a reply that began is not in the ledger");
+                    }
+                    return Err(refused);
+                }
+            },
         };
         self.taken = taken;
         Ok(called)
@@ -266,35 +294,44 @@ impl Reply<'_> {
         mut looks: Interval,
         tell: &UnboundedSender<Event>,
     ) -> Ending {
-        let (mut saved, mut renewed) = (0, Instant::now());
-        loop {
-            let mut next = pin!(stream.next());
-            let next = loop {
-                tokio::select! {
-                    next = &mut next => break next,
-                    _ = looks.tick() => {
-                        let stop = if self.text.len() > saved || renewed.elapsed() > RENEW_LEASE {
-                            (saved, renewed) = (self.text.len(), Instant::now());
-                            Box::pin(self.record.save(&self.text)).await
-                        } else {
-                            Box::pin(stop::is_wanted(&self.asked.app, self.record.reply_id)).await
-                        };
-                        if stop {
-                            return Ending::Stopped;
-                        }
-                    },
+        let Self { asked: Asked { app, begun, .. }, record, text, first_text, .. } = self;
+        let (mut saved, mut renewed) = (0, *begun);
+        // One look at a time, beside the provider's words: where Postgres is slow, they are not held up.
+        let mut look: Option<Pin<Box<dyn Future<Output = Look> + Send + '_>>> = None;
+        let ending = loop {
+            let next = tokio::select! {
+                next = stream.next() => next,
+                _ = looks.tick(), if look.is_none() => {
+                    let is_due = text.len() > saved || renewed.elapsed() > RENEW_LEASE;
+                    look = Some(Box::pin(Look::take(app, record, is_due.then(|| text.clone()))));
+                    continue;
+                }
+                Some(seen) = OptionFuture::from(look.as_mut()), if look.is_some() => {
+                    look = None;
+                    if let Some(length) = seen.saved {
+                        (saved, renewed) = (length, Instant::now());
+                    }
+                    if seen.stop {
+                        break Ending::Stopped;
+                    }
+                    continue;
                 }
             };
-            let text = match next {
-                Ok(Some(text)) => text,
-                Ok(None) => return Ending::Complete,
-                Err(broken) => return Ending::Broken(broken),
+            let piece = match next {
+                Ok(Some(piece)) => piece,
+                Ok(None) => break Ending::Complete,
+                Err(broken) => break Ending::Broken(broken),
             };
-            self.first_text.get_or_insert_with(Instant::now);
-            self.text.push_str(&text);
-            fault::step(&self.asked.app, "relaying").await;
-            let _gone = tell.send(Event::Delta(text));
+            first_text.get_or_insert_with(Instant::now);
+            text.push_str(&piece);
+            fault::step(app, "relaying").await;
+            let _gone = tell.send(Event::Delta(piece));
+        };
+        if let Some(look) = look {
+            // Given up, it would cost its connection.
+            look.await;
         }
+        ending
     }
 
     /// Ends the reply: its rows, and the message given back where nothing was billed for it.
@@ -309,11 +346,13 @@ impl Reply<'_> {
         fault::step(&self.asked.app, "ended").await;
         self.log(status, failure.as_ref(), &ended);
         let reply = ended?.spoken_by(&self.voices);
-        if status == "failed" && spent.usage == claude::Usage::default() {
-            self.admission.give_back().await;
+        let cost_microusd = reply.usage.as_ref().map_or(self.gate.hold, |usage| usage.cost_microusd);
+        if status == "failed" && !spent.begun {
+            // What the provider may bill for nothing is ours to pay.
+            self.admission.settle_uncounted(cost_microusd).await;
             self.taken -= 1;
         } else {
-            self.admission.settle(reply.usage.as_ref().map_or(self.gate.hold, |usage| usage.cost_microusd)).await;
+            self.admission.settle(cost_microusd).await;
             prompt::remember(self.asked.discussion, self.length + self.text.len());
         }
         fault::step(&self.asked.app, "settled").await;

@@ -54,8 +54,9 @@ pub(super) struct Answer {
     params(("id" = Uuid, Path), ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
         (status = 200, content_type = "text/event-stream", body = Start),
-        (status = 201, body = Answer), (status = 401, body = Problem), (status = 404, body = Problem),
-        (status = 409, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
+        (status = 201, body = Answer), (status = 401, body = Problem), (status = 402, body = Problem), (status = 404, body = Problem),
+        (status = 409, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
+        (status = 502, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn send(
     State(app): State<App>,
     session: Session,
@@ -113,8 +114,11 @@ fn answer_headers(start: &Start) -> HeaderMap {
 async fn whole_answer(start: Start, mut told: UnboundedReceiver<Event>) -> Result<Response> {
     let headers = answer_headers(&start);
     while let Some(event) = told.recv().await {
-        let Event::End(end) = event else {
-            continue;
+        let end = match event {
+            Event::End(end) => end,
+            // The end could not be written.
+            Event::Refused(error) => return Err(*error),
+            Event::Start(_) | Event::Delta(_) => continue,
         };
         let End { reply, quota, failure } = *end;
         return match failure {
