@@ -1,11 +1,16 @@
 //! Every class of error, before the reply has begun and in the middle of it, with one key, with two in different
 //! organisations, and where all have it. In no cell is text lost, anything billed twice, or a hold left.
 
+use axum::{Json, Router, routing::post};
 use iconoclash::claude::{ApiKey, Deadlines};
 use iconoclash_local::claude::{Behaviour, Failure, Only, Script};
-use serde_json::json;
-use std::time::Duration;
+use serde_json::{Value, json};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use time::OffsetDateTime;
+use tokio::net::TcpListener;
 
 use crate::{
     harness::TestApp,
@@ -193,9 +198,21 @@ fn until_next_month(now: OffsetDateTime) -> i64 {
     (next.midnight().assume_utc() - now).whole_seconds() + 1
 }
 
+/// A chat's webhook, and what it was told.
+async fn chat() -> (String, Arc<Mutex<Vec<Value>>>) {
+    let told: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let kept = Arc::clone(&told);
+    let hook = post(async move |Json(said): Json<Value>| kept.lock().unwrap().push(said));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    tokio::spawn(async { axum::serve(listener, Router::new().route("/hook", hook)).await });
+    (url, told)
+}
+
 #[tokio::test]
 async fn operators_are_told_once_of_a_refused_key_and_of_a_spent_month() {
-    let app = TestApp::start().await;
+    let (url, chat) = chat().await;
+    let app = TestApp::with(&[("ALERT_WEBHOOK_URL", &url)]).await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     let subjects = || app.mail.mails().into_iter().map(|mail| mail.subject).collect::<Vec<_>>();
@@ -206,6 +223,15 @@ async fn operators_are_told_once_of_a_refused_key_and_of_a_spent_month() {
         assert_eq!(subjects().len(), told, "{failure:?}: {:?}", subjects());
         app.advance(time::Duration::minutes(3));
     }
+    // Nobody tells what another instance has told.
+    let other = app.another();
+    other.claude.next(Failure::Auth);
+    other.bearer(ada.token.as_deref().unwrap()).send(&discussion, "Why?").await;
+    other.background.idle().await;
+    let said = chat.lock().unwrap().clone();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0]["text"].as_str().unwrap().starts_with("Claude: test needs you\nA Claude key was refused"));
+    assert_eq!(said[0]["content"], said[0]["text"]);
     let mail = app.mail.mails().remove(0);
     assert_eq!((mail.to, mail.subject), (vec!["ops@iconoclash.test".to_owned()], "Claude: test needs you".to_owned()));
 }

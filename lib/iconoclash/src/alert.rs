@@ -1,16 +1,19 @@
 //! Telling operators what needs their eyes: by mail to `ALERT_EMAIL_TO` and in the chat behind `ALERT_WEBHOOK_URL`.
-//! What is not set is left out; what cannot be told is a line in the log.
+//! What is not set is left out; what cannot be told is a line in the log. What many instances notice is told once a day.
 
 use std::time::Duration;
 
 use serde_json::json;
+use upstash_redis_rs::Command;
 
 use crate::{
     app::App,
+    error::Result,
     mail::{self, Mail},
 };
 
 const DEADLINE: Duration = Duration::from_secs(10);
+const ONCE_IN: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Something that a person should look at.
 #[derive(Clone, Debug)]
@@ -27,8 +30,18 @@ pub struct Alert {
 
 /// Tells the operators, or logs that they could not be told.
 pub async fn operators(app: &App, alert: Alert) {
+    // Rather twice than never, where Redis does not say.
+    if !is_news(app, &alert.key).await.unwrap_or(true) {
+        return;
+    }
     tracing::warn!(alert.key = alert.key, alert.subject = alert.subject, "operators are told");
     tokio::join!(by_mail(app, &alert), by_chat(app, &alert));
+}
+
+/// Whether this is the first to tell it. Not sent again where the answer is lost: it would find itself.
+async fn is_news(app: &App, key: &str) -> Result<bool> {
+    let first = Command::new("SET").arg(format!("alert:{key}")).arg(1).arg("NX").arg("EX").arg(ONCE_IN.as_secs());
+    Ok(app.redis()?.exec::<Option<String>>(&first).await?.is_some())
 }
 
 async fn by_mail(app: &App, alert: &Alert) {
