@@ -10,7 +10,7 @@ use crate::{
     surroundings::needed,
 };
 
-/// An app whose crossings are counted, and one that shares its stores.
+/// An app whose crossings are counted and can be stopped, and one that shares its stores.
 pub(crate) struct Counted {
     pub(crate) app: TestApp,
     pub(crate) postgres: proxy::Tcp,
@@ -19,7 +19,7 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let bouncer = needed("ICONOCLASH_TEST_PGBOUNCER");
         let (scheme_and_user, host) = bouncer.rsplit_once('@').unwrap();
         let postgres = proxy::Tcp::start(host.parse::<SocketAddr>().unwrap(), Duration::ZERO).await.unwrap();

@@ -2,34 +2,15 @@
 
 use futures_util::future::join_all;
 use iconoclash::keys;
-use iconoclash_local::{
-    claude::{Behaviour, Script},
-    proxy,
-};
-use std::{net::SocketAddr, time::Duration};
+use iconoclash_local::claude::{Behaviour, Script};
+use std::time::Duration;
 use tokio::time::timeout;
 
-use crate::{harness::TestApp, surroundings::needed};
-
-/// An app whose Postgres can fall silent, and one that shares it and does not notice.
-async fn behind_a_proxy() -> (TestApp, proxy::Tcp, TestApp) {
-    let bouncer = needed("ICONOCLASH_TEST_PGBOUNCER");
-    let (scheme_and_user, host) = bouncer.rsplit_once('@').unwrap();
-    let postgres = proxy::Tcp::start(host.parse::<SocketAddr>().unwrap(), Duration::ZERO).await.unwrap();
-    let owner = TestApp::start().await;
-    let database = format!("{scheme_and_user}@{}/{}?sslmode=disable", postgres.addr(), owner.database);
-    let settings = [
-        ("DATABASE_URL", database.as_str()),
-        ("UPSTASH_REDIS_REST_URL", owner.redis.url()),
-        ("UPSTASH_REDIS_REST_TOKEN", owner.redis.token()),
-    ];
-    let app = TestApp::with(&settings).await;
-    (app, postgres, owner)
-}
+use crate::caches::Counted;
 
 #[tokio::test]
 async fn a_reply_is_told_on_while_postgres_is_silent_and_kept_when_it_speaks_again() {
-    let (app, postgres, _owner) = behind_a_proxy().await;
+    let Counted { app, postgres, .. } = &Counted::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude.next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three four."));
@@ -59,7 +40,7 @@ async fn a_reply_is_told_on_while_postgres_is_silent_and_kept_when_it_speaks_aga
 
 #[tokio::test]
 async fn whoever_waited_for_the_keys_in_vain_does_not_try_again() {
-    let (app, postgres, _owner) = behind_a_proxy().await;
+    let Counted { app, postgres, .. } = &Counted::start().await;
     postgres.pause();
     // One deadline and what abandoning takes, not one after the other.
     let all = join_all((0..8).map(|_| keys::ready(&app.app)));
