@@ -3,6 +3,7 @@
 mod afterwards;
 mod opening;
 mod parts;
+mod producer;
 pub mod prompt;
 mod record;
 mod reply;

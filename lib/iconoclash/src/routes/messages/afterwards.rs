@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::{
     Message,
+    producer::Asked,
     prompt::{self, Past},
     record::Spent,
-    reply::Asked,
     summary, title,
 };
 use crate::{

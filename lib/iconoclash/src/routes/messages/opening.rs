@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::{
     afterwards::Memory,
     parts::Voice,
+    producer::Asked,
     prompt::{self, Past, Persona},
-    reply::Asked,
     summary,
 };
 use crate::{

@@ -3,7 +3,7 @@
 use std::time::Duration;
 use uuid::Uuid;
 
-use super::{Message, Usage, opening::REPLY_IN_PROGRESS, reply::Asked};
+use super::{Message, Usage, opening::REPLY_IN_PROGRESS, producer::Asked};
 use crate::{
     admission::{Gate, stored::epoch_ms},
     budget, claude,

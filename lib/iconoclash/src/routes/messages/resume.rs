@@ -19,7 +19,8 @@ use uuid::Uuid;
 use super::{
     Message, MessageRow,
     parts::Voice,
-    reply::{End, Event, INTERRUPTED},
+    producer::{End, Event},
+    reply::INTERRUPTED,
     stream::{self, START, Start},
 };
 use crate::{

@@ -1,6 +1,6 @@
 //! Saying something: who may, and the answer as a stream or in one piece.
 //!
-//! All work runs in a registered producer (`reply`); the handler only relays what the producer tells, so that a client
+//! All work runs in a registered producer (`producer`); the handler only relays what the producer tells, so that a client
 //! who leaves stops nothing.
 
 use axum::{
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     Message,
-    reply::{Asked, End, Event},
+    producer::{Asked, End, Event},
     stream::{self, Start},
 };
 use crate::{

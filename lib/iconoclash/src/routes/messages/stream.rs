@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     Message,
-    reply::{End, Event},
+    producer::{End, Event},
 };
 use crate::{
     error::{Error, Problem},
