@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -33,8 +33,31 @@ impl Bouncer {
         Self::start_before(port).await
     }
 
+    /// In front of the test database, for clients that speak TLS and believe this certificate.
+    pub(crate) async fn start_with_tls(certificate: &str, key: &str) -> Self {
+        let server: Config = test_database().parse().unwrap();
+        let port = server.get_ports().first().copied().unwrap_or(5432);
+        Self::start_in(port, |folder| {
+            for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
+                fs::write(folder.join(name), pem).unwrap();
+                // PgBouncer gives up root before it reads them.
+                fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o644)).unwrap();
+            }
+            let folder = folder.display();
+            format!(
+                "client_tls_sslmode = require\nclient_tls_cert_file = {folder}/server.crt\n\
+                 client_tls_key_file = {folder}/server.key\n"
+            )
+        })
+        .await
+    }
+
     /// In front of whatever listens, or does not, on another port of the test database's host.
     pub(crate) async fn start_before(server_port: u16) -> Self {
+        Self::start_in(server_port, |_| String::new()).await
+    }
+
+    async fn start_in(server_port: u16, settings: impl FnOnce(&Path) -> String) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let folder = std::env::temp_dir().join(format!(
             "iconoclash-pgbouncer-{}-{}",
@@ -48,7 +71,8 @@ impl Bouncer {
         let server: Config = test_database().parse().unwrap();
         let database = server.get_dbname().unwrap().to_owned();
         let port = free_port().await;
-        fs::write(folder.join("pgbouncer.ini"), ini(&server, server_port, port, &folder)).unwrap();
+        let ini = ini(&server, server_port, port, &folder) + &settings(&folder);
+        fs::write(folder.join("pgbouncer.ini"), ini).unwrap();
         let mut bouncer = Self { process: spawn(&folder), port, database, folder };
         bouncer.answers().await;
         bouncer
@@ -56,6 +80,10 @@ impl Bouncer {
 
     pub(crate) fn url(&self) -> String {
         self.url_of(&self.database)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Of another database of the same server.
@@ -92,7 +120,7 @@ pub(crate) async fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-fn spawn(folder: &std::path::Path) -> Child {
+fn spawn(folder: &Path) -> Child {
     let installed = ["/usr/sbin/pgbouncer", "/opt/homebrew/bin/pgbouncer"];
     let found = installed.into_iter().find(|path| fs::exists(path).unwrap_or(false));
     Command::new(found.unwrap_or("pgbouncer"))
@@ -105,7 +133,7 @@ fn spawn(folder: &std::path::Path) -> Child {
         .expect("pgbouncer is installed (Debian: apt install pgbouncer, macOS: brew install pgbouncer)")
 }
 
-fn ini(server: &Config, server_port: u16, port: u16, folder: &std::path::Path) -> String {
+fn ini(server: &Config, server_port: u16, port: u16, folder: &Path) -> String {
     let host = match server.get_hosts().first() {
         Some(Host::Tcp(host)) => host.clone(),
         Some(Host::Unix(path)) => path.display().to_string(),

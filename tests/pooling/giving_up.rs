@@ -29,7 +29,7 @@ async fn a_statement_past_its_deadline_is_cancelled_directly() {
     assert_ne!(first, second, "the connection was used again");
 }
 
-async fn past_its_deadline(db: &Db, name: &str) {
+pub(crate) async fn past_its_deadline(db: &Db, name: &str) {
     let watch = direct("watch", 1);
     let hasty = db.with_deadline(Duration::from_millis(200));
     let begun = Instant::now();

@@ -10,6 +10,7 @@ mod gate;
 mod giving_up;
 mod mix;
 mod support;
+mod tls;
 
 use iconoclash::db::{Access, Db, Sql, Type};
 
