@@ -224,7 +224,7 @@ async fn whoever_ends_a_reply_for_dead_does_not_wait_for_the_one_who_ends_it_lat
     while stream.next().await.unwrap().name != "delta" {}
     app.sql("update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'").await;
     // Stops the statement that writes the end half-way: what it has locked by then shows in which order it does.
-    let holding = app.sql("begin; select 1 from subject_days for update; select pg_sleep(2.5); commit");
+    let holding = app.sql("begin; select 1 from subject_days for update; select pg_sleep(2.8); commit");
     let reconciled = async {
         let active = |what: &str| format!("select count(*) from pg_stat_activity where state = 'active' and {what}");
         app.eventually(&active("query like 'begin; select 1 from subject_days%'"), "1").await;

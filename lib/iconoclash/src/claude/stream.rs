@@ -10,7 +10,7 @@ use eventsource_stream::{Event, EventStream, EventStreamError};
 use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
 use super::{ApiKey, Deadlines, Detail, Error, Limits, Phase, Usage};
 
@@ -24,6 +24,9 @@ pub struct Reply {
     events: EventStream<Chunks>,
     unread: Arc<AtomicUsize>,
     clock: Clock,
+    /// Wakes at a deadline that was the next one once. Deadlines only move away, so it is set anew when it wakes too
+    /// early, and not with each event.
+    alarm: Pin<Box<Sleep>>,
     head: Head,
     usage: Reported,
     stop_reason: Option<String>,
@@ -74,6 +77,7 @@ impl Reply {
         Self {
             events: EventStream::new(chunks),
             unread,
+            alarm: Box::pin(sleep_until(clock.next().0)),
             clock,
             head,
             usage: Reported::default(),
@@ -176,8 +180,19 @@ impl Reply {
         if Instant::now() >= self.clock.whole_by() {
             return Err(Error::Timeout { phase: Phase::Whole });
         }
-        let (deadline, phase) = self.clock.next();
-        let event = timeout_at(deadline, self.events.next()).await.map_err(|_| Error::Timeout { phase })?;
+        let event = loop {
+            tokio::select! {
+                biased;
+                event = self.events.next() => break event,
+                () = self.alarm.as_mut() => {
+                    let (deadline, phase) = self.clock.next();
+                    if Instant::now() >= deadline {
+                        return Err(Error::Timeout { phase });
+                    }
+                    self.alarm.as_mut().reset(deadline);
+                }
+            }
+        };
         self.clock.heard();
         match event {
             Some(Ok(event)) => {
