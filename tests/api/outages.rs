@@ -235,3 +235,30 @@ async fn a_write_that_redis_could_not_be_told_of_is_told_later() {
     let elsewhere = owner.bearer(ada.token.as_deref().unwrap());
     assert_eq!(elsewhere.get("/api/auth/session").await.problem(), (401, "invalid_token"));
 }
+
+#[tokio::test]
+async fn a_sign_out_that_postgres_did_not_take_leaves_the_session_live() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let discussion = ada.discussion().await;
+    let url = app.redis.url().to_owned();
+    let down = TestApp::with(&[
+        ("DATABASE_URL", "postgres://nobody@127.0.0.1:9/none?sslmode=disable"),
+        ("UPSTASH_REDIS_REST_URL", &url),
+        ("UPSTASH_REDIS_REST_TOKEN", app.redis.token()),
+    ])
+    .await;
+    for everywhere in [true, false] {
+        // Known by the cache, which the last attempt has emptied.
+        app.redis_says(&["DEL", &session_key(&ada.id().await)]).await;
+        assert_eq!(ada.get("/api/auth/session").await.status, 200);
+        let out = down.bearer(ada.token.as_deref().unwrap());
+        let out = out.post("/api/auth/logout", json!({ "everywhere": everywhere })).await;
+        assert_eq!(out.problem(), (503, "unavailable"));
+        assert_eq!(ada.send(&discussion, "Still here?").await.status, 201, "{everywhere}");
+    }
+}
+
+fn session_key(user: &str) -> String {
+    format!("{{c}}:s:{user}")
+}

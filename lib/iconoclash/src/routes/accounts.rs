@@ -186,13 +186,14 @@ async fn logout(State(app): State<App>, user: User, OptionalJson(logout): Option
         true => (None, Some(claims.ver + 1)),
         false => (Some((claims.sid, (ends - app.now()).unsigned_abs())), None),
     };
-    let revoke = admission::revoke_commands(session, user.id, version);
-    cache::forget(&app, &[Cached::Session(user.id)], revoke).await?;
+    cache::forget(&app, &[Cached::Session(user.id)], Vec::new()).await?;
     let db = app.db()?;
     match logout.everywhere {
         true => db.execute(&REVOKE_ALL, &[&user.id]).await?,
         false => db.execute(&REVOKE, &[&claims.sid, &user.id, &ends]).await?,
     };
+    // Not before it is written: for as long as a token lives Redis would refuse what Postgres still holds to be live.
+    admission::revoke(&app, session, user.id, version).await;
     let forget = [(header::SET_COOKIE, auth::session_cookie("", 0))];
     Ok((StatusCode::NO_CONTENT, forget).into_response())
 }
