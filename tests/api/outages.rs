@@ -259,6 +259,23 @@ async fn a_sign_out_that_postgres_did_not_take_leaves_the_session_live() {
     }
 }
 
+#[tokio::test]
+async fn a_session_that_is_newer_than_what_the_cache_knows_is_live() {
+    let (app, redis, owner) = behind_a_proxy(&[]).await;
+    let ada = app.member("ada").await;
+    assert_eq!(ada.get("/api/auth/session").await.status, 200);
+    redis.pause();
+    assert_eq!(ada.post("/api/auth/logout", json!({"everywhere": true})).await.status, 204);
+    let body = json!({"email": "ada@example.org", "password": "correct horse"});
+    let again = app.anonymous().post("/api/auth/login", body).await;
+    assert_eq!(again.status, 200);
+    redis.resume();
+    // Another instance, which reads what Redis could not be told is stale.
+    let again = owner.bearer(again.json["token"].as_str().unwrap());
+    assert_eq!(again.get("/api/auth/session").await.status, 200);
+    assert_eq!(again.get("/api/discussions").await.status, 200);
+}
+
 fn session_key(user: &str) -> String {
     format!("{{c}}:s:{user}")
 }

@@ -170,18 +170,21 @@ impl Session {
             }
         };
         let beside = found.split_off(1);
-        let load = async || {
-            let row = app.db()?.optional(&ACTIVE, &[&self.claims.sub]).await?.ok_or(INVALID_TOKEN)?;
-            Active::try_from(row)
-        };
-        let active = cached.or_load(app, found.pop().flatten(), |_| true, load).await?;
+        let load = async || self.active(app).await;
+        // A token tells of its version: a value that knows none so high was kept before a write that Redis missed.
+        let fresh = |active: &Active| active.version >= self.claims.ver;
+        let active = cached.or_load(app, found.pop().flatten(), fresh, load).await?;
         Ok((self.into_user(active)?, beside))
     }
 
     /// The user as Postgres has it now, if the session is live.
     async fn live_now(self, app: &App) -> Result<User> {
-        let row = app.db()?.optional(&ACTIVE, &[&self.claims.sub]).await?.ok_or(INVALID_TOKEN)?;
-        self.into_user(row.try_into()?)
+        let active = self.active(app).await?;
+        self.into_user(active)
+    }
+
+    async fn active(&self, app: &App) -> Result<Active> {
+        app.db()?.optional(&ACTIVE, &[&self.claims.sub, &app.now()]).await?.ok_or(INVALID_TOKEN)?.try_into()
     }
 
     fn into_user(self, active: Active) -> Result<User> {
@@ -196,7 +199,7 @@ impl Session {
 struct Active {
     profile: Profile,
     version: i32,
-    /// Sessions of this version that were ended.
+    /// Sessions that were ended one by one, of tokens that would still be good.
     revoked: Vec<Uuid>,
 }
 
@@ -225,10 +228,10 @@ pub async fn before_change(app: &App, user: Uuid) -> Result<()> {
 }
 
 sql! {
-    /// A user who is not suspended, with the sessions that were ended one by one.
-    read ACTIVE(UUID) -> ActiveRow = "
+    /// A user who is not suspended, with the sessions that were ended one by one and whose tokens have not run out.
+    read ACTIVE(UUID, TIMESTAMPTZ) -> ActiveRow = "
         select u.id, u.email, u.name, u.plan, u.role, u.token_version, u.created_at,
-          array(select r.sid from revoked_sessions r where r.user_id = u.id) as revoked
+          array(select r.sid from revoked_sessions r where r.user_id = u.id and r.expires_at > $2) as revoked
         from users u
         where u.id = $1 and u.suspended_at is null";
 }
