@@ -308,6 +308,11 @@ fn cookie(headers: &HeaderMap) -> Option<String> {
     pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value.to_owned())
 }
 
+/// Whether a request shows a session by the browser's cookie alone.
+pub(crate) fn comes_with_cookie(headers: &HeaderMap) -> bool {
+    !headers.contains_key(header::AUTHORIZATION) && cookie(headers).is_some()
+}
+
 /// The cookie that keeps a browser signed in; an empty token takes it away.
 pub fn session_cookie(token: &str, max_age_secs: i64) -> HeaderValue {
     HeaderValue::try_from(format!("{COOKIE}={token}; Path=/; Max-Age={max_age_secs}; Secure; HttpOnly; SameSite=Lax"))
