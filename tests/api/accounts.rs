@@ -63,6 +63,9 @@ async fn an_unknown_address_is_answered_like_a_wrong_password() {
         answer.json["request_id"] = Value::Null;
     }
     assert_eq!(wrong.json, unknown.json);
+    let mut impossible = login("ada\u{0}@example.org", "correct horse").await;
+    impossible.json["request_id"] = Value::Null;
+    assert_eq!(impossible.json, unknown.json);
     app.sql("update users set suspended_at = now()").await;
     assert_eq!(login("ada@example.org", "wrong horse").await.problem(), (401, "invalid_credentials"));
     assert_eq!(login("ada@example.org", "correct horse").await.problem(), (403, "account_suspended"));
@@ -225,6 +228,9 @@ async fn a_form_that_does_not_hold_names_what_is_wrong() {
     )
     .await;
     check(json!({"email": "a@b.org"}), "body", "missing field `password`").await;
+    check(json!({"email": "a\u{0}@b.org", "password": "correct horse"}), "email", "must be an e-mail address").await;
+    let name = json!({"email": "a@b.org", "password": "correct horse", "name": "A\u{0}"});
+    check(name, "name", "must not contain a null character").await;
 
     let raw = async |headers: &[(&str, &str)], body: &'static str| {
         anonymous.raw(Method::POST, "/api/auth/signup", headers, Body::from(body)).await

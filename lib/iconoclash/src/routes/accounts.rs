@@ -153,7 +153,12 @@ async fn signup(State(app): State<App>, visitor: Visitor, Json(new): Json<NewAcc
 async fn login(State(app): State<App>, visitor: Visitor, Json(credentials): Json<Credentials>) -> Result<Response> {
     let (network, account) = (Of::Network(visitor.network), Of::Email(&credentials.email));
     limit::check(&app, &[(Limit::SignIn, network), (Limit::SignInTo, account)]).await?;
-    let found = app.db()?.optional(&BY_EMAIL, &[&credentials.email.trim()]).await?;
+    let address = credentials.email.trim();
+    let found = match address.contains('\0') {
+        // Nobody's, and nothing that Postgres could be asked for.
+        true => None,
+        false => app.db()?.optional(&BY_EMAIL, &[&address]).await?,
+    };
     let (stored, suspended, user) = match found {
         Some(row) => (Some(row.password_hash), row.suspended, Some(row.id)),
         None => (None, false, None),
