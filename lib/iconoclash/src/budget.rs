@@ -118,7 +118,7 @@ sql! {
     read ALL() -> Value = "select jsonb_object_agg(scope, limit_microusd) from budgets";
 
     /// A day, and the month that begins with another.
-    pub(crate) read SPENDING(DATE, DATE) -> Spending = "
+    read SPENDING(DATE, DATE) -> Spending = "
         select coalesce((select spent_microusd from budget_days where day = $1), 0) as today,
           (select coalesce(sum(spent_microusd), 0)::bigint from budget_days where day between $2 and $1) as month";
 
