@@ -276,6 +276,20 @@ async fn a_session_that_is_newer_than_what_the_cache_knows_is_live() {
     assert_eq!(again.get("/api/discussions").await.status, 200);
 }
 
+#[tokio::test]
+async fn without_redis_a_network_that_is_refused_uses_up_no_account() {
+    let app = TestApp::with(&[("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9")]).await;
+    let crowd = app.anonymous();
+    let sign_up = |name: &str| json!({"email": format!("{name}@example.org"), "password": "correct horse"});
+    for at in 0..10 {
+        assert_eq!(crowd.post("/api/auth/signup", sign_up(&format!("u{at}"))).await.status, 201);
+    }
+    for _ in 0..6 {
+        assert_eq!(crowd.post("/api/auth/signup", sign_up("ada")).await.problem(), (429, "rate_limited"));
+    }
+    assert_eq!(app.anonymous().post("/api/auth/signup", sign_up("ada")).await.status, 201);
+}
+
 fn session_key(user: &str) -> String {
     format!("{{c}}:s:{user}")
 }
