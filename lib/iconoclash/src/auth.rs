@@ -26,6 +26,8 @@ use crate::{
 };
 
 const COOKIE: &str = "__Host-session";
+/// Where the platform names the caller's address.
+pub(crate) const ADDRESS: &str = "x-vercel-forwarded-for";
 
 /// Anybody, signed in or not. A token that is not valid is refused even here.
 #[derive(Debug)]
@@ -336,7 +338,7 @@ impl Network {
             .zip(text("x-proxy-secret"))
             .is_some_and(|(secret, shown)| bool::from(secret.expose().as_bytes().ct_eq(shown.as_bytes())));
         let address = if trusted { text("cf-connecting-ip") } else { None }
-            .or_else(|| text("x-vercel-forwarded-for"))
+            .or_else(|| text(ADDRESS))
             .and_then(|value| value.split(',').next()?.trim().parse().ok());
         // Callers without an address share one allowance rather than having none.
         Self::from(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
