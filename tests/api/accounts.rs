@@ -63,6 +63,9 @@ async fn an_unknown_address_is_answered_like_a_wrong_password() {
         answer.json["request_id"] = Value::Null;
     }
     assert_eq!(wrong.json, unknown.json);
+    let mut impossible = login("ada\u{0}@example.org", "correct horse").await;
+    impossible.json["request_id"] = Value::Null;
+    assert_eq!(impossible.json, unknown.json);
     app.sql("update users set suspended_at = now()").await;
     assert_eq!(login("ada@example.org", "wrong horse").await.problem(), (401, "invalid_credentials"));
     assert_eq!(login("ada@example.org", "correct horse").await.problem(), (403, "account_suspended"));
@@ -172,6 +175,35 @@ async fn a_bad_token_is_refused_even_where_none_is_needed() {
 }
 
 #[tokio::test]
+async fn a_cookie_that_is_no_longer_good_is_taken_away_so_that_the_browser_can_sign_in() {
+    let app = TestApp::start().await;
+    app.member("ada").await;
+    let body = json!({"email": "ada@example.org", "password": "correct horse"});
+    let browser = app.anonymous();
+    let login =
+        async |headers: &[(&str, &str)]| browser.request(Method::POST, "/api/auth/login", headers, body.clone()).await;
+    let origin = ("origin", "https://app.iconoclash.test");
+    let refused = login(&[origin, ("cookie", "__Host-session=no.such.token")]).await;
+    assert_eq!(refused.problem(), (401, "invalid_token"));
+    assert!(refused.header("set-cookie").starts_with("__Host-session=; Path=/; Max-Age=0;"), "{:?}", refused.headers);
+    let signed = login(&[origin]).await;
+    assert_eq!(signed.status, 200);
+
+    // One that ended is taken away, too; what a page shows by itself is the page's.
+    let ada = app.bearer(signed.json["token"].as_str().unwrap());
+    assert_eq!(ada.post("/api/auth/logout", Value::Null).await.status, 204);
+    let cookie = format!("__Host-session={}", ada.token.as_deref().unwrap());
+    let ended = browser.request(Method::GET, "/api/auth/session", &[("cookie", &cookie)], Value::Null).await;
+    assert_eq!(ended.problem(), (401, "invalid_token"));
+    assert!(ended.header("set-cookie").contains("Max-Age=0"), "{:?}", ended.headers);
+    let shown = ada.request(Method::GET, "/api/auth/session", &[("cookie", &cookie)], Value::Null).await;
+    assert_eq!((shown.problem(), shown.header("set-cookie")), ((401, "invalid_token"), ""));
+    let wrong =
+        browser.request(Method::POST, "/api/auth/login", &[origin], json!({"email": "a", "password": "b"})).await;
+    assert_eq!((wrong.problem(), wrong.header("set-cookie")), ((401, "invalid_credentials"), ""));
+}
+
+#[tokio::test]
 async fn a_form_that_does_not_hold_names_what_is_wrong() {
     let app = TestApp::start().await;
     let anonymous = app.anonymous();
@@ -196,6 +228,9 @@ async fn a_form_that_does_not_hold_names_what_is_wrong() {
     )
     .await;
     check(json!({"email": "a@b.org"}), "body", "missing field `password`").await;
+    check(json!({"email": "a\u{0}@b.org", "password": "correct horse"}), "email", "must be an e-mail address").await;
+    let name = json!({"email": "a@b.org", "password": "correct horse", "name": "A\u{0}"});
+    check(name, "name", "must not contain a null character").await;
 
     let raw = async |headers: &[(&str, &str)], body: &'static str| {
         anonymous.raw(Method::POST, "/api/auth/signup", headers, Body::from(body)).await

@@ -259,6 +259,11 @@ impl Actor<'_> {
         request.body(body).unwrap()
     }
 
+    /// The user's id.
+    pub(crate) async fn id(&self) -> String {
+        self.get("/api/auth/session").await.json["user"]["id"].as_str().unwrap().to_owned()
+    }
+
     /// A new discussion's id.
     pub(crate) async fn discussion(&self) -> String {
         let begun = self

@@ -24,6 +24,7 @@ mod model;
 mod money;
 mod outages;
 mod platform;
+mod reconciling;
 mod replies;
 mod resuming;
 mod round_trips;

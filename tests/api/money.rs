@@ -2,7 +2,10 @@
 
 use futures_util::future::join_all;
 use http::Method;
-use iconoclash::claude::Usage;
+use iconoclash::{
+    budget::{self, Followed},
+    claude::Usage,
+};
 use iconoclash_local::claude::{Behaviour, Script};
 use serde_json::{Value, json};
 use std::{
@@ -265,4 +268,15 @@ async fn a_network_is_what_the_platform_says_and_cloudflare_only_with_our_secret
     }
     assert_eq!(guest(&[("cf-connecting-ip", "192.0.2.77"), ("x-proxy-secret", "guessed")]).await, 429);
     assert_eq!(guest(&[("cf-connecting-ip", "192.0.2.77"), ("x-proxy-secret", "a-secret-of-ours")]).await, 201);
+}
+
+#[tokio::test]
+async fn a_spending_limit_is_set_where_redis_cannot_be_told() {
+    for (url, said) in [("", "UPSTASH_REDIS_REST_URL is not set"), ("http://127.0.0.1:9", "could not be reached")] {
+        let app = TestApp::with(&[("UPSTASH_REDIS_REST_URL", url)]).await;
+        let followed = budget::set(&app.app, "pro", 7).await.unwrap();
+        let Followed::WithinAMinute(cause) = followed else { panic!("{followed:?}") };
+        assert!(cause.to_string().contains(said), "{cause}");
+        assert_eq!(app.value("select limit_microusd from budgets where scope = 'pro'").await, "7");
+    }
 }

@@ -264,3 +264,61 @@ async fn a_write_that_redis_could_not_be_told_of_is_told_later() {
     let elsewhere = owner.bearer(ada.token.as_deref().unwrap());
     assert_eq!(elsewhere.get("/api/auth/session").await.problem(), (401, "invalid_token"));
 }
+
+#[tokio::test]
+async fn a_sign_out_that_postgres_did_not_take_leaves_the_session_live() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let discussion = ada.discussion().await;
+    let url = app.redis.url().to_owned();
+    let down = TestApp::with(&[
+        ("DATABASE_URL", "postgres://nobody@127.0.0.1:9/none?sslmode=disable"),
+        ("UPSTASH_REDIS_REST_URL", &url),
+        ("UPSTASH_REDIS_REST_TOKEN", app.redis.token()),
+    ])
+    .await;
+    for everywhere in [true, false] {
+        // Known by the cache, which the last attempt has emptied.
+        app.redis_says(&["DEL", &session_key(&ada.id().await)]).await;
+        assert_eq!(ada.get("/api/auth/session").await.status, 200);
+        let out = down.bearer(ada.token.as_deref().unwrap());
+        let out = out.post("/api/auth/logout", json!({ "everywhere": everywhere })).await;
+        assert_eq!(out.problem(), (503, "unavailable"));
+        assert_eq!(ada.send(&discussion, "Still here?").await.status, 201, "{everywhere}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_newer_than_what_the_cache_knows_is_live() {
+    let (app, redis, owner) = behind_a_proxy(&[]).await;
+    let ada = app.member("ada").await;
+    assert_eq!(ada.get("/api/auth/session").await.status, 200);
+    redis.pause();
+    assert_eq!(ada.post("/api/auth/logout", json!({"everywhere": true})).await.status, 204);
+    let body = json!({"email": "ada@example.org", "password": "correct horse"});
+    let again = app.anonymous().post("/api/auth/login", body).await;
+    assert_eq!(again.status, 200);
+    redis.resume();
+    // Another instance, which reads what Redis could not be told is stale.
+    let again = owner.bearer(again.json["token"].as_str().unwrap());
+    assert_eq!(again.get("/api/auth/session").await.status, 200);
+    assert_eq!(again.get("/api/discussions").await.status, 200);
+}
+
+#[tokio::test]
+async fn without_redis_a_network_that_is_refused_uses_up_no_account() {
+    let app = TestApp::with(&[("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9")]).await;
+    let crowd = app.anonymous();
+    let sign_up = |name: &str| json!({"email": format!("{name}@example.org"), "password": "correct horse"});
+    for at in 0..10 {
+        assert_eq!(crowd.post("/api/auth/signup", sign_up(&format!("u{at}"))).await.status, 201);
+    }
+    for _ in 0..6 {
+        assert_eq!(crowd.post("/api/auth/signup", sign_up("ada")).await.problem(), (429, "rate_limited"));
+    }
+    assert_eq!(app.anonymous().post("/api/auth/signup", sign_up("ada")).await.status, 201);
+}
+
+fn session_key(user: &str) -> String {
+    format!("{{c}}:s:{user}")
+}

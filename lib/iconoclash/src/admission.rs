@@ -24,7 +24,7 @@ use uuid::Uuid;
 use self::gate::budget_spent;
 use self::stored::{KEEP_DAY, KEEP_PLAN, KEEP_SUBJECT_DAY, OPEN_HOLDS, OpenHold, epoch_ms};
 
-pub(crate) use self::stored::{forget_plan_command, revoke_commands};
+pub(crate) use self::stored::forget_plan_command;
 pub use self::{gate::Gate, stored::messages_command};
 
 use crate::{
@@ -388,6 +388,20 @@ impl Verdict {
             4..=6 => self.plan == ledger.plan && self.bytes <= ledger.prompt_bytes,
             _ => false,
         }
+    }
+}
+
+/// Has Redis refuse the messages of a session, or of all tokens below a version, that Postgres has ended. Best effort:
+/// the statement that Postgres answers meanwhile refuses them by itself.
+pub(crate) async fn revoke(app: &App, session: Option<(Uuid, Duration)>, user: Uuid, version: Option<i32>) {
+    let commands = stored::revoke_commands(session, user, version);
+    let told = async {
+        let redis = app.redis().map_err(|_| redis::Error::LeftAlone)?;
+        let results = redis.pipeline(&commands).await?;
+        results.into_iter().try_for_each(|told| told.map(drop)).map_err(redis::Error::from)
+    };
+    if let Err(cause) = told.await {
+        telemetry::note(|notes| notes.degraded = Some(telemetry::chain(&cause)));
     }
 }
 

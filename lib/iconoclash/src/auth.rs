@@ -26,6 +26,8 @@ use crate::{
 };
 
 const COOKIE: &str = "__Host-session";
+/// Where the platform names the caller's address.
+pub(crate) const ADDRESS: &str = "x-vercel-forwarded-for";
 
 /// Anybody, signed in or not. A token that is not valid is refused even here.
 #[derive(Debug)]
@@ -170,18 +172,21 @@ impl Session {
             }
         };
         let beside = found.split_off(1);
-        let load = async || {
-            let row = app.db()?.optional(&ACTIVE, &[&self.claims.sub]).await?.ok_or(INVALID_TOKEN)?;
-            Active::try_from(row)
-        };
-        let active = cached.or_load(app, found.pop().flatten(), |_| true, load).await?;
+        let load = async || self.active(app).await;
+        // A token tells of its version: a value that knows none so high was kept before a write that Redis missed.
+        let fresh = |active: &Active| active.version >= self.claims.ver;
+        let active = cached.or_load(app, found.pop().flatten(), fresh, load).await?;
         Ok((self.into_user(active)?, beside))
     }
 
     /// The user as Postgres has it now, if the session is live.
     async fn live_now(self, app: &App) -> Result<User> {
-        let row = app.db()?.optional(&ACTIVE, &[&self.claims.sub]).await?.ok_or(INVALID_TOKEN)?;
-        self.into_user(row.try_into()?)
+        let active = self.active(app).await?;
+        self.into_user(active)
+    }
+
+    async fn active(&self, app: &App) -> Result<Active> {
+        app.db()?.optional(&ACTIVE, &[&self.claims.sub, &app.now()]).await?.ok_or(INVALID_TOKEN)?.try_into()
     }
 
     fn into_user(self, active: Active) -> Result<User> {
@@ -196,7 +201,7 @@ impl Session {
 struct Active {
     profile: Profile,
     version: i32,
-    /// Sessions of this version that were ended.
+    /// Sessions that were ended one by one, of tokens that would still be good.
     revoked: Vec<Uuid>,
 }
 
@@ -225,10 +230,10 @@ pub async fn before_change(app: &App, user: Uuid) -> Result<()> {
 }
 
 sql! {
-    /// A user who is not suspended, with the sessions that were ended one by one.
-    read ACTIVE(UUID) -> ActiveRow = "
+    /// A user who is not suspended, with the sessions that were ended one by one and whose tokens have not run out.
+    read ACTIVE(UUID, TIMESTAMPTZ) -> ActiveRow = "
         select u.id, u.email, u.name, u.plan, u.role, u.token_version, u.created_at,
-          array(select r.sid from revoked_sessions r where r.user_id = u.id) as revoked
+          array(select r.sid from revoked_sessions r where r.user_id = u.id and r.expires_at > $2) as revoked
         from users u
         where u.id = $1 and u.suspended_at is null";
 }
@@ -305,6 +310,11 @@ fn cookie(headers: &HeaderMap) -> Option<String> {
     pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value.to_owned())
 }
 
+/// Whether a request shows a session by the browser's cookie alone.
+pub(crate) fn comes_with_cookie(headers: &HeaderMap) -> bool {
+    !headers.contains_key(header::AUTHORIZATION) && cookie(headers).is_some()
+}
+
 /// The cookie that keeps a browser signed in; an empty token takes it away.
 pub fn session_cookie(token: &str, max_age_secs: i64) -> HeaderValue {
     HeaderValue::try_from(format!("{COOKIE}={token}; Path=/; Max-Age={max_age_secs}; Secure; HttpOnly; SameSite=Lax"))
@@ -328,7 +338,7 @@ impl Network {
             .zip(text("x-proxy-secret"))
             .is_some_and(|(secret, shown)| bool::from(secret.expose().as_bytes().ct_eq(shown.as_bytes())));
         let address = if trusted { text("cf-connecting-ip") } else { None }
-            .or_else(|| text("x-vercel-forwarded-for"))
+            .or_else(|| text(ADDRESS))
             .and_then(|value| value.split(',').next()?.trim().parse().ok());
         // Callers without an address share one allowance rather than having none.
         Self::from(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))

@@ -8,9 +8,9 @@ use upstash_redis_rs::Command;
 
 use crate::{
     app::App,
-    error::{Error, Result},
+    error::{Cause, Error, Result},
     plan::Plan,
-    redis, row, sql,
+    row, sql,
 };
 
 /// The key under which admission finds the limits; it is kept for a minute.
@@ -65,10 +65,15 @@ pub async fn read(app: &App) -> Result<Budgets> {
 pub async fn set(app: &App, scope: &str, limit_microusd: i64) -> Result<Followed> {
     match app.db()?.execute(&SET, &[&scope, &limit_microusd, &app.now()]).await? {
         0 => Err(Error::invalid("scope", format!("must be one of {}", SCOPES.join(", ")))),
-        _ => match app.redis()?.exec::<i64>(&Command::new("DEL").arg(REDIS_KEY).idempotent()).await {
-            Ok(_) => Ok(Followed::AtOnce),
-            Err(cause) => Ok(Followed::WithinAMinute(cause)),
-        },
+        _ => {
+            let forget = Command::new("DEL").arg(REDIS_KEY).idempotent();
+            let told = async { Ok::<_, Error>(app.redis()?.exec::<i64>(&forget).await?) };
+            match told.await {
+                Ok(_) => Ok(Followed::AtOnce),
+                Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => Ok(Followed::WithinAMinute(cause)),
+                Err(other) => Err(other),
+            }
+        }
     }
 }
 
@@ -95,7 +100,7 @@ pub enum Followed {
     /// With the next message.
     AtOnce,
     /// When Redis forgets the old one by itself.
-    WithinAMinute(redis::Error),
+    WithinAMinute(Cause),
 }
 
 /// The UTC day that a moment belongs to.
@@ -118,7 +123,7 @@ sql! {
     read ALL() -> Value = "select jsonb_object_agg(scope, limit_microusd) from budgets";
 
     /// A day, and the month that begins with another.
-    pub(crate) read SPENDING(DATE, DATE) -> Spending = "
+    read SPENDING(DATE, DATE) -> Spending = "
         select coalesce((select spent_microusd from budget_days where day = $1), 0) as today,
           (select coalesce(sum(spent_microusd), 0)::bigint from budget_days where day between $2 and $1) as month";
 

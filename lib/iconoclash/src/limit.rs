@@ -1,5 +1,6 @@
 //! Every limit but that on messages: how often somebody may sign in, sign up, and so on. GCRA: all of a budget may come
-//! at once, and then it refills evenly over its window. A refusal writes nothing.
+//! at once, and then it refills evenly over its window. A refusal writes nothing; only where Redis cannot be asked the
+//! limits are counted one after another, and those before the one that refuses have counted.
 
 use std::{sync::LazyLock, time::Duration};
 use time::OffsetDateTime;
@@ -192,6 +193,8 @@ async fn ask_redis(app: &App, counters: &[Counter], now: OffsetDateTime) -> Resu
     Ok(app.redis()?.exec(&COUNT.command(&keys, &args)).await?)
 }
 
+/// The same one by one, up to the one that refuses: those after it count nothing, so that who is refused by network
+/// cannot use up somebody else's account.
 async fn ask_postgres(app: &App, counters: &[Counter], now: OffsetDateTime) -> Result<Vec<i64>> {
     let mut arrivals = Vec::new();
     for counter in counters {
@@ -202,6 +205,9 @@ async fn ask_postgres(app: &App, counters: &[Counter], now: OffsetDateTime) -> R
         let Counter { key, every_ms, most_ms, .. } = counter;
         let counted = app.db()?.optional(&COUNT_IN_POSTGRES, &[key, &epoch_ms(now), every_ms, most_ms]).await?;
         arrivals.push(counted.unwrap_or(epoch_ms(now) + most_ms + every_ms));
+        if counted.is_none() {
+            break;
+        }
     }
     Ok(arrivals)
 }

@@ -7,6 +7,7 @@
 mod counters;
 
 use serde::Serialize;
+use std::collections::HashSet;
 use time::{Duration, OffsetDateTime};
 use upstash_redis_rs::Command;
 use utoipa::ToSchema;
@@ -17,7 +18,7 @@ use crate::{
     app::App,
     cache,
     error::{Error, Result},
-    row, sql,
+    redis, row, sql,
     subscription::{self, Confirmed},
     telemetry,
 };
@@ -26,6 +27,10 @@ use crate::{
 const ADMITTED_WITHOUT_ROW: Duration = Duration::minutes(2);
 /// Commands of one pipeline.
 const BATCH: usize = 100;
+/// Holds of one answer of Redis, which may have a mebibyte: some 9,000 of them.
+const PAGE: usize = 2_000;
+/// Answers that one run reads; what is beyond them is left for the next.
+const PAGES: usize = 10;
 
 /// What was done.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
@@ -50,29 +55,37 @@ pub struct Report {
     subscriptions_healed: usize,
     /// Those of whom Stripe could not be asked; they are tried again.
     subscriptions_failed: usize,
-    /// Why Redis was left as it is, where it could not be asked.
+    /// Why Redis was left as it is, or a part of it: it could not be asked, or a step failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<String>,
 }
 
-/// Puts right what there is.
+/// Puts right what there is. Each step runs whatever became of the others; the first failure is the run's, but not that
+/// Redis could not be asked.
 pub async fn run(app: &App) -> Result<Report> {
-    let started = app.now();
-    let mut report = Report { replies_ended: end_expired(app, None).await?, ..Report::default() };
-    app.db()?.execute(&FORGET_LIMITS, &[&epoch_ms(started - Duration::DAY)]).await?;
-    if let Err(cause) = reconcile_redis(app, started, &mut report).await {
-        let cause = match cause {
-            Error::Unavailable { cause, .. } => telemetry::chain(cause.as_ref()),
-            other => return Err(other),
-        };
-        tracing::warn!(cause, "Redis is left as it is");
-        report.redis = Some("unavailable".to_owned());
-    }
-    let Confirmed { asked, healed, failed } = subscription::confirm_stale(app).await?;
-    (report.subscriptions_confirmed, report.subscriptions_healed, report.subscriptions_failed) =
-        (asked, healed, failed);
+    let (started, db) = (app.now(), app.db()?);
+    let mut report = Report::default();
+    let ended = end_expired(app, None).await.map(|ended| report.replies_ended = ended);
+    let forgotten = db.execute(&FORGET_LIMITS, &[&epoch_ms(started - Duration::DAY)]).await;
+    let redis = match reconcile_redis(app, started, &mut report).await {
+        Err(Error::Unavailable { cause, .. }) => {
+            tracing::warn!(cause = telemetry::chain(cause.as_ref()), "Redis is left as it is");
+            report.redis = Some("unavailable".to_owned());
+            Ok(())
+        }
+        Err(cause) => {
+            report.redis = Some("failed".to_owned());
+            Err(cause)
+        }
+        Ok(()) => Ok(()),
+    };
+    let confirmed = subscription::confirm_stale(app).await.map(|Confirmed { asked, healed, failed }| {
+        (report.subscriptions_confirmed, report.subscriptions_healed, report.subscriptions_failed) =
+            (asked, healed, failed);
+    });
     let told = serde_json::to_value(&report).map_err(|error| Error::Internal(error.into()))?;
-    app.db()?.execute(&NOTE_RUN, &[&app.new_id(), &"reconcile", &started, &app.now(), &told]).await?;
+    let noted = db.execute(&NOTE_RUN, &[&app.new_id(), &"reconcile", &started, &app.now(), &told]).await;
+    ended.and(forgotten.map_err(Error::from)).and(redis).and(confirmed).and(noted.map_err(Error::from))?;
     Ok(report)
 }
 
@@ -83,14 +96,15 @@ pub async fn end_expired(app: &App, discussion: Option<Uuid>) -> Result<i64> {
 }
 
 async fn reconcile_redis(app: &App, now: OffsetDateTime, report: &mut Report) -> Result<()> {
-    report.stale_values = cache::tell_stale(app).await?;
-    settle_open_holds(app, now, report).await?;
-    counters::compare(app, now, report).await
+    let told = cache::tell_stale(app).await.map(|told| report.stale_values = told);
+    let settled = settle_open_holds(app, now, report).await;
+    let compared = counters::compare(app, now, report).await;
+    told.and(settled).and(compared)
 }
 
 /// Holds whose reply has ended are settled, and those of which no reply came are dropped.
 async fn settle_open_holds(app: &App, now: OffsetDateTime, report: &mut Report) -> Result<()> {
-    let open = open_holds(app).await?;
+    let (open, _) = open_holds(app).await?;
     let requests: Vec<Uuid> = open.iter().map(|(hold, _)| hold.request).collect();
     let ledger = app.db()?.all(&BY_REQUEST, &[&requests]).await?;
     let mut settling = Vec::new();
@@ -108,20 +122,37 @@ async fn settle_open_holds(app: &App, now: OffsetDateTime, report: &mut Report) 
             None => {}
         }
     }
+    let mut outcome = Ok(());
     for batch in settling.chunks(BATCH) {
         for settled in app.redis()?.pipeline(batch).await? {
-            settled.map_err(crate::redis::Error::from)?;
+            outcome = outcome.and(settled.map(drop).map_err(redis::Error::from));
         }
     }
-    Ok(())
+    Ok(outcome?)
 }
 
-/// Every open hold and when it was admitted, oldest first.
-async fn open_holds(app: &App) -> Result<Vec<(OpenHold, i64)>> {
-    let range = Command::new("ZRANGE").arg(OPEN_HOLDS).arg(0).arg(9_999).arg("WITHSCORES").idempotent();
-    let words: Vec<String> = app.redis()?.exec(&range).await?;
-    let pairs = words.chunks_exact(2);
-    Ok(pairs.filter_map(|pair| Some((OpenHold::parse(&pair[0])?, pair[1].parse::<f64>().ok()? as i64))).collect())
+/// Open holds and when they were admitted, oldest first, and whether these are all.
+///
+/// The next page begins with the time at which the last one ended, not with a rank: ranks sink with every hold that is
+/// settled meanwhile, and one would be passed over. So what was in the set all the time is read.
+async fn open_holds(app: &App) -> Result<(Vec<(OpenHold, i64)>, bool)> {
+    let (mut holds, mut seen, mut from) = (Vec::new(), HashSet::new(), "-inf".to_owned());
+    for _ in 0..PAGES {
+        let range = Command::new("ZRANGE").arg(OPEN_HOLDS).args([from.as_str(), "+inf", "BYSCORE", "LIMIT", "0"]);
+        let words: Vec<String> = app.redis()?.exec(&range.arg(PAGE).arg("WITHSCORES").idempotent()).await?;
+        for (member, score) in words.iter().zip(words.iter().skip(1)).step_by(2) {
+            if seen.insert(member.clone())
+                && let (Some(hold), Ok(admitted_ms)) = (OpenHold::parse(member), score.parse::<f64>())
+            {
+                holds.push((hold, admitted_ms as i64));
+            }
+        }
+        match words.last() {
+            Some(last) if words.len() >= 2 * PAGE => from.clone_from(last),
+            _ => return Ok((holds, true)),
+        }
+    }
+    Ok((holds, false))
 }
 
 row! {

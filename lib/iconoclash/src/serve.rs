@@ -170,7 +170,8 @@ async fn vercel(router: Router) -> Result {
 async fn lambda(router: Router) -> Result {
     let handle = move |request: lambda_http::Request| {
         let background = Background::in_process();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        name_network(&mut parts);
         let mut request = axum::extract::Request::from_parts(parts, Body::new(body));
         request.extensions_mut().insert(background.clone());
         let answer = router.clone().oneshot(request);
@@ -180,6 +181,22 @@ async fn lambda(router: Router) -> Result {
         }
     };
     lambda_http::run_with_streaming_response(lambda_http::service_fn(handle)).await
+}
+
+/// Puts the caller's address where the routes look for it. Vercel lets nobody else write that header; here anybody could,
+/// and would choose a network for every limit.
+#[cfg(feature = "lambda")]
+fn name_network(parts: &mut Parts) {
+    use crate::auth::ADDRESS;
+    use lambda_http::{RequestExt, request::RequestContext};
+
+    parts.headers.remove(ADDRESS);
+    if let Some(RequestContext::ApiGatewayV2(context)) = parts.request_context_ref()
+        && let Some(address) = context.http.source_ip.as_deref()
+        && let Ok(address) = HeaderValue::from_str(address)
+    {
+        parts.headers.insert(ADDRESS, address);
+    }
 }
 
 #[cfg(feature = "lambda")]
@@ -228,5 +245,32 @@ impl http_body::Body for FrameByFrame {
 
     fn size_hint(&self) -> SizeHint {
         self.left
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "lambda")]
+mod tests {
+    use super::*;
+    use crate::auth::ADDRESS;
+    use lambda_http::request::RequestContext;
+    use serde_json::{Value, json};
+
+    #[track_caller]
+    fn check(source_ip: Value, expected: Option<&str>) {
+        let context = json!({"http": {"method": "GET", "sourceIp": source_ip}, "timeEpoch": 0});
+        let context = RequestContext::ApiGatewayV2(serde_json::from_value(context).unwrap());
+        let request = Request::builder().header(ADDRESS, "192.0.2.1").header(ADDRESS, "192.0.2.2");
+        let (mut parts, _) = request.extension(context).body(Body::empty()).unwrap().into_parts();
+        name_network(&mut parts);
+        let named: Vec<_> = parts.headers.get_all(ADDRESS).iter().collect();
+        assert_eq!(named, expected.into_iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn on_lambda_the_gateway_says_where_a_request_comes_from() {
+        check(json!("198.51.100.7"), Some("198.51.100.7"));
+        check(json!("2001:db8::1"), Some("2001:db8::1"));
+        check(Value::Null, None);
     }
 }

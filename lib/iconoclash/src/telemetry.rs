@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
+    auth,
     error::{Error, Failure},
     quota::Allowance,
 };
@@ -93,6 +94,7 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     request.extensions_mut().insert(RequestId(id));
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
+    let with_cookie = auth::comes_with_cookie(request.headers());
     let platform_id = request.headers().get("x-vercel-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
 
     let (mut response, notes) = noting(async { (next.run(request).await, notes()) }).await;
@@ -100,7 +102,12 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     if let Some(failure) = &failure {
         write_problem(&mut response, failure, id);
     }
+    let invalid_token = failure.as_ref().is_some_and(|failure| failure.problem.code == auth::INVALID_TOKEN.code());
     let headers = response.headers_mut();
+    if with_cookie && invalid_token {
+        // No page can take this cookie away, and with it the browser could not even sign in.
+        headers.append(header::SET_COOKIE, auth::session_cookie("", 0));
+    }
     if let Some(allowance) = notes.allowance.filter(|_| !headers.contains_key("ratelimit")) {
         headers.extend(allowance.headers());
     }

@@ -71,7 +71,7 @@ pub fn messages_command(subject: &Subject, now: OffsetDateTime) -> Command {
 }
 
 /// Has the next message of a user refused whose session, or whose older sessions, have ended.
-pub(crate) fn revoke_commands(session: Option<(Uuid, Duration)>, user: Uuid, version: Option<i32>) -> Vec<Command> {
+pub(super) fn revoke_commands(session: Option<(Uuid, Duration)>, user: Uuid, version: Option<i32>) -> Vec<Command> {
     let session = session.map(|(sid, left)| {
         Command::new("SET").arg(revoked_key(sid)).arg(1).arg("EX").arg(left.as_secs().max(1)).idempotent()
     });

@@ -1,18 +1,21 @@
 //! What Redis counts, compared with the ledger. A counter is right if it is the ledger's plus the holds that are open in
 //! Redis and lower, or not there yet, in the ledger. Redis is read first, then its open holds, then the ledger; a counter
-//! that has not changed from its reading to its repair has missed nothing in between.
+//! that has not changed from its reading to its repair has missed nothing in between. The ledger's sums and its rows of
+//! open holds are one statement's, and so of one moment: a message that began between two would be in the sums, and
+//! among the holds that the ledger does not know as well.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::sync::LazyLock;
 use time::{Date, Duration, OffsetDateTime};
 use upstash_redis_rs::{Arg, Command, Script};
 use uuid::Uuid;
 
-use super::{BATCH, BY_REQUEST, LedgerRow, Report, open_holds};
+use super::{BATCH, Report, open_holds};
 use crate::{
     admission::stored::{self, KEEP_DAY, OpenHold},
     app::App,
     budget::{self, Spending},
-    error::Result,
+    db::ToSql,
+    error::{Error, Result},
     redis, row, sql,
 };
 
@@ -24,9 +27,13 @@ const ATTEMPTS: usize = 5;
 
 pub(super) async fn compare(app: &App, now: OffsetDateTime, report: &mut Report) -> Result<()> {
     let day = budget::day(now);
-    compare_subjects(app, now, day, report).await?;
+    let subjects = compare_subjects(app, now, day, report).await;
+    subjects.and(compare_budget(app, day, report).await)
+}
+
+async fn compare_budget(app: &App, day: Date, report: &mut Report) -> Result<()> {
     for _ in 0..ATTEMPTS {
-        match compare_budget(app, day).await? {
+        match compare_budget_once(app, day).await? {
             Compared::Right => return Ok(()),
             Compared::Repaired => {
                 report.budget_repaired = true;
@@ -45,23 +52,12 @@ enum Compared {
     Changed,
 }
 
-/// What the open holds add to the ledger: how many messages, and how much money.
-fn beyond<'a>(open: impl Iterator<Item = &'a OpenHold>, ledger: &HashMap<Uuid, LedgerRow>) -> (i64, i64) {
-    open.fold((0, 0), |(messages, money), hold| {
-        let row = ledger.get(&hold.request);
-        let uncounted = hold.is_message && row.is_none_or(|row| !row.counted);
-        (messages + i64::from(uncounted), money + hold.amount - row.map_or(0, |row| row.cost_microusd))
-    })
-}
-
-async fn ledger_of(app: &App, open: &[OpenHold]) -> Result<HashMap<Uuid, LedgerRow>> {
-    let requests: Vec<Uuid> = open.iter().map(|hold| hold.request).collect();
-    let rows = app.db()?.all(&BY_REQUEST, &[&requests]).await?;
-    Ok(rows.into_iter().map(|row| (row.request_id, row)).collect())
-}
-
+/// Every open hold, or none to compare with.
 async fn open_now(app: &App) -> Result<Vec<OpenHold>> {
-    Ok(open_holds(app).await?.into_iter().map(|(hold, _)| hold).collect())
+    match open_holds(app).await? {
+        (holds, true) => Ok(holds.into_iter().map(|(hold, _)| hold).collect()),
+        (_, false) => Err(Error::unavailable("there are more open holds than one run reads")),
+    }
 }
 
 /// Those who sent something since the run before the last.
@@ -69,14 +65,19 @@ async fn compare_subjects(app: &App, now: OffsetDateTime, day: Date, report: &mu
     let since = app.db()?.optional(&LAST_RUN, &[]).await?.unwrap_or(now - Duration::DAY);
     let since = since.max(now - Duration::DAY) - Duration::minutes(10);
     let subjects = app.db()?.all(&ACTIVE_SUBJECTS, &[&since, &day]).await?;
+    let mut outcome = Ok(());
     for batch in subjects.chunks(BATCH) {
         let read = batch
             .iter()
             .map(|subject| Command::new("HMGET").arg(stored::subject_key(subject, day)).args(["n", "c"]).idempotent());
         let counted = app.redis()?.pipeline(&read.collect::<Vec<_>>()).await?;
-        let open = open_now(app).await?;
-        let ledger = ledger_of(app, &open).await?;
-        let days = app.db()?.all(&SUBJECT_DAYS, &[&batch, &day]).await?;
+        let open: Vec<OpenHold> = open_now(app).await?.into_iter().filter(|hold| hold.day == day).collect();
+        let whose: Vec<&str> = open.iter().map(|hold| hold.subject.as_str()).collect();
+        let requests: Vec<Uuid> = open.iter().map(|hold| hold.request).collect();
+        let amounts: Vec<i64> = open.iter().map(|hold| hold.amount).collect();
+        let are_messages: Vec<bool> = open.iter().map(|hold| hold.is_message).collect();
+        let right = [&batch as &(dyn ToSql + Sync), &day, &whose, &requests, &amounts, &are_messages];
+        let right = app.db()?.all(&SUBJECT_DAYS, &right).await?;
         let mut repairs = Vec::new();
         for (subject, counted) in batch.iter().zip(counted) {
             let Ok(counted) = counted else { continue };
@@ -84,47 +85,46 @@ async fn compare_subjects(app: &App, now: OffsetDateTime, day: Date, report: &mu
             let Some(messages) = counted[0].as_str() else { continue };
             let spent = counted[1].as_str().unwrap_or_default();
             report.subjects_compared += 1;
-            let (more, money) = beyond(open.iter().filter(|hold| hold.subject == *subject && hold.day == day), &ledger);
-            let truth = days.iter().find(|row| row.subject == *subject);
-            let right = truth.map_or((more, money), |row| (row.messages + more, row.spent_microusd + money));
-            if (messages.parse(), spent.parse()) != (Ok(right.0), Ok(right.1)) {
-                let args: [Arg; 4] = [messages.into(), spent.into(), right.0.into(), right.1.into()];
+            let Some(right) = right.iter().find(|row| row.subject == *subject) else { continue };
+            if (messages.parse(), spent.parse()) != (Ok(right.messages), Ok(right.spent_microusd)) {
+                let args: [Arg; 4] =
+                    [messages.into(), spent.into(), right.messages.into(), right.spent_microusd.into()];
                 repairs.push(REPAIR_SUBJECT.command(&[&stored::subject_key(subject, day)], &args).idempotent());
             }
         }
         for repaired in app.redis()?.pipeline(&repairs).await? {
-            let repaired = repaired.map_err(redis::Error::from)?;
-            report.subjects_repaired += usize::from(repaired == 1);
+            report.subjects_repaired += usize::from(repaired.as_ref().is_ok_and(|repaired| *repaired == 1));
+            outcome = outcome.and(repaired.map(drop).map_err(redis::Error::from));
         }
     }
-    Ok(())
+    Ok(outcome?)
 }
 
-async fn compare_budget(app: &App, day: Date) -> Result<Compared> {
+async fn compare_budget_once(app: &App, day: Date) -> Result<Compared> {
     let (today_key, month_key) = (stored::day_key(day), stored::month_key(day));
     let read = Command::new("MGET").arg(&today_key).arg(&month_key).args(stored::earlier_days(day)).idempotent();
     let known: Vec<Option<String>> = app.redis()?.exec(&read).await?;
-    let open = open_now(app).await?;
-    let ledger = ledger_of(app, &open).await?;
-    let Spending { today, month } = app.db()?.one(&budget::SPENDING, &[&day, &budget::month(day)]).await?;
+    let of_month = |hold: &OpenHold| budget::month(hold.day) == budget::month(day);
+    let open: Vec<OpenHold> = open_now(app).await?.into_iter().filter(of_month).collect();
+    let days: Vec<Date> = open.iter().map(|hold| hold.day).collect();
+    let requests: Vec<Uuid> = open.iter().map(|hold| hold.request).collect();
+    let amounts: Vec<i64> = open.iter().map(|hold| hold.amount).collect();
+    let right = [&day as &(dyn ToSql + Sync), &budget::month(day), &days, &requests, &amounts];
+    let right: Spending = app.db()?.one(&SPENDING, &right).await?;
     let number = |at: usize| known[at].as_deref().and_then(|text| text.parse::<i64>().ok()).unwrap_or_default();
     let Some(known_today) = known[0].clone() else {
         // Lost, or the day has not begun: the next send raises it.
         return Ok(Compared::Right);
     };
-    let (_, beyond_today) = beyond(open.iter().filter(|hold| hold.day == day), &ledger);
-    let of_month = open.iter().filter(|hold| budget::month(hold.day) == budget::month(day));
-    let (_, beyond_month) = beyond(of_month, &ledger);
-    let right_today = today + beyond_today;
     let earlier: i64 = (2..known.len()).map(number).sum();
-    let right_rest = month + beyond_month - right_today - earlier;
-    if (number(0), number(1)) == (right_today, right_rest) {
+    let right_rest = right.month - right.today - earlier;
+    if (number(0), number(1)) == (right.today, right_rest) {
         return Ok(Compared::Right);
     }
     let args: [Arg; 5] = [
         known_today.into(),
         known[1].clone().unwrap_or_default().into(),
-        right_today.into(),
+        right.today.into(),
         right_rest.into(),
         KEEP_DAY.as_secs().into(),
     ];
@@ -149,6 +149,31 @@ sql! {
         select distinct subject from usage_events
         where created_at >= greatest($1, $2::date::timestamp at time zone 'UTC')";
 
-    read SUBJECT_DAYS(TEXT_ARRAY, DATE) -> SubjectDay = "
-        select subject, messages, spent_microusd from subject_days where day = $2 and subject = any($1::text[])";
+    /// What subjects' days come to with the open holds of that day, as far as these are beyond their rows in the ledger:
+    /// a row that is not there yet has counted nothing.
+    read SUBJECT_DAYS(TEXT_ARRAY, DATE, TEXT_ARRAY, UUID_ARRAY, INT8_ARRAY, BOOL_ARRAY) -> SubjectDay = "
+        select who.subject, coalesce(d.messages, 0) + coalesce(o.messages, 0) as messages,
+          coalesce(d.spent_microusd, 0) + coalesce(o.money, 0) as spent_microusd
+        from unnest($1::text[]) as who (subject)
+        left join subject_days d on d.subject = who.subject and d.day = $2
+        left join (
+          select h.subject, sum(h.amount - coalesce(e.cost_microusd, 0))::bigint as money,
+            count(*) filter (where h.is_message and not coalesce(e.counted, false)) as messages
+          from unnest($3::text[], $4::uuid[], $5::bigint[], $6::bool[]) as h (subject, request_id, amount, is_message)
+          left join usage_events e on e.request_id = h.request_id
+          group by h.subject
+        ) o on o.subject = who.subject";
+
+    /// What everybody's day and month come to with the month's open holds, likewise.
+    read SPENDING(DATE, DATE, DATE_ARRAY, UUID_ARRAY, INT8_ARRAY) -> Spending = "
+        select
+          coalesce((select spent_microusd from budget_days where day = $1), 0)
+            + coalesce(sum(o.money) filter (where o.day = $1), 0)::bigint as today,
+          (select coalesce(sum(spent_microusd), 0)::bigint from budget_days where day between $2 and $1)
+            + coalesce(sum(o.money), 0)::bigint as month
+        from (
+          select h.day, h.amount - coalesce(e.cost_microusd, 0) as money
+          from unnest($3::date[], $4::uuid[], $5::bigint[]) as h (day, request_id, amount)
+          left join usage_events e on e.request_id = h.request_id
+        ) o";
 }

@@ -153,7 +153,12 @@ async fn signup(State(app): State<App>, visitor: Visitor, Json(new): Json<NewAcc
 async fn login(State(app): State<App>, visitor: Visitor, Json(credentials): Json<Credentials>) -> Result<Response> {
     let (network, account) = (Of::Network(visitor.network), Of::Email(&credentials.email));
     limit::check(&app, &[(Limit::SignIn, network), (Limit::SignInTo, account)]).await?;
-    let found = app.db()?.optional(&BY_EMAIL, &[&credentials.email.trim()]).await?;
+    let address = credentials.email.trim();
+    let found = match address.contains('\0') {
+        // Nobody's, and nothing that Postgres could be asked for.
+        true => None,
+        false => app.db()?.optional(&BY_EMAIL, &[&address]).await?,
+    };
     let (stored, suspended, user) = match found {
         Some(row) => (Some(row.password_hash), row.suspended, Some(row.id)),
         None => (None, false, None),
@@ -186,13 +191,14 @@ async fn logout(State(app): State<App>, user: User, OptionalJson(logout): Option
         true => (None, Some(claims.ver + 1)),
         false => (Some((claims.sid, (ends - app.now()).unsigned_abs())), None),
     };
-    let revoke = admission::revoke_commands(session, user.id, version);
-    cache::forget(&app, &[Cached::Session(user.id)], revoke).await?;
+    cache::forget(&app, &[Cached::Session(user.id)], Vec::new()).await?;
     let db = app.db()?;
     match logout.everywhere {
         true => db.execute(&REVOKE_ALL, &[&user.id]).await?,
         false => db.execute(&REVOKE, &[&claims.sid, &user.id, &ends]).await?,
     };
+    // Not before it is written: for as long as a token lives Redis would refuse what Postgres still holds to be live.
+    admission::revoke(&app, session, user.id, version).await;
     let forget = [(header::SET_COOKIE, auth::session_cookie("", 0))];
     Ok((StatusCode::NO_CONTENT, forget).into_response())
 }
