@@ -1,9 +1,9 @@
 //! Paying for Pro, from the first checkout to the end of the last period.
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use iconoclash::subscription::{self, Confirmed};
 use iconoclash_cli::billing::{self, Failure};
-use iconoclash_local::stripe::{Action, Event, Fault};
+use iconoclash_local::stripe::{Action, Event, Fault, NEXT_PRICE};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use upstash_redis_rs::Command;
@@ -152,15 +152,50 @@ async fn twenty_checkouts_at_once_are_one_customer_and_one_page() {
 }
 
 #[tokio::test]
-async fn a_page_that_has_closed_is_followed_by_another() {
-    let app = TestApp::start().await;
-    let ada = app.member("ada").await;
-    let first = ada.checkout().await;
+async fn a_page_that_has_closed_is_followed_by_another_and_only_the_last_one_can_be_paid() {
+    let mut app = TestApp::start().await;
+    let token = app.member("ada").await.token.unwrap();
+    let first = app.bearer(&token).checkout().await;
     app.stripe.act(Action::Expire(&first));
-    let second = ada.checkout().await;
+    let second = app.bearer(&token).checkout().await;
     assert_ne!(first, second);
     app.advance(time::Duration::hours(23) + time::Duration::minutes(45));
-    assert_ne!(ada.checkout().await, second, "one that is about to close helps nobody");
+    let ada = app.bearer(&token);
+    let thirds = join_all((0..5).map(|_| ada.checkout())).await;
+    assert!(thirds.iter().all(|third| *third == thirds[0] && *third != second), "one about to close helps nobody");
+    // Another price is another page.
+    app.restart(|config| config.stripe_price_pro = Ok(NEXT_PRICE.to_owned()));
+    let fourth = app.bearer(&token).checkout().await;
+    assert_ne!(fourth, thirds[0]);
+    for closed in [&first, &second, &thirds[0]] {
+        app.stripe.act(Action::Pay(closed));
+        assert_eq!(app.stripe.subscriptions(&app.customer()).len(), 0, "{closed} can be paid beside {fourth}");
+    }
+    app.stripe.act(Action::Pay(&fourth));
+    assert_eq!(app.stripe.subscriptions(&app.customer()).len(), 1);
+}
+
+#[tokio::test]
+async fn who_pays_while_another_checkout_is_asked_for_is_not_sold_a_second_one() {
+    for (left, asked_before) in [(time::Duration::hours(23), 1), (time::Duration::minutes(15), 2)] {
+        let app = TestApp::start().await;
+        let ada = app.member("ada").await;
+        let page = ada.checkout().await;
+        app.advance(time::Duration::DAY - left);
+        // The answer says that nothing is paid for, and is heard when something is.
+        (1..asked_before).for_each(|_| app.stripe.next(Fault::Slow(0)));
+        app.stripe.next(Fault::Hold);
+        let asked = app.stripe.requests().len();
+        let pays = async {
+            app.stripe.wait_for_requests(asked + asked_before).await;
+            app.stripe.act(Action::Pay(&page));
+            app.stripe.take_events();
+            app.stripe.release();
+        };
+        let (answer, ()) = join(ada.post("/api/billing/checkout", Value::Null), pays).await;
+        assert_eq!(answer.problem(), (409, "already_subscribed"), "{left}: {}", answer.json);
+        assert_eq!(ada.plan().await, "pro");
+    }
 }
 
 #[tokio::test]

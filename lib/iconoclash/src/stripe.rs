@@ -1,4 +1,4 @@
-//! Stripe's API: the five calls that subscriptions need, with our own types of only the fields that we read.
+//! Stripe's API: the seven calls that subscriptions need, with our own types of only the fields that we read.
 //!
 //! Knows nothing of plans or users. Every call has a deadline for all its tries together; what is worth trying again is
 //! what Stripe's own clients try again. Signatures of events are checked in [`webhook`].
@@ -61,6 +61,11 @@ impl Error {
         matches!(self, Self::Refused { code, param, .. }
             if code.as_deref() == Some("resource_missing") && param.as_deref() == Some("customer"))
     }
+
+    /// Whether what was asked cannot be done to the object as it is now.
+    fn is_too_late(&self) -> bool {
+        matches!(self, Self::Refused { status: StatusCode::BAD_REQUEST, .. })
+    }
 }
 
 /// Somebody who pays.
@@ -116,6 +121,8 @@ pub struct List<T> {
 pub struct CheckoutSession {
     /// `cs_…`
     pub id: String,
+    /// `open`, `complete` or `expired`.
+    pub status: Option<String>,
     /// Where it is, while it is open.
     pub url: Option<String>,
     /// In epoch seconds.
@@ -123,6 +130,18 @@ pub struct CheckoutSession {
     /// What we wrote on it.
     #[serde(default)]
     pub metadata: HashMap<String, String>,
+}
+
+impl CheckoutSession {
+    /// Whether it can still be paid.
+    pub fn is_open(&self) -> bool {
+        self.status.as_deref() == Some("open")
+    }
+
+    /// Whether it has been paid.
+    pub fn is_complete(&self) -> bool {
+        self.status.as_deref() == Some("complete")
+    }
 }
 
 #[derive(Deserialize)]
@@ -175,6 +194,16 @@ impl Stripe {
         let query = [("customer", customer), ("limit", "1")];
         let page: List<CheckoutSession> = self.get("/v1/checkout/sessions", &query).await?;
         Ok(page.data.into_iter().next())
+    }
+
+    /// Closes a checkout's page, so that it cannot be paid any more; gives the checkout as it is then, which was complete
+    /// or expired before where Stripe would not close it.
+    pub async fn expire_checkout(&self, id: &str) -> Result<CheckoutSession, Error> {
+        let path = format!("/v1/checkout/sessions/{id}");
+        match self.post(&format!("{path}/expire"), &[], &format!("expire-{id}")).await {
+            Err(error) if error.is_too_late() => self.get(&path, &[]).await,
+            closed => closed,
+        }
     }
 
     /// Opens a checkout; the same parameters after the same `previous` checkout give the same one.

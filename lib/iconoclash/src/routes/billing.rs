@@ -19,7 +19,10 @@ use crate::{
     plan::Plan,
     serve::Background,
     sql,
-    stripe::webhook::{self, Event},
+    stripe::{
+        CheckoutSession,
+        webhook::{self, Event},
+    },
     subscription::{self, Held, Synced},
 };
 
@@ -68,20 +71,20 @@ async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
         Some(customer) => customer,
         None => new_customer(&app, &user, email, None).await?,
     };
-    // Stripe says whether there is something to pay for: an event that is on its way would be paid twice.
-    let customer = match subscription::sync(&app, &customer, None, CHECKOUT_DEADLINE).await? {
-        Synced::Written(change) if change.after.iter().any(Held::is_live) => {
-            subscription::tell(&app, change.mails).await;
-            return Err(ALREADY_SUBSCRIBED);
-        }
-        Synced::Covered(held) if held.iter().any(Held::is_live) => return Err(ALREADY_SUBSCRIBED),
+    // Before Stripe is asked what is paid for: whoever pays on that page from now on is seen to have paid.
+    let latest = match app.stripe()?.with_deadline(CHECKOUT_DEADLINE).latest_checkout(&customer).await {
+        Err(error) if error.customer_is_missing() => None,
+        latest => latest?,
+    };
+    let customer = match unpaid(&app, &customer).await? {
+        Synced::Written(_) | Synced::Covered(_) | Synced::Repeated => customer,
         // Another key's customer. Where something is paid for, the key is what is wrong.
         Synced::Missing if user.profile.plan == Plan::Free => new_customer(&app, &user, email, Some(&customer)).await?,
         Synced::Missing => return Err(Error::Internal("Stripe does not know a customer who pays".into())),
-        _ => customer,
+        Synced::Foreign => return Err(Error::Internal("a user's customer is nobody's".into())),
     };
     subscription::checkout_begins(&app, &customer).await?;
-    Ok(Json(Page { url: checkout_page(&app, user.id, &customer).await? }))
+    Ok(Json(Page { url: checkout_page(&app, user.id, &customer, latest).await? }))
 }
 
 /// The page on which to change the card, see invoices and cancel.
@@ -212,18 +215,36 @@ async fn new_customer(app: &App, user: &User, email: &str, in_place_of: Option<&
     Ok(app.db()?.one(&LINK_CUSTOMER, &[&user.id, &made.id, &in_place_of, &app.now()]).await?)
 }
 
-/// The page that is open already, else a new one: with two of them open, both could be paid.
-async fn checkout_page(app: &App, user: Uuid, customer: &str) -> Result<String> {
+/// Asks Stripe about a customer who is about to pay: an event that is on its way would be paid twice.
+async fn unpaid(app: &App, customer: &str) -> Result<Synced> {
+    let synced = subscription::sync(app, customer, None, CHECKOUT_DEADLINE).await?;
+    match synced {
+        Synced::Written(change) if change.after.iter().any(Held::is_live) => {
+            subscription::tell(app, change.mails).await;
+            Err(ALREADY_SUBSCRIBED)
+        }
+        Synced::Covered(held) if held.iter().any(Held::is_live) => Err(ALREADY_SUBSCRIBED),
+        other => Ok(other),
+    }
+}
+
+/// The page that is open already, else a new one after that one is closed: with two of them open, both could be paid.
+async fn checkout_page(app: &App, user: Uuid, customer: &str, latest: Option<CheckoutSession>) -> Result<String> {
     let (price, root) = (app.config().stripe_price_pro.clone()?, &app.config().public_url);
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
-    let latest = stripe.latest_checkout(customer).await?;
-    let closes_after = app.now().unix_timestamp() + PAGE_LIFE_LEFT_SECS;
-    if let Some(open) = &latest
-        && open.expires_at > closes_after
-        && open.metadata.get("price") == Some(&price)
-        && let Some(url) = open.url.clone()
-    {
-        return Ok(url);
+    if let Some(open) = latest.as_ref().filter(|latest| latest.is_open()) {
+        let lasts = open.expires_at > app.now().unix_timestamp() + PAGE_LIFE_LEFT_SECS;
+        if let Some(url) = open.url.clone().filter(|_| lasts && open.metadata.get("price") == Some(&price)) {
+            return Ok(url);
+        }
+        let closed = stripe.expire_checkout(&open.id).await?;
+        if closed.is_open() {
+            return Err(Error::Internal("Stripe does not close a checkout that is to be followed by another".into()));
+        }
+        // Whoever came first has closed it, or the user has paid there a moment ago.
+        if closed.is_complete() {
+            unpaid(app, customer).await?;
+        }
     }
     let user = user.to_string();
     let params = [

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::object;
 use super::params::{Params, Problem};
 use super::world::World;
-use super::{API_VERSION, Fault, PRICE, Recorded, Shared, control, lock, page};
+use super::{API_VERSION, Fault, NEXT_PRICE, PRICE, Recorded, Shared, control, lock, page};
 use crate::wire::{self, Body, HangUp};
 
 pub(super) async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Result<Response<Body>, HangUp> {
@@ -187,7 +187,11 @@ fn answer(
         }
         ("GET", ["checkout", "sessions", id]) => find(&world.sessions, "checkout.session", id),
         ("POST", ["checkout", "sessions", id, "expire"]) => {
-            find(&world.sessions, "checkout.session", id)?;
+            let status = find(&world.sessions, "checkout.session", id)?["status"].clone();
+            if status != "open" {
+                let message = format!("Only Checkout Sessions with a status of open can be expired, not {status}.");
+                return Err(Problem::new(400, "invalid_request_error", message));
+            }
             world.act(super::Action::Expire(id));
             find(&world.sessions, "checkout.session", id)
         }
@@ -231,7 +235,7 @@ fn open_checkout(world: &mut World, params: &Params, url: &dyn Fn(&str) -> Strin
     params.required("success_url")?;
     params.flag("allow_promotion_codes")?;
     let price = params.required("line_items[0][price]")?;
-    if price != PRICE {
+    if ![PRICE, NEXT_PRICE].contains(&price) {
         return Err(Problem::missing("price", "line_items[0][price]", price));
     }
     known_customer(world, params)?;
