@@ -251,6 +251,25 @@ async fn a_customer_of_another_key_is_replaced_unless_something_is_paid_for() {
 }
 
 #[tokio::test]
+async fn a_customer_of_whom_only_the_user_knows_is_linked_before_anything_is_sold() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    app.stripe.add_customer("cus_imported", "ada@example.org");
+    app.sql("update users set stripe_customer_id = 'cus_imported'").await;
+    ada.subscribe().await;
+    assert_eq!(ada.plan().await, "pro");
+    assert_eq!(
+        (app.customer(), app.value("select id from stripe_customers").await.as_str()),
+        ("cus_imported".into(), "cus_imported")
+    );
+    // One that pays already is not sold anything.
+    app.sql("delete from stripe_customers").await;
+    app.sql("update users set plan = 'free'").await;
+    assert_eq!(ada.post("/api/billing/checkout", Value::Null).await.problem(), (409, "already_subscribed"));
+    assert_eq!(app.value("select plan from users").await, "pro");
+}
+
+#[tokio::test]
 async fn without_stripe_nobody_can_pay_and_everybody_can_argue() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;

@@ -76,12 +76,18 @@ async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
         Err(error) if error.customer_is_missing() => None,
         latest => latest?,
     };
-    let customer = match unpaid(&app, &customer).await? {
+    let mut synced = unpaid(&app, &customer).await?;
+    if matches!(synced, Synced::Foreign) {
+        // The user has it, but what happens to it would not be known to be the user's.
+        link(&app, &user, &customer, Some(&customer)).await?;
+        synced = unpaid(&app, &customer).await?;
+    }
+    let customer = match synced {
         Synced::Written(_) | Synced::Covered(_) | Synced::Repeated => customer,
         // Another key's customer. Where something is paid for, the key is what is wrong.
         Synced::Missing if user.profile.plan == Plan::Free => new_customer(&app, &user, email, Some(&customer)).await?,
         Synced::Missing => return Err(Error::Internal("Stripe does not know a customer who pays".into())),
-        Synced::Foreign => return Err(Error::Internal("a user's customer is nobody's".into())),
+        Synced::Foreign => return Err(Error::Internal("a customer that was just linked is nobody's".into())),
     };
     subscription::checkout_begins(&app, &customer).await?;
     Ok(Json(Page { url: checkout_page(&app, user.id, &customer, latest).await? }))
@@ -212,7 +218,12 @@ async fn new_customer(app: &App, user: &User, email: &str, in_place_of: Option<&
     let key = format!("customer-{}-{}", user.id, in_place_of.unwrap_or("first"));
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
     let made = stripe.create_customer(email, &user.id.to_string(), &key).await?;
-    Ok(app.db()?.one(&LINK_CUSTOMER, &[&user.id, &made.id, &in_place_of, &app.now()]).await?)
+    link(app, user, &made.id, in_place_of).await
+}
+
+/// Links a customer to the user, and gives the one that is linked: the first to come decides.
+async fn link(app: &App, user: &User, customer: &str, in_place_of: Option<&str>) -> Result<String> {
+    Ok(app.db()?.one(&LINK_CUSTOMER, &[&user.id, &customer, &in_place_of, &app.now()]).await?)
 }
 
 /// Asks Stripe about a customer who is about to pay: an event that is on its way would be paid twice.
@@ -286,7 +297,7 @@ sql! {
         with linked as (
           update users
           set stripe_customer_id =
-            case when stripe_customer_id is not distinct from $3 then $2 else stripe_customer_id end
+            case when stripe_customer_id is null or stripe_customer_id = $3 then $2 else stripe_customer_id end
           where id = $1
           returning id, stripe_customer_id
         ), kept as (
