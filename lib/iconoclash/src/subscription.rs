@@ -169,6 +169,17 @@ pub async fn checkout_begins(app: &App, customer: &str) -> Result<()> {
     Ok(())
 }
 
+/// Has the next [`confirm_stale`] ask about a customer. Where that cannot be written, Stripe sends the event again anyway.
+pub async fn check_soon(app: &App, customer: &str) {
+    let noted = match app.db() {
+        Ok(db) => db.execute(&CHECK_SOON, &[&customer, &app.now()]).await.map_err(Error::from),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = noted {
+        tracing::warn!(customer, cause = ?error, "a customer could not be noted to be asked about");
+    }
+}
+
 /// Records an event that changes no subscription; false where it was recorded before or concerns somebody else.
 pub async fn record(app: &App, event: &Event) -> Result<bool> {
     let values = (&event.id, &event.kind, event.customer());
@@ -254,4 +265,7 @@ sql! {
 
     write CHECKOUT_BEGINS(TEXT, TIMESTAMPTZ, TIMESTAMPTZ) -> () = "
         update stripe_customers set checkout_at = $2, check_at = least(check_at, $3) where id = $1";
+
+    write CHECK_SOON(TEXT, TIMESTAMPTZ) -> () = "
+        update stripe_customers set check_at = least(check_at, $2) where id = $1";
 }
