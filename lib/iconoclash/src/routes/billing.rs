@@ -17,6 +17,7 @@ use crate::{
     error::{Error, Problem, Result},
     extract::Raw,
     plan::Plan,
+    row,
     serve::Background,
     sql,
     stripe::{
@@ -67,9 +68,10 @@ enum Outcome {
     responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
     let email = email(&user)?;
-    let customer = match app.db()?.one(&CUSTOMER, &[&user.id]).await? {
+    let Linked { customer, former } = app.db()?.one(&LINKED, &[&user.id]).await?;
+    let customer = match customer {
         Some(customer) => customer,
-        None => new_customer(&app, &user, email, None).await?,
+        None => new_customer(&app, &user, email, former.as_deref()).await?,
     };
     // Before Stripe is asked what is paid for: whoever pays on that page from now on is seen to have paid.
     let latest = match app.stripe()?.with_deadline(CHECKOUT_DEADLINE).latest_checkout(&customer).await {
@@ -98,7 +100,8 @@ async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
     responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 async fn portal(State(app): State<App>, user: User) -> Result<Json<Page>> {
     email(&user)?;
-    let customer = app.db()?.one(&CUSTOMER, &[&user.id]).await?.ok_or(NOTHING_TO_MANAGE)?;
+    let Linked { customer, .. } = app.db()?.one(&LINKED, &[&user.id]).await?;
+    let customer = customer.ok_or(NOTHING_TO_MANAGE)?;
     let (back, key) = (app.config().public_url.clone(), format!("portal-{}", app.new_id()));
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
     Ok(Json(Page { url: stripe.create_portal(&customer, &back, &key).await? }))
@@ -118,6 +121,10 @@ async fn receive(
     let event = genuine(&app, &headers, body)?;
     let outcome = match Effect::of(&event.kind) {
         Effect::Subscription => confirm(&app, &background, &event).await?,
+        Effect::Deletion => match event.customer() {
+            Some(customer) if subscription::forget(&app, customer, &event).await? => Outcome::Written,
+            _ => Outcome::Ignored,
+        },
         Effect::Alert if subscription::record(&app, &event).await? => {
             background.spawn(async move { alert::operators(&app, alert(&event)).await });
             Outcome::Written
@@ -134,6 +141,7 @@ async fn receive(
 /// What a kind of event means here.
 enum Effect {
     Subscription,
+    Deletion,
     Alert,
     Nothing,
 }
@@ -142,6 +150,7 @@ impl Effect {
     fn of(kind: &str) -> Self {
         let about = |what: &str| kind.starts_with(what);
         match kind {
+            webhook::CUSTOMER_DELETED => Self::Deletion,
             "charge.refunded" | "charge.dispute.created" => Self::Alert,
             _ if about("customer.subscription.") || about("checkout.session.") || about("invoice.") => {
                 Self::Subscription
@@ -219,12 +228,13 @@ fn email(user: &User) -> Result<&str> {
     user.profile.email.as_deref().ok_or(SIGN_UP_FIRST)
 }
 
-/// Makes the user's customer, in place of one that Stripe does not know. Whoever asks at the same time gets the same one.
-async fn new_customer(app: &App, user: &User, email: &str, in_place_of: Option<&str>) -> Result<String> {
-    let key = format!("customer-{}-{}", user.id, in_place_of.unwrap_or("first"));
+/// Makes the user's customer, after one that was deleted or in place of one that Stripe does not know. Whoever asks at the
+/// same time gets the same one.
+async fn new_customer(app: &App, user: &User, email: &str, former: Option<&str>) -> Result<String> {
+    let key = format!("customer-{}-{}", user.id, former.unwrap_or("first"));
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
     let made = stripe.create_customer(email, &user.id.to_string(), &key).await?;
-    link(app, user, &made.id, in_place_of).await
+    link(app, user, &made.id, former).await
 }
 
 /// Links a customer to the user, and gives the one that is linked: the first to come decides.
@@ -288,13 +298,19 @@ const ALREADY_SUBSCRIBED: Error = Error::Conflict {
     code: "already_subscribed",
     detail: "You have a subscription; change or end it under “Manage subscription”.",
 };
-const NOTHING_TO_MANAGE: Error = Error::Conflict {
-    code: "not_subscribed",
-    detail: "You have never had a subscription, so there is none to manage.",
-};
+const NOTHING_TO_MANAGE: Error =
+    Error::Conflict { code: "not_subscribed", detail: "You have no subscription to manage." };
 
 sql! {
-    read CUSTOMER(UUID) -> Option<String> = "select stripe_customer_id from users where id = $1";
+    read LINKED(UUID) -> Linked = "
+        select stripe_customer_id as customer, former_stripe_customer_id as former from users where id = $1";
+}
+
+row! {
+    struct Linked {
+        customer: Option<String>,
+        former: Option<String>,
+    }
 }
 
 sql! {

@@ -38,6 +38,8 @@ pub enum Action<'a> {
     Refund(&'a str),
     /// A payment of this customer is disputed.
     Dispute(&'a str),
+    /// This customer is deleted, which ends all subscriptions at once.
+    Delete(&'a str),
 }
 
 /// The error of a name that is not in [`NAMES`].
@@ -54,7 +56,7 @@ impl std::error::Error for UnknownAction {}
 
 /// Every name that [`Action::of`] knows.
 pub(super) const NAMES: &str = "pay expire subscribe cancel_at_period_end resume cancel_now fail_payment recover \
-     give_up pause trial end_period refund dispute";
+     give_up pause trial end_period refund dispute delete";
 
 impl<'a> Action<'a> {
     /// The action of a name, to a checkout, a customer or a subscription.
@@ -74,6 +76,7 @@ impl<'a> Action<'a> {
             "end_period" => Self::EndPeriod(target),
             "refund" => Self::Refund(target),
             "dispute" => Self::Dispute(target),
+            "delete" => Self::Delete(target),
             _ => return Err(UnknownAction(name.to_owned())),
         })
     }
@@ -117,6 +120,7 @@ impl World {
                 let (dispute, charge) = (self.id("dp"), self.id("ch"));
                 self.happens("charge.dispute.created", &object::dispute(&dispute, &charge, self.now));
             }
+            Action::Delete(customer) => self.delete(customer),
         }
     }
 
@@ -136,6 +140,15 @@ impl World {
             found.clone()
         });
         self.happens("checkout.session.completed", &complete.unwrap_or(paid));
+    }
+
+    fn delete(&mut self, customer: &str) {
+        let Some(at) = self.customers.iter().position(|it| object::id(it) == customer) else { return };
+        let theirs = self.subscriptions.iter().filter(|it| it["customer"] == customer);
+        let ids: Vec<String> = theirs.map(|it| object::id(it).to_owned()).collect();
+        ids.iter().for_each(|id| self.cancel(id));
+        let deleted = self.customers.remove(at);
+        self.happens("customer.deleted", &deleted);
     }
 
     fn set_renewal(&mut self, id: &str, renews: bool) {

@@ -189,8 +189,12 @@ fn one_customer(world: &World, customer: &Value) -> String {
     let links: String = open
         .map(|it| format!("<p><a href='/local/stripe/checkout/{}'>An open checkout</a></p>", escaped(object::id(it))))
         .collect();
-    let gifts =
-        [("subscribe", "Give a subscription"), ("refund", "Refund a payment"), ("dispute", "Dispute a payment")];
+    let gifts = [
+        ("subscribe", "Give a subscription"),
+        ("refund", "Refund a payment"),
+        ("dispute", "Dispute a payment"),
+        ("delete", "Delete the customer"),
+    ];
     let gifts: String = gifts
         .iter()
         .map(|(action, label)| {
