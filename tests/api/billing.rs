@@ -278,6 +278,8 @@ async fn an_operator_syncs_a_customer_and_is_told_what_changed() {
     assert_eq!(first, [who.clone(), format!("{id}: active, renews {ends} (new here)"), "plan: free → pro".into()]);
     let again = sync(&customer).await.unwrap();
     assert_eq!(again, [who, format!("{id}: active, renews {ends}"), "plan: pro, unchanged".into()]);
+    app.stripe.act(Action::CancelAtPeriodEnd(&id));
+    assert_eq!(sync(&customer).await.unwrap()[1], format!("{id}: active, ends {ends} (changed)"));
     app.stripe.act(Action::CancelNow(&id));
     let ended = sync(&customer).await.unwrap();
     assert_eq!(ended[1..], [format!("{id}: canceled (was active)"), "plan: pro → free".into()]);

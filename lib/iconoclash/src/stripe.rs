@@ -82,8 +82,11 @@ pub struct Subscription {
     pub id: String,
     /// As Stripe names it.
     pub status: String,
-    /// Whether it is not going to be renewed.
+    /// Whether it ends with the period, where it was told so.
     pub cancel_at_period_end: bool,
+    /// When it ends, in epoch seconds, where it was told when: all that the portal tells it in flexible billing mode.
+    #[serde(default)]
+    pub cancel_at: Option<i64>,
     /// In epoch seconds.
     pub created: i64,
     /// What it is made of: periods and prices are there.
@@ -150,6 +153,11 @@ struct PortalSession {
 }
 
 impl Subscription {
+    /// When it ends, where a time is set.
+    pub fn cancel_at(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::from_unix_timestamp(self.cancel_at?).ok()
+    }
+
     /// When the period that is paid for ends: the latest one, where parts differ.
     pub fn current_period_end(&self) -> Option<OffsetDateTime> {
         let latest = self.items.data.iter().filter_map(|item| item.current_period_end).max()?;

@@ -94,11 +94,15 @@ impl World {
                 }
             }
             Action::Subscribe(customer) => drop(self.subscribe(customer, json!({}))),
-            Action::CancelAtPeriodEnd(id) => self.set_renewal(id, false),
+            Action::CancelAtPeriodEnd(id) => {
+                // In flexible billing mode the portal sets the time alone.
+                let end = self.subscription(id).map(super::world::period_end);
+                self.set_end(id, false, end);
+            }
             Action::Resume(id) if self.subscription(id).is_some_and(|it| it["status"] == "paused") => {
                 self.set_status(id, "active", "customer.subscription.resumed");
             }
-            Action::Resume(id) => self.set_renewal(id, true),
+            Action::Resume(id) => self.set_end(id, false, None),
             Action::CancelNow(id) => self.cancel(id),
             Action::FailPayment(id) => {
                 self.invoice_of(id, false);
@@ -149,14 +153,6 @@ impl World {
         ids.iter().for_each(|id| self.cancel(id));
         let deleted = self.customers.remove(at);
         self.happens("customer.deleted", &deleted);
-    }
-
-    fn set_renewal(&mut self, id: &str, renews: bool) {
-        self.change(id, "customer.subscription.updated", |it, now| {
-            it["cancel_at_period_end"] = json!(!renews);
-            it["canceled_at"] = if renews { serde_json::Value::Null } else { json!(now) };
-            it["cancel_at"] = if renews { serde_json::Value::Null } else { json!(super::world::period_end(it)) };
-        });
     }
 
     fn set_status(&mut self, id: &str, status: &str, kind: &str) {

@@ -167,9 +167,9 @@ fn answer(
         ("GET", ["subscriptions", id]) => find(&world.subscriptions, "subscription", id),
         ("POST", ["subscriptions", id]) => {
             params.only(&["cancel_at_period_end", "metadata[*"])?;
-            find(&world.subscriptions, "subscription", id)?;
+            let end = super::world::period_end(&find(&world.subscriptions, "subscription", id)?);
             if let Some(ends) = params.flag("cancel_at_period_end")? {
-                world.act(if ends { super::Action::CancelAtPeriodEnd(id) } else { super::Action::Resume(id) });
+                world.set_end(id, ends, ends.then_some(end));
             }
             find(&world.subscriptions, "subscription", id)
         }
