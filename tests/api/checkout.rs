@@ -43,6 +43,7 @@ async fn twenty_checkouts_at_once_are_one_customer_and_one_page() {
         let customer = app.customer();
         assert_eq!(app.value("select stripe_customer_id from users").await, customer);
         assert_eq!(app.value("select count(*), max(id) from stripe_customers").await, format!("1,{customer}"));
+        app.advance(time::Duration::minutes(3));
         assert_eq!(ada.checkout().await, pages[0], "and the same page is given while it is open");
     }
 }
@@ -157,4 +158,24 @@ async fn a_failure_that_stripe_keeps_does_not_bar_the_way_for_a_day() {
     app.stripe.next(Fault::Status(500));
     ada.checkout().await;
     assert_eq!(app.stripe.customers().len(), 1);
+}
+
+#[tokio::test]
+async fn twenty_pages_an_hour_are_enough_for_anybody() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    for _ in 0..10 {
+        ada.checkout().await;
+        assert_eq!(ada.post("/api/billing/portal", Value::Null).await.status, 200);
+    }
+    let asked = app.stripe.requests().len();
+    for path in ["/api/billing/checkout", "/api/billing/portal"] {
+        let refused = ada.post(path, Value::Null).await;
+        assert_eq!(refused.problem(), (429, "rate_limited"), "{path}");
+        assert!((1..=180).contains(&refused.header("retry-after").parse().unwrap()), "{path}");
+    }
+    assert_eq!(app.stripe.requests().len(), asked);
+    app.member("bob").await.checkout().await;
+    app.advance(time::Duration::minutes(3));
+    ada.checkout().await;
 }

@@ -16,6 +16,7 @@ use crate::{
     auth::User,
     error::{Error, Problem, Result},
     extract::Raw,
+    limit::{self, Limit, Of},
     plan::Plan,
     row,
     serve::Background,
@@ -65,9 +66,10 @@ enum Outcome {
 
 /// Begin to pay for Pro: the page on which to do so. Asking again gives the same page while it is open.
 #[utoipa::path(post, path = "/api/billing/checkout", tag = "billing", security(("bearer" = [])),
-    responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
 async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
     let email = email(&user)?;
+    limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
     let Linked { customer, former } = app.db()?.one(&LINKED, &[&user.id]).await?;
     let customer = match customer {
         Some(customer) => customer,
@@ -97,9 +99,10 @@ async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
 
 /// The page on which to change the card, see invoices and cancel.
 #[utoipa::path(post, path = "/api/billing/portal", tag = "billing", security(("bearer" = [])),
-    responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
 async fn portal(State(app): State<App>, user: User) -> Result<Json<Page>> {
     email(&user)?;
+    limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
     let Linked { customer, .. } = app.db()?.one(&LINKED, &[&user.id]).await?;
     let customer = customer.ok_or(NOTHING_TO_MANAGE)?;
     let (back, key) = (app.config().public_url.clone(), format!("portal-{}", app.new_id()));
