@@ -67,7 +67,7 @@ enum Outcome {
 /// Begin to pay for Pro: the page on which to do so. Asking again gives the same page while it is open.
 #[utoipa::path(post, path = "/api/billing/checkout", tag = "billing", security(("bearer" = [])),
     responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
-async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
+async fn checkout(State(app): State<App>, background: Background, user: User) -> Result<Json<Page>> {
     let email = email(&user)?;
     limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
     let Linked { customer, former } = app.db()?.one(&LINKED, &[&user.id]).await?;
@@ -80,11 +80,11 @@ async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
         Err(error) if error.customer_is_missing() => None,
         latest => latest?,
     };
-    let mut synced = unpaid(&app, &customer).await?;
+    let mut synced = unpaid(&app, &background, &customer).await?;
     if matches!(synced, Synced::Foreign) {
         // The user has it, but what happens to it would not be known to be the user's.
         link(&app, &user, &customer, Some(&customer)).await?;
-        synced = unpaid(&app, &customer).await?;
+        synced = unpaid(&app, &background, &customer).await?;
     }
     let customer = match synced {
         Synced::Written(_) | Synced::Covered(_) | Synced::Repeated => customer,
@@ -94,7 +94,7 @@ async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
         Synced::Foreign => return Err(Error::Internal("a customer that was just linked is nobody's".into())),
     };
     subscription::checkout_begins(&app, &customer).await?;
-    Ok(Json(Page { url: checkout_page(&app, user.id, &customer, latest).await? }))
+    Ok(Json(Page { url: checkout_page(&app, &background, user.id, &customer, latest).await? }))
 }
 
 /// The page on which to change the card, see invoices and cancel.
@@ -246,11 +246,12 @@ async fn link(app: &App, user: &User, customer: &str, in_place_of: Option<&str>)
 }
 
 /// Asks Stripe about a customer who is about to pay: an event that is on its way would be paid twice.
-async fn unpaid(app: &App, customer: &str) -> Result<Synced> {
+async fn unpaid(app: &App, background: &Background, customer: &str) -> Result<Synced> {
     let synced = subscription::sync(app, customer, None, CHECKOUT_DEADLINE).await?;
     match synced {
         Synced::Written(change) if change.after.iter().any(Held::is_live) => {
-            subscription::tell(app, change.mails).await;
+            let (app, mails) = (app.clone(), change.mails);
+            background.spawn(async move { subscription::tell(&app, mails).await });
             Err(ALREADY_SUBSCRIBED)
         }
         Synced::Covered(held) if held.iter().any(Held::is_live) => Err(ALREADY_SUBSCRIBED),
@@ -259,7 +260,13 @@ async fn unpaid(app: &App, customer: &str) -> Result<Synced> {
 }
 
 /// The page that is open already, else a new one after that one is closed: with two of them open, both could be paid.
-async fn checkout_page(app: &App, user: Uuid, customer: &str, latest: Option<CheckoutSession>) -> Result<String> {
+async fn checkout_page(
+    app: &App,
+    background: &Background,
+    user: Uuid,
+    customer: &str,
+    latest: Option<CheckoutSession>,
+) -> Result<String> {
     let (price, root) = (app.config().stripe_price_pro.clone()?, &app.config().public_url);
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
     if let Some(open) = latest.as_ref().filter(|latest| latest.is_open()) {
@@ -273,7 +280,7 @@ async fn checkout_page(app: &App, user: Uuid, customer: &str, latest: Option<Che
         }
         // Whoever came first has closed it, or the user has paid there a moment ago.
         if closed.is_complete() {
-            unpaid(app, customer).await?;
+            unpaid(app, background, customer).await?;
         }
     }
     let user = user.to_string();
