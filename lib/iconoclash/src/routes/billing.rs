@@ -206,10 +206,7 @@ async fn confirm(app: &App, background: &Background, event: &Event) -> Result<Ou
 fn alert(event: &Event) -> Alert {
     let object = &event.data.object;
     let text = |field: &str| object[field].as_str().unwrap_or("?").to_owned();
-    let money = |field: &str| {
-        let minor = object[field].as_i64().unwrap_or(0);
-        format!("{}.{:02} {}", minor / 100, minor % 100, text("currency").to_uppercase())
-    };
+    let money = |field: &str| money(object[field].as_i64().unwrap_or(0), &text("currency"));
     let (subject, words, charge) = if event.kind == "charge.refunded" {
         let words = format!("{} of {} went back to {}.", money("amount_refunded"), money("amount"), text("customer"));
         ("A payment was refunded", words, text("id"))
@@ -223,6 +220,17 @@ fn alert(event: &Event) -> Alert {
         text: words,
         link: Some(("At Stripe".to_owned(), link)),
         key: format!("stripe/{}", event.id),
+    }
+}
+
+/// An amount as people write it; Stripe counts in the smallest unit of a currency.
+fn money(amount: i64, currency: &str) -> String {
+    let currency = currency.to_uppercase();
+    match currency.as_str() {
+        "BIF" | "CLP" | "DJF" | "GNF" | "JPY" | "KMF" | "KRW" | "MGA" | "PYG" | "RWF" | "UGX" | "VND" | "VUV"
+        | "XAF" | "XOF" | "XPF" => format!("{amount} {currency}"),
+        "BHD" | "JOD" | "KWD" | "OMR" | "TND" => format!("{}.{:03} {currency}", amount / 1000, amount % 1000),
+        _ => format!("{}.{:02} {currency}", amount / 100, amount % 100),
     }
 }
 
@@ -338,4 +346,23 @@ sql! {
           on conflict (user_id) do update set id = excluded.id
         )
         select coalesce(stripe_customer_id, $2) as id from linked";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_amount_has_as_many_decimals_as_its_currency() {
+        for (amount, currency, expected) in [
+            (1_205, "usd", "12.05 USD"),
+            (7, "eur", "0.07 EUR"),
+            (1_205, "jpy", "1205 JPY"),
+            (12_000, "krw", "12000 KRW"),
+            (1_205, "kwd", "1.205 KWD"),
+            (1_205, "?", "12.05 ?"),
+        ] {
+            assert_eq!(money(amount, currency), expected);
+        }
+    }
 }
