@@ -14,6 +14,7 @@ mod accounts;
 mod afterwards;
 mod billing;
 mod caches;
+mod checkout;
 mod discussions;
 mod failover;
 mod key_faults;

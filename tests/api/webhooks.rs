@@ -142,6 +142,21 @@ async fn while_stripe_cannot_be_asked_an_event_is_not_taken_and_comes_again() {
 }
 
 #[tokio::test]
+async fn an_event_that_was_not_taken_is_healed_before_it_comes_again() {
+    let app = TestApp::start().await;
+    let events = paid(&app).await;
+    app.stripe.always(Some(Fault::Hang));
+    assert_eq!(app.deliver(&events[0]).await.problem(), (500, "internal"));
+    app.background.idle().await;
+    app.stripe.always(None);
+    // Long before a look at what became of the checkout is due.
+    let healed = Confirmed { asked: 1, healed: 1, failed: 0 };
+    assert_eq!(subscription::confirm_stale(&app.app).await.unwrap(), healed);
+    assert_eq!(app.value("select plan from users").await, "pro");
+    assert_eq!(app.deliver(&events[0]).await.json["outcome"], "written");
+}
+
+#[tokio::test]
 async fn an_answer_that_comes_late_never_covers_a_newer_one() {
     let app = TestApp::start().await;
     let events = paid(&app).await;

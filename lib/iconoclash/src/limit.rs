@@ -37,6 +37,8 @@ pub enum Limit {
     ResetOf,
     /// New discussions of a user.
     Discussion,
+    /// Pages at Stripe that a user asks for: to pay, and to manage what is paid.
+    Billing,
     /// Public pages read from a network.
     Read,
 }
@@ -75,6 +77,7 @@ impl Limit {
             Self::Reset => (10, HOUR),
             Self::ResetOf => (3, HOUR),
             Self::Discussion => (60, HOUR),
+            Self::Billing => (20, HOUR),
             Self::Read => (120, MINUTE),
         }
     }
@@ -90,6 +93,7 @@ impl Limit {
             Self::Reset => "reset",
             Self::ResetOf => "reset-account",
             Self::Discussion => "discussions",
+            Self::Billing => "billing",
             Self::Read => "reads",
         }
     }
@@ -104,6 +108,7 @@ impl Limit {
             Self::Reset => "Too many password resets were asked for from here.",
             Self::ResetOf => "Too many password resets were asked for this account.",
             Self::Discussion => "You have begun many discussions in a short time.",
+            Self::Billing => "You have asked for many pages to pay on in a short time.",
             Self::Read => "Too many requests from here.",
         }
     }
@@ -258,6 +263,7 @@ mod tests {
             Limit::Reset,
             Limit::ResetOf,
             Limit::Discussion,
+            Limit::Billing,
             Limit::Read,
         ];
         let names: std::collections::BTreeSet<_> = all.iter().map(|limit| limit.name()).collect();

@@ -3,12 +3,17 @@
 
 use std::time::Duration;
 
+use http::{HeaderMap, StatusCode, header};
 use serde_json::json;
 
 use crate::{app::App, error::Error, telemetry};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const TRIES: u32 = 2;
+/// What the provider wants between two tries where it does not say how long.
+const PAUSE: Duration = Duration::from_secs(1);
+/// What it says is heeded up to this: a function waits for it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A mail, as text and as simple HTML of the same words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,29 +46,33 @@ async fn try_to_send(app: &App, mail: &Mail) -> Result<(), Error> {
     let body = json!({
         "from": settings.from, "to": mail.to, "subject": mail.subject, "text": mail.text(), "html": mail.html(),
     });
-    let mut failure = None;
-    for _ in 0..TRIES {
+    let mut left = TRIES;
+    loop {
+        left -= 1;
         let request = app.http()?.post(format!("{}/emails", settings.base_url)).bearer_auth(settings.key.expose());
         let request = request.header("idempotency-key", &mail.key).json(&body).timeout(DEADLINE);
-        let again = match request.send().await {
+        let (failure, pause) = match request.send().await {
             Ok(answer) if answer.status().is_success() => return Ok(()),
             Ok(answer) => {
-                let status = answer.status();
+                let (status, pause) = (answer.status(), pause(answer.status(), answer.headers()));
                 let said = answer.text().await.unwrap_or_default();
                 let said: String = said.chars().take(300).collect();
-                failure = Some(Error::Internal(format!("the mail provider answered {status}: {said}").into()));
-                status.is_server_error()
+                (Error::Internal(format!("the mail provider answered {status}: {said}").into()), pause)
             }
-            Err(error) => {
-                failure = Some(Error::unavailable(error.without_url()));
-                true
-            }
+            Err(error) => (Error::unavailable(error.without_url()), Some(PAUSE)),
         };
-        if !again {
-            break;
+        match pause {
+            Some(pause) if left > 0 => tokio::time::sleep(pause).await,
+            _ => return Err(failure),
         }
     }
-    failure.map_or(Ok(()), Err)
+}
+
+/// How long to wait for another try, where one may help.
+fn pause(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    let again = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+    let wanted = headers.get(header::RETRY_AFTER).and_then(|wanted| wanted.to_str().ok()?.parse().ok());
+    again.then(|| wanted.map_or(PAUSE, Duration::from_secs).min(LONGEST_PAUSE))
 }
 
 impl Mail {
@@ -95,6 +104,24 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_try_waits_for_as_long_as_the_provider_wants_within_reason() {
+        let check = |status: u16, retry_after: Option<&'static str>, expected: Option<u64>| {
+            let wanted = retry_after.map(|wanted| (header::RETRY_AFTER, http::HeaderValue::from_static(wanted)));
+            let waits = pause(StatusCode::from_u16(status).unwrap(), &wanted.into_iter().collect());
+            assert_eq!(waits, expected.map(Duration::from_secs), "{status} {retry_after:?}");
+        };
+        for status in [429, 500, 503] {
+            check(status, None, Some(1));
+            check(status, Some("3"), Some(3));
+            check(status, Some("3600"), Some(5));
+            check(status, Some("Tue, 24 Nov 2026 12:00:00 GMT"), Some(1));
+        }
+        for status in [400, 401, 403, 409, 422] {
+            check(status, Some("3"), None);
+        }
+    }
 
     #[test]
     fn a_mail_says_the_same_as_text_and_as_html() {

@@ -1,4 +1,4 @@
-//! Stripe's API: the five calls that subscriptions need, with our own types of only the fields that we read.
+//! Stripe's API: the seven calls that subscriptions need, with our own types of only the fields that we read.
 //!
 //! Knows nothing of plans or users. Every call has a deadline for all its tries together; what is worth trying again is
 //! what Stripe's own clients try again. Signatures of events are checked in [`webhook`].
@@ -61,6 +61,11 @@ impl Error {
         matches!(self, Self::Refused { code, param, .. }
             if code.as_deref() == Some("resource_missing") && param.as_deref() == Some("customer"))
     }
+
+    /// Whether what was asked cannot be done to the object as it is now.
+    fn is_too_late(&self) -> bool {
+        matches!(self, Self::Refused { status: StatusCode::BAD_REQUEST, .. })
+    }
 }
 
 /// Somebody who pays.
@@ -77,8 +82,11 @@ pub struct Subscription {
     pub id: String,
     /// As Stripe names it.
     pub status: String,
-    /// Whether it is not going to be renewed.
+    /// Whether it ends with the period, where it was told so.
     pub cancel_at_period_end: bool,
+    /// When it ends, in epoch seconds, where it was told when: all that the portal tells it in flexible billing mode.
+    #[serde(default)]
+    pub cancel_at: Option<i64>,
     /// In epoch seconds.
     pub created: i64,
     /// What it is made of: periods and prices are there.
@@ -116,6 +124,8 @@ pub struct List<T> {
 pub struct CheckoutSession {
     /// `cs_…`
     pub id: String,
+    /// `open`, `complete` or `expired`.
+    pub status: Option<String>,
     /// Where it is, while it is open.
     pub url: Option<String>,
     /// In epoch seconds.
@@ -125,12 +135,29 @@ pub struct CheckoutSession {
     pub metadata: HashMap<String, String>,
 }
 
+impl CheckoutSession {
+    /// Whether it can still be paid.
+    pub fn is_open(&self) -> bool {
+        self.status.as_deref() == Some("open")
+    }
+
+    /// Whether it has been paid.
+    pub fn is_complete(&self) -> bool {
+        self.status.as_deref() == Some("complete")
+    }
+}
+
 #[derive(Deserialize)]
 struct PortalSession {
     url: String,
 }
 
 impl Subscription {
+    /// When it ends, where a time is set.
+    pub fn cancel_at(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::from_unix_timestamp(self.cancel_at?).ok()
+    }
+
     /// When the period that is paid for ends: the latest one, where parts differ.
     pub fn current_period_end(&self) -> Option<OffsetDateTime> {
         let latest = self.items.data.iter().filter_map(|item| item.current_period_end).max()?;
@@ -175,6 +202,16 @@ impl Stripe {
         let query = [("customer", customer), ("limit", "1")];
         let page: List<CheckoutSession> = self.get("/v1/checkout/sessions", &query).await?;
         Ok(page.data.into_iter().next())
+    }
+
+    /// Closes a checkout's page, so that it cannot be paid any more; gives the checkout as it is then, which was complete
+    /// or expired before where Stripe would not close it.
+    pub async fn expire_checkout(&self, id: &str) -> Result<CheckoutSession, Error> {
+        let path = format!("/v1/checkout/sessions/{id}");
+        match self.post(&format!("{path}/expire"), &[], &format!("expire-{id}")).await {
+            Err(error) if error.is_too_late() => self.get(&path, &[]).await,
+            closed => closed,
+        }
     }
 
     /// Opens a checkout; the same parameters after the same `previous` checkout give the same one.

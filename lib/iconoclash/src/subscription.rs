@@ -169,6 +169,28 @@ pub async fn checkout_begins(app: &App, customer: &str) -> Result<()> {
     Ok(())
 }
 
+/// Has the next [`confirm_stale`] ask about a customer. Where that cannot be written, Stripe sends the event again anyway.
+pub async fn check_soon(app: &App, customer: &str) {
+    let noted = match app.db() {
+        Ok(db) => db.execute(&CHECK_SOON, &[&customer, &app.now()]).await.map_err(Error::from),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = noted {
+        tracing::warn!(customer, cause = ?error, "a customer could not be noted to be asked about");
+    }
+}
+
+/// Forgets a customer that was deleted at Stripe, and with it what it paid for; false where no user has it (any more).
+///
+/// Here an event is believed without asking Stripe, which says the same of a customer of another account. It can be
+/// neither out of date nor out of order: a deleted customer never comes back.
+pub async fn forget(app: &App, customer: &str, event: &Event) -> Result<bool> {
+    let Some(known) = app.db()?.optional(&KNOWN, &[&customer, &event.id]).await? else { return Ok(false) };
+    auth::before_change(app, known.user_id).await?;
+    let forgotten = app.db()?.optional(&FORGET, &[&customer, &event.id, &event.kind, &app.now()]).await?;
+    Ok(forgotten.is_some())
+}
+
 /// Records an event that changes no subscription; false where it was recorded before or concerns somebody else.
 pub async fn record(app: &App, event: &Event) -> Result<bool> {
     let values = (&event.id, &event.kind, event.customer());
@@ -239,6 +261,22 @@ sql! {
         )
         select exists (select from planned) as plan_changed from fresh";
 
+    /// The customer with its subscriptions, what they granted, and that the user has it; the event that told of it.
+    write FORGET(TEXT, TEXT, TEXT, TIMESTAMPTZ) -> Uuid = "
+        with gone as (
+          delete from stripe_customers where id = $1 returning id, user_id
+        ), unlinked as (
+          update users u
+          set stripe_customer_id = nullif(u.stripe_customer_id, gone.id), former_stripe_customer_id = gone.id,
+            plan = case when u.plan = 'guest' then u.plan else 'free' end
+          from gone where u.id = gone.user_id
+        ), happened as (
+          insert into stripe_events (id, type, customer_id, received_at)
+          select $2::text, $3::text, id, $4 from gone
+          on conflict do nothing
+        )
+        select user_id from gone";
+
     /// An event whose effect is there already.
     write RECORD(TEXT, TEXT, TEXT, TIMESTAMPTZ) -> () = "
         insert into stripe_events (id, type, customer_id, received_at)
@@ -254,4 +292,7 @@ sql! {
 
     write CHECKOUT_BEGINS(TEXT, TIMESTAMPTZ, TIMESTAMPTZ) -> () = "
         update stripe_customers set checkout_at = $2, check_at = least(check_at, $3) where id = $1";
+
+    write CHECK_SOON(TEXT, TIMESTAMPTZ) -> () = "
+        update stripe_customers set check_at = least(check_at, $2) where id = $1";
 }

@@ -1,6 +1,6 @@
 //! A stand-in for the mail provider: Resend's wire format, and a page at `/local/mail` with what was sent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -45,7 +45,7 @@ struct Shared {
     mails: watch::Sender<Vec<Mail>>,
     /// By idempotency key: the id of what was sent under it.
     sent: Mutex<HashMap<String, String>>,
-    failures: Mutex<u32>,
+    failures: Mutex<VecDeque<StatusCode>>,
 }
 
 impl StandIn {
@@ -73,9 +73,9 @@ impl StandIn {
         self.shared.mails.borrow().clone()
     }
 
-    /// Refuses this many requests with 500.
-    pub fn fail_next(&self, times: u32) {
-        *lock(&self.shared.failures) += times;
+    /// Refuses the next request that is not refused yet, with this status.
+    pub fn fail_next(&self, status: StatusCode) {
+        lock(&self.shared.failures).push_back(status);
     }
 }
 
@@ -93,10 +93,8 @@ fn handle(shared: &Shared, request: &Request<Bytes>) -> Result<Response<Body>, H
     if header("authorization") != Some(&format!("Bearer {KEY}")) {
         return error(403, "invalid_api_key", "API key is invalid");
     }
-    let mut failures = lock(&shared.failures);
-    if *failures > 0 {
-        *failures -= 1;
-        return error(500, "application_error", "An unexpected error occurred");
+    if let Some(status) = lock(&shared.failures).pop_front() {
+        return error(status.as_u16(), "application_error", "An unexpected error occurred");
     }
     let Ok(mail) = serde_json::from_slice::<Mail>(request.body()) else {
         return error(422, "validation_error", "from, to and subject are required");

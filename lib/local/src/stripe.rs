@@ -36,8 +36,10 @@ use deliver::Deliveries;
 use fault::Faults;
 use world::World;
 
-/// The only price that there is: Pro for a month.
+/// The price that is sold: Pro for a month.
 pub const PRICE: &str = "price_local_pro";
+/// What it may be sold for next.
+pub const NEXT_PRICE: &str = "price_local_next";
 
 /// How a stand-in is started.
 #[derive(Clone)]

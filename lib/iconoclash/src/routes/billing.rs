@@ -16,10 +16,15 @@ use crate::{
     auth::User,
     error::{Error, Problem, Result},
     extract::Raw,
+    limit::{self, Limit, Of},
     plan::Plan,
+    row,
     serve::Background,
     sql,
-    stripe::webhook::{self, Event},
+    stripe::{
+        CheckoutSession,
+        webhook::{self, Event},
+    },
     subscription::{self, Held, Synced},
 };
 
@@ -28,7 +33,7 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(checkout)).routes(routes!(portal)).routes(routes!(receive))
 }
 
-/// Stripe waits longer for an answer, but counts an endpoint that is slow as one that fails.
+/// Stripe wants to be answered quickly, and so do we, within a second; what takes longer is asked again by the cron.
 const WEBHOOK_DEADLINE: Duration = Duration::from_millis(800);
 const CHECKOUT_DEADLINE: Duration = Duration::from_secs(8);
 /// A page that is about to close is not worth being sent to again.
@@ -61,35 +66,45 @@ enum Outcome {
 
 /// Begin to pay for Pro: the page on which to do so. Asking again gives the same page while it is open.
 #[utoipa::path(post, path = "/api/billing/checkout", tag = "billing", security(("bearer" = [])),
-    responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
-async fn checkout(State(app): State<App>, user: User) -> Result<Json<Page>> {
+    responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
+async fn checkout(State(app): State<App>, background: Background, user: User) -> Result<Json<Page>> {
     let email = email(&user)?;
-    let customer = match app.db()?.one(&CUSTOMER, &[&user.id]).await? {
+    limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
+    let Linked { customer, former } = app.db()?.one(&LINKED, &[&user.id]).await?;
+    let customer = match customer {
         Some(customer) => customer,
-        None => new_customer(&app, &user, email, None).await?,
+        None => new_customer(&app, &user, email, former.as_deref()).await?,
     };
-    // Stripe says whether there is something to pay for: an event that is on its way would be paid twice.
-    let customer = match subscription::sync(&app, &customer, None, CHECKOUT_DEADLINE).await? {
-        Synced::Written(change) if change.after.iter().any(Held::is_live) => {
-            subscription::tell(&app, change.mails).await;
-            return Err(ALREADY_SUBSCRIBED);
-        }
-        Synced::Covered(held) if held.iter().any(Held::is_live) => return Err(ALREADY_SUBSCRIBED),
+    // Before Stripe is asked what is paid for: whoever pays on that page from now on is seen to have paid.
+    let latest = match app.stripe()?.with_deadline(CHECKOUT_DEADLINE).latest_checkout(&customer).await {
+        Err(error) if error.customer_is_missing() => None,
+        latest => latest?,
+    };
+    let mut synced = unpaid(&app, &background, &customer).await?;
+    if matches!(synced, Synced::Foreign) {
+        // The user has it, but what happens to it would not be known to be the user's.
+        link(&app, &user, &customer, Some(&customer)).await?;
+        synced = unpaid(&app, &background, &customer).await?;
+    }
+    let customer = match synced {
+        Synced::Written(_) | Synced::Covered(_) | Synced::Repeated => customer,
         // Another key's customer. Where something is paid for, the key is what is wrong.
         Synced::Missing if user.profile.plan == Plan::Free => new_customer(&app, &user, email, Some(&customer)).await?,
         Synced::Missing => return Err(Error::Internal("Stripe does not know a customer who pays".into())),
-        _ => customer,
+        Synced::Foreign => return Err(Error::Internal("a customer that was just linked is nobody's".into())),
     };
     subscription::checkout_begins(&app, &customer).await?;
-    Ok(Json(Page { url: checkout_page(&app, user.id, &customer).await? }))
+    Ok(Json(Page { url: checkout_page(&app, &background, user.id, &customer, latest).await? }))
 }
 
 /// The page on which to change the card, see invoices and cancel.
 #[utoipa::path(post, path = "/api/billing/portal", tag = "billing", security(("bearer" = [])),
-    responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
 async fn portal(State(app): State<App>, user: User) -> Result<Json<Page>> {
     email(&user)?;
-    let customer = app.db()?.one(&CUSTOMER, &[&user.id]).await?.ok_or(NOTHING_TO_MANAGE)?;
+    limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
+    let Linked { customer, .. } = app.db()?.one(&LINKED, &[&user.id]).await?;
+    let customer = customer.ok_or(NOTHING_TO_MANAGE)?;
     let (back, key) = (app.config().public_url.clone(), format!("portal-{}", app.new_id()));
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
     Ok(Json(Page { url: stripe.create_portal(&customer, &back, &key).await? }))
@@ -109,6 +124,10 @@ async fn receive(
     let event = genuine(&app, &headers, body)?;
     let outcome = match Effect::of(&event.kind) {
         Effect::Subscription => confirm(&app, &background, &event).await?,
+        Effect::Deletion => match event.customer() {
+            Some(customer) if subscription::forget(&app, customer, &event).await? => Outcome::Written,
+            _ => Outcome::Ignored,
+        },
         Effect::Alert if subscription::record(&app, &event).await? => {
             background.spawn(async move { alert::operators(&app, alert(&event)).await });
             Outcome::Written
@@ -125,6 +144,7 @@ async fn receive(
 /// What a kind of event means here.
 enum Effect {
     Subscription,
+    Deletion,
     Alert,
     Nothing,
 }
@@ -133,6 +153,7 @@ impl Effect {
     fn of(kind: &str) -> Self {
         let about = |what: &str| kind.starts_with(what);
         match kind {
+            webhook::CUSTOMER_DELETED => Self::Deletion,
             "charge.refunded" | "charge.dispute.created" => Self::Alert,
             _ if about("customer.subscription.") || about("checkout.session.") || about("invoice.") => {
                 Self::Subscription
@@ -157,7 +178,13 @@ async fn confirm(app: &App, background: &Background, event: &Event) -> Result<Ou
         tracing::info!(event = event.id, kind = event.kind, "an event of no customer");
         return Ok(Outcome::Ignored);
     };
-    match subscription::sync(app, customer, Some(event), WEBHOOK_DEADLINE).await {
+    let synced = subscription::sync(app, customer, Some(event), WEBHOOK_DEADLINE).await;
+    if synced.is_err() {
+        // Stripe sends the event again, but later than the next run of the cron.
+        let (app, customer) = (app.clone(), customer.to_owned());
+        background.spawn(async move { subscription::check_soon(&app, &customer).await });
+    }
+    match synced {
         Ok(Synced::Written(change)) => {
             let (app, mails) = (app.clone(), change.mails);
             background.spawn(async move { subscription::tell(&app, mails).await });
@@ -179,10 +206,7 @@ async fn confirm(app: &App, background: &Background, event: &Event) -> Result<Ou
 fn alert(event: &Event) -> Alert {
     let object = &event.data.object;
     let text = |field: &str| object[field].as_str().unwrap_or("?").to_owned();
-    let money = |field: &str| {
-        let minor = object[field].as_i64().unwrap_or(0);
-        format!("{}.{:02} {}", minor / 100, minor % 100, text("currency").to_uppercase())
-    };
+    let money = |field: &str| money(object[field].as_i64().unwrap_or(0), &text("currency"));
     let (subject, words, charge) = if event.kind == "charge.refunded" {
         let words = format!("{} of {} went back to {}.", money("amount_refunded"), money("amount"), text("customer"));
         ("A payment was refunded", words, text("id"))
@@ -199,31 +223,73 @@ fn alert(event: &Event) -> Alert {
     }
 }
 
+/// An amount as people write it; Stripe counts in the smallest unit of a currency.
+fn money(amount: i64, currency: &str) -> String {
+    let currency = currency.to_uppercase();
+    match currency.as_str() {
+        "BIF" | "CLP" | "DJF" | "GNF" | "JPY" | "KMF" | "KRW" | "MGA" | "PYG" | "RWF" | "UGX" | "VND" | "VUV"
+        | "XAF" | "XOF" | "XPF" => format!("{amount} {currency}"),
+        "BHD" | "JOD" | "KWD" | "OMR" | "TND" => format!("{}.{:03} {currency}", amount / 1000, amount % 1000),
+        _ => format!("{}.{:02} {currency}", amount / 100, amount % 100),
+    }
+}
+
 /// The address of an account; a guest has none.
 fn email(user: &User) -> Result<&str> {
     user.profile.email.as_deref().ok_or(SIGN_UP_FIRST)
 }
 
-/// Makes the user's customer, in place of one that Stripe does not know. Whoever asks at the same time gets the same one.
-async fn new_customer(app: &App, user: &User, email: &str, in_place_of: Option<&str>) -> Result<String> {
-    let key = format!("customer-{}-{}", user.id, in_place_of.unwrap_or("first"));
+/// Makes the user's customer, after one that was deleted or in place of one that Stripe does not know. Whoever asks at the
+/// same time gets the same one.
+async fn new_customer(app: &App, user: &User, email: &str, former: Option<&str>) -> Result<String> {
+    let key = format!("customer-{}-{}", user.id, former.unwrap_or("first"));
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
     let made = stripe.create_customer(email, &user.id.to_string(), &key).await?;
-    Ok(app.db()?.one(&LINK_CUSTOMER, &[&user.id, &made.id, &in_place_of, &app.now()]).await?)
+    link(app, user, &made.id, former).await
 }
 
-/// The page that is open already, else a new one: with two of them open, both could be paid.
-async fn checkout_page(app: &App, user: Uuid, customer: &str) -> Result<String> {
+/// Links a customer to the user, and gives the one that is linked: the first to come decides.
+async fn link(app: &App, user: &User, customer: &str, in_place_of: Option<&str>) -> Result<String> {
+    Ok(app.db()?.one(&LINK_CUSTOMER, &[&user.id, &customer, &in_place_of, &app.now()]).await?)
+}
+
+/// Asks Stripe about a customer who is about to pay: an event that is on its way would be paid twice.
+async fn unpaid(app: &App, background: &Background, customer: &str) -> Result<Synced> {
+    let synced = subscription::sync(app, customer, None, CHECKOUT_DEADLINE).await?;
+    match synced {
+        Synced::Written(change) if change.after.iter().any(Held::is_live) => {
+            let (app, mails) = (app.clone(), change.mails);
+            background.spawn(async move { subscription::tell(&app, mails).await });
+            Err(ALREADY_SUBSCRIBED)
+        }
+        Synced::Covered(held) if held.iter().any(Held::is_live) => Err(ALREADY_SUBSCRIBED),
+        other => Ok(other),
+    }
+}
+
+/// The page that is open already, else a new one after that one is closed: with two of them open, both could be paid.
+async fn checkout_page(
+    app: &App,
+    background: &Background,
+    user: Uuid,
+    customer: &str,
+    latest: Option<CheckoutSession>,
+) -> Result<String> {
     let (price, root) = (app.config().stripe_price_pro.clone()?, &app.config().public_url);
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
-    let latest = stripe.latest_checkout(customer).await?;
-    let closes_after = app.now().unix_timestamp() + PAGE_LIFE_LEFT_SECS;
-    if let Some(open) = &latest
-        && open.expires_at > closes_after
-        && open.metadata.get("price") == Some(&price)
-        && let Some(url) = open.url.clone()
-    {
-        return Ok(url);
+    if let Some(open) = latest.as_ref().filter(|latest| latest.is_open()) {
+        let lasts = open.expires_at > app.now().unix_timestamp() + PAGE_LIFE_LEFT_SECS;
+        if let Some(url) = open.url.clone().filter(|_| lasts && open.metadata.get("price") == Some(&price)) {
+            return Ok(url);
+        }
+        let closed = stripe.expire_checkout(&open.id).await?;
+        if closed.is_open() {
+            return Err(Error::Internal("Stripe does not close a checkout that is to be followed by another".into()));
+        }
+        // Whoever came first has closed it, or the user has paid there a moment ago.
+        if closed.is_complete() {
+            unpaid(app, background, customer).await?;
+        }
     }
     let user = user.to_string();
     let params = [
@@ -250,13 +316,19 @@ const ALREADY_SUBSCRIBED: Error = Error::Conflict {
     code: "already_subscribed",
     detail: "You have a subscription; change or end it under “Manage subscription”.",
 };
-const NOTHING_TO_MANAGE: Error = Error::Conflict {
-    code: "not_subscribed",
-    detail: "You have never had a subscription, so there is none to manage.",
-};
+const NOTHING_TO_MANAGE: Error =
+    Error::Conflict { code: "not_subscribed", detail: "You have no subscription to manage." };
 
 sql! {
-    read CUSTOMER(UUID) -> Option<String> = "select stripe_customer_id from users where id = $1";
+    read LINKED(UUID) -> Linked = "
+        select stripe_customer_id as customer, former_stripe_customer_id as former from users where id = $1";
+}
+
+row! {
+    struct Linked {
+        customer: Option<String>,
+        former: Option<String>,
+    }
 }
 
 sql! {
@@ -265,7 +337,7 @@ sql! {
         with linked as (
           update users
           set stripe_customer_id =
-            case when stripe_customer_id is not distinct from $3 then $2 else stripe_customer_id end
+            case when stripe_customer_id is null or stripe_customer_id = $3 then $2 else stripe_customer_id end
           where id = $1
           returning id, stripe_customer_id
         ), kept as (
@@ -274,4 +346,23 @@ sql! {
           on conflict (user_id) do update set id = excluded.id
         )
         select coalesce(stripe_customer_id, $2) as id from linked";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_amount_has_as_many_decimals_as_its_currency() {
+        for (amount, currency, expected) in [
+            (1_205, "usd", "12.05 USD"),
+            (7, "eur", "0.07 EUR"),
+            (1_205, "jpy", "1205 JPY"),
+            (12_000, "krw", "12000 KRW"),
+            (1_205, "kwd", "1.205 KWD"),
+            (1_205, "?", "12.05 ?"),
+        ] {
+            assert_eq!(money(amount, currency), expected);
+        }
+    }
 }

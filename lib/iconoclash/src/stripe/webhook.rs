@@ -12,6 +12,9 @@ use crate::config::Secret;
 /// How far the time of a signature may lie from ours, in either direction.
 const TOLERANCE_SECS: u64 = 300;
 
+/// The event of a customer that is gone for good, with its subscriptions.
+pub const CUSTOMER_DELETED: &str = "customer.deleted";
+
 /// Something that happened at Stripe.
 #[derive(Debug, Deserialize)]
 pub struct Event {
@@ -34,7 +37,8 @@ pub struct Data {
 impl Event {
     /// The customer that it is about.
     pub fn customer(&self) -> Option<&str> {
-        let customer = &self.data.object["customer"];
+        let object = &self.data.object;
+        let customer = if self.kind == CUSTOMER_DELETED { object } else { &object["customer"] };
         customer.as_str().or_else(|| customer["id"].as_str())
     }
 }
@@ -181,6 +185,8 @@ mod tests {
         let event = |object: &str| -> Event {
             serde_json::from_str(&format!(r#"{{"id":"evt_1","type":"t","data":{{"object":{object}}}}}"#)).unwrap()
         };
+        let deleted = Event { kind: CUSTOMER_DELETED.into(), ..event(r#"{"id":"cus_1","object":"customer"}"#) };
+        assert_eq!(deleted.customer(), Some("cus_1"));
         assert_eq!(event(r#"{"customer":"cus_1"}"#).customer(), Some("cus_1"));
         assert_eq!(event(r#"{"customer":{"id":"cus_1"}}"#).customer(), Some("cus_1"));
         assert_eq!(event(r#"{"customer":null}"#).customer(), None);

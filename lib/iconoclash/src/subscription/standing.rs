@@ -26,9 +26,9 @@ pub struct Held {
     pub status: String,
     /// What is paid.
     pub price_id: Option<String>,
-    /// Whether it is not going to be renewed.
+    /// Whether its end is set: at the period's end or, as Stripe also says it, at a time.
     pub cancel_at_period_end: bool,
-    /// When what is paid for ends.
+    /// When it ends, where a time is set; otherwise when what is paid for ends.
     #[serde(with = "time::serde::rfc3339::option")]
     pub current_period_end: Option<OffsetDateTime>,
     /// When a payment was first seen to be due.
@@ -47,8 +47,8 @@ impl Held {
             id: fetched.id.clone(),
             status: fetched.status.clone(),
             price_id: fetched.items.data.first().map(|item| item.price.id.clone()),
-            cancel_at_period_end: fetched.cancel_at_period_end,
-            current_period_end: fetched.current_period_end(),
+            cancel_at_period_end: fetched.cancel_at_period_end || fetched.cancel_at.is_some(),
+            current_period_end: fetched.cancel_at().or_else(|| fetched.current_period_end()),
             past_due_since: (fetched.status == "past_due").then(|| before.unwrap_or(now)),
             created_at: OffsetDateTime::from_unix_timestamp(fetched.created).unwrap_or(now),
         }
@@ -159,6 +159,23 @@ mod tests {
         assert_eq!(Held::new(&fetched("past_due"), slice::from_ref(&due), later).past_due_since, Some(NOW));
         assert_eq!(Held::new(&fetched("past_due"), &[], later).past_due_since, Some(later));
         assert_eq!(Held::new(&fetched("active"), &[due], later).past_due_since, None);
+    }
+
+    #[test]
+    fn an_end_is_set_by_a_time_or_with_the_period() {
+        let check = |at_period_end: bool, cancel_at: Option<i64>, expected: (bool, i64)| {
+            let json = serde_json::json!({"id": "sub_1", "status": "active", "cancel_at_period_end": at_period_end,
+                "cancel_at": cancel_at, "created": 1, "items": {"data": [{"current_period_end": 20, "price": {"id": "a"}}]}});
+            let held = Held::new(&serde_json::from_value(json).unwrap(), &[], NOW);
+            let last_day = held.current_period_end.unwrap().unix_timestamp();
+            assert_eq!((held.cancel_at_period_end, last_day), expected, "{at_period_end} {cancel_at:?}");
+        };
+        check(false, None, (false, 20));
+        check(true, None, (true, 20));
+        check(true, Some(20), (true, 20));
+        check(false, Some(20), (true, 20));
+        check(false, Some(15), (true, 15));
+        check(false, Some(90), (true, 90));
     }
 
     #[test]

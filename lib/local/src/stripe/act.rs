@@ -38,6 +38,8 @@ pub enum Action<'a> {
     Refund(&'a str),
     /// A payment of this customer is disputed.
     Dispute(&'a str),
+    /// This customer is deleted, which ends all subscriptions at once.
+    Delete(&'a str),
 }
 
 /// The error of a name that is not in [`NAMES`].
@@ -54,7 +56,7 @@ impl std::error::Error for UnknownAction {}
 
 /// Every name that [`Action::of`] knows.
 pub(super) const NAMES: &str = "pay expire subscribe cancel_at_period_end resume cancel_now fail_payment recover \
-     give_up pause trial end_period refund dispute";
+     give_up pause trial end_period refund dispute delete";
 
 impl<'a> Action<'a> {
     /// The action of a name, to a checkout, a customer or a subscription.
@@ -74,6 +76,7 @@ impl<'a> Action<'a> {
             "end_period" => Self::EndPeriod(target),
             "refund" => Self::Refund(target),
             "dispute" => Self::Dispute(target),
+            "delete" => Self::Delete(target),
             _ => return Err(UnknownAction(name.to_owned())),
         })
     }
@@ -91,11 +94,15 @@ impl World {
                 }
             }
             Action::Subscribe(customer) => drop(self.subscribe(customer, json!({}))),
-            Action::CancelAtPeriodEnd(id) => self.set_renewal(id, false),
+            Action::CancelAtPeriodEnd(id) => {
+                // In flexible billing mode the portal sets the time alone.
+                let end = self.subscription(id).map(super::world::period_end);
+                self.set_end(id, false, end);
+            }
             Action::Resume(id) if self.subscription(id).is_some_and(|it| it["status"] == "paused") => {
                 self.set_status(id, "active", "customer.subscription.resumed");
             }
-            Action::Resume(id) => self.set_renewal(id, true),
+            Action::Resume(id) => self.set_end(id, false, None),
             Action::CancelNow(id) => self.cancel(id),
             Action::FailPayment(id) => {
                 self.invoice_of(id, false);
@@ -117,6 +124,7 @@ impl World {
                 let (dispute, charge) = (self.id("dp"), self.id("ch"));
                 self.happens("charge.dispute.created", &object::dispute(&dispute, &charge, self.now));
             }
+            Action::Delete(customer) => self.delete(customer),
         }
     }
 
@@ -138,12 +146,13 @@ impl World {
         self.happens("checkout.session.completed", &complete.unwrap_or(paid));
     }
 
-    fn set_renewal(&mut self, id: &str, renews: bool) {
-        self.change(id, "customer.subscription.updated", |it, now| {
-            it["cancel_at_period_end"] = json!(!renews);
-            it["canceled_at"] = if renews { serde_json::Value::Null } else { json!(now) };
-            it["cancel_at"] = if renews { serde_json::Value::Null } else { json!(super::world::period_end(it)) };
-        });
+    fn delete(&mut self, customer: &str) {
+        let Some(at) = self.customers.iter().position(|it| object::id(it) == customer) else { return };
+        let theirs = self.subscriptions.iter().filter(|it| it["customer"] == customer);
+        let ids: Vec<String> = theirs.map(|it| object::id(it).to_owned()).collect();
+        ids.iter().for_each(|id| self.cancel(id));
+        let deleted = self.customers.remove(at);
+        self.happens("customer.deleted", &deleted);
     }
 
     fn set_status(&mut self, id: &str, status: &str, kind: &str) {

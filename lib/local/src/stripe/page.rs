@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::object::{self, CENTS};
 use super::params::Params;
-use super::world::{World, period_end};
+use super::world::{World, is_ending, period_end};
 use super::{Action, Shared};
 use crate::html::{self, escaped};
 use crate::wire::{self, Body};
@@ -113,7 +113,7 @@ fn portal(world: &World, id: &str) -> Option<String> {
 /// A subscription, and what can happen to it as it is.
 fn subscription(it: &Value, back: &str) -> String {
     let (id, status, ends) = (object::id(it), it["status"].as_str().unwrap_or_default(), day(period_end(it)));
-    let ending = it["cancel_at_period_end"] == true;
+    let ending = is_ending(it);
     let when = match status {
         "canceled" => "ended".to_owned(),
         _ if ending => format!("ends on {ends}"),
@@ -189,8 +189,12 @@ fn one_customer(world: &World, customer: &Value) -> String {
     let links: String = open
         .map(|it| format!("<p><a href='/local/stripe/checkout/{}'>An open checkout</a></p>", escaped(object::id(it))))
         .collect();
-    let gifts =
-        [("subscribe", "Give a subscription"), ("refund", "Refund a payment"), ("dispute", "Dispute a payment")];
+    let gifts = [
+        ("subscribe", "Give a subscription"),
+        ("refund", "Refund a payment"),
+        ("dispute", "Dispute a payment"),
+        ("delete", "Delete the customer"),
+    ];
     let gifts: String = gifts
         .iter()
         .map(|(action, label)| {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::object;
 use super::params::{Params, Problem};
 use super::world::World;
-use super::{API_VERSION, Fault, PRICE, Recorded, Shared, control, lock, page};
+use super::{API_VERSION, Fault, NEXT_PRICE, PRICE, Recorded, Shared, control, lock, page};
 use crate::wire::{self, Body, HangUp};
 
 pub(super) async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Result<Response<Body>, HangUp> {
@@ -167,9 +167,9 @@ fn answer(
         ("GET", ["subscriptions", id]) => find(&world.subscriptions, "subscription", id),
         ("POST", ["subscriptions", id]) => {
             params.only(&["cancel_at_period_end", "metadata[*"])?;
-            find(&world.subscriptions, "subscription", id)?;
+            let end = super::world::period_end(&find(&world.subscriptions, "subscription", id)?);
             if let Some(ends) = params.flag("cancel_at_period_end")? {
-                world.act(if ends { super::Action::CancelAtPeriodEnd(id) } else { super::Action::Resume(id) });
+                world.set_end(id, ends, ends.then_some(end));
             }
             find(&world.subscriptions, "subscription", id)
         }
@@ -187,7 +187,11 @@ fn answer(
         }
         ("GET", ["checkout", "sessions", id]) => find(&world.sessions, "checkout.session", id),
         ("POST", ["checkout", "sessions", id, "expire"]) => {
-            find(&world.sessions, "checkout.session", id)?;
+            let status = find(&world.sessions, "checkout.session", id)?["status"].clone();
+            if status != "open" {
+                let message = format!("Only Checkout Sessions with a status of open can be expired, not {status}.");
+                return Err(Problem::new(400, "invalid_request_error", message));
+            }
             world.act(super::Action::Expire(id));
             find(&world.sessions, "checkout.session", id)
         }
@@ -231,7 +235,7 @@ fn open_checkout(world: &mut World, params: &Params, url: &dyn Fn(&str) -> Strin
     params.required("success_url")?;
     params.flag("allow_promotion_codes")?;
     let price = params.required("line_items[0][price]")?;
-    if price != PRICE {
+    if ![PRICE, NEXT_PRICE].contains(&price) {
         return Err(Problem::missing("price", "line_items[0][price]", price));
     }
     known_customer(world, params)?;

@@ -75,6 +75,15 @@ impl World {
         self.happens(kind, &changed);
     }
 
+    /// Sets when a subscription ends, or that it goes on; `with_period` is how the API is told, and then says it.
+    pub(super) fn set_end(&mut self, id: &str, with_period: bool, end: Option<i64>) {
+        self.change(id, "customer.subscription.updated", |it, now| {
+            it["cancel_at_period_end"] = json!(with_period);
+            it["canceled_at"] = json!(end.map(|_| now));
+            it["cancel_at"] = json!(end);
+        });
+    }
+
     /// Ends a subscription at once.
     pub(super) fn cancel(&mut self, id: &str) {
         self.change(id, "customer.subscription.deleted", |it, now| {
@@ -106,7 +115,7 @@ impl World {
     /// Ends the period: the subscription ends with it, or begins the next one.
     pub(super) fn end_period(&mut self, id: &str) {
         let Some(subscription) = self.subscription(id).cloned() else { return };
-        if subscription["cancel_at_period_end"] == true {
+        if is_ending(&subscription) {
             return self.cancel(id);
         }
         let now = self.now;
@@ -127,6 +136,10 @@ impl World {
         let expired = session.clone();
         self.happens("checkout.session.expired", &expired);
     }
+}
+
+pub(super) fn is_ending(subscription: &Value) -> bool {
+    subscription["cancel_at_period_end"] == true || subscription["cancel_at"].is_number()
 }
 
 pub(super) fn period_end(subscription: &Value) -> i64 {
