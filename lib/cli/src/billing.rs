@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use iconoclash::{
     app::App,
-    error::Error,
     subscription::{self, Held, Synced},
-    telemetry,
 };
 
 /// Nobody waits for a page here.
@@ -63,10 +61,7 @@ pub async fn sync(app: &App, customer: &str, say: &mut (dyn FnMut(String) + Send
         }
         Ok(Synced::Foreign) => Err(Failure::Foreign(customer.to_owned())),
         Ok(Synced::Missing) => Err(Failure::Missing(customer.to_owned())),
-        Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => {
-            Err(Failure::Unavailable(telemetry::chain(cause.as_ref())))
-        }
-        Err(other) => Err(Failure::Unavailable(other.to_string())),
+        Err(error) => Err(Failure::Unavailable(error.cause())),
     }
 }
 

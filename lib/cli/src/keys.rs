@@ -89,11 +89,8 @@ impl Error {
         use iconoclash::error::Error as Library;
         match error {
             Library::NotFound => Self::Unknown(label.to_owned()),
-            Library::Unavailable { cause, .. } | Library::Internal(cause) => {
-                Self::Failed(telemetry::chain(cause.as_ref()))
-            }
             Library::Invalid { field, message } => Self::Failed(format!("the {field} {message}")),
-            other => Self::Failed(other.to_string()),
+            other => Self::Failed(other.cause()),
         }
     }
 }

@@ -167,7 +167,7 @@ impl Session {
         let mut found: Vec<Option<Value>> = match asked.await {
             Ok(results) => results.into_iter().map(Result::ok).collect(),
             Err(cause) => {
-                telemetry::note(|notes| notes.degraded = Some(cause.to_string()));
+                telemetry::note(|notes| notes.degraded = Some(cause.cause()));
                 vec![None; commands.len()]
             }
         };

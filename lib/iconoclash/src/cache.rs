@@ -162,7 +162,7 @@ pub async fn forget(app: &App, stale: &[Cached], beside: Vec<Command>) -> Result
         Ok(results) if results.iter().all(Result::is_ok) => Ok(()),
         failed => {
             let cause = match failed {
-                Err(error) => error.to_string(),
+                Err(error) => error.cause(),
                 Ok(_) => "a command was refused".to_owned(),
             };
             telemetry::note(|notes| notes.degraded = Some(cause));

@@ -15,7 +15,7 @@ use crate::{
     config, db,
     plan::Plan,
     quota::{Allowance, Quota, wait_secs},
-    redis, stripe,
+    redis, stripe, telemetry,
 };
 
 /// The result of every handler.
@@ -132,6 +132,14 @@ impl Error {
     /// Something that cannot be reached for a short while.
     pub fn unavailable(cause: impl Into<Cause>) -> Self {
         Self::Unavailable { retry_after: Duration::from_secs(5), cause: cause.into() }
+    }
+
+    /// What the log says: behind a failure of ours its cause, which no client sees.
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Unavailable { cause, .. } | Self::Internal(cause) => telemetry::chain(cause.as_ref()),
+            told => told.to_string(),
+        }
     }
 
     fn status(&self) -> StatusCode {

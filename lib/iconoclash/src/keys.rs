@@ -23,7 +23,7 @@ use crate::{
     app::App,
     claude::{Alarm, ApiKey, Deadline, Outcome, Pool},
     error::{Error, Result},
-    row, sql, telemetry,
+    row, sql,
 };
 
 /// The deadlines that all instances know: a sorted set of scopes by the moment, in epoch milliseconds, that ends each.
@@ -186,8 +186,7 @@ async fn load(app: &App, pool: &Pool) {
             app.following().times().loaded = Some(begun);
             return;
         }
-        Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => telemetry::chain(cause.as_ref()),
-        Err(error) => error.to_string(),
+        Err(error) => error.cause(),
     };
     // Counted from the failure, which takes a deadline where Postgres hangs: whoever waited for it does not try again.
     app.following().times().load_failed = Some(app.now());

@@ -128,7 +128,7 @@ pub async fn check(app: &App, limits: &[(Limit, Of<'_>)]) -> Result<()> {
     let arrivals = match ask_redis(app, &counters, now).await {
         Ok(arrivals) => arrivals,
         Err(cause) => {
-            telemetry::note(|notes| notes.degraded = Some(cause.to_string()));
+            telemetry::note(|notes| notes.degraded = Some(cause.cause()));
             ask_postgres(app, &counters, now).await?
         }
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::json;
 
-use crate::{app::App, error::Error, telemetry};
+use crate::{app::App, error::Error};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const TRIES: u32 = 2;
@@ -33,11 +33,7 @@ pub struct Mail {
 /// Sends it, or logs why not.
 pub async fn send(app: &App, mail: Mail) {
     if let Err(error) = try_to_send(app, &mail).await {
-        let cause = match &error {
-            Error::Unavailable { cause, .. } | Error::Internal(cause) => telemetry::chain(cause.as_ref()),
-            other => other.to_string(),
-        };
-        tracing::warn!(mail.key = mail.key, mail.subject = mail.subject, cause, "a mail was not sent");
+        tracing::warn!(mail.key = mail.key, mail.subject = mail.subject, cause = error.cause(), "a mail was not sent");
     }
 }
 

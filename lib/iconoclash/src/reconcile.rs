@@ -7,7 +7,7 @@
 mod counters;
 
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use time::{Duration, OffsetDateTime};
 use upstash_redis_rs::Command;
 use utoipa::ToSchema;
@@ -107,9 +107,10 @@ async fn settle_open_holds(app: &App, now: OffsetDateTime, report: &mut Report) 
     let (open, _) = open_holds(app).await?;
     let requests: Vec<Uuid> = open.iter().map(|(hold, _)| hold.request).collect();
     let ledger = app.db()?.all(&BY_REQUEST, &[&requests]).await?;
+    let ledger: HashMap<Uuid, LedgerRow> = ledger.into_iter().map(|row| (row.request_id, row)).collect();
     let mut settling = Vec::new();
     for (hold, admitted_ms) in &open {
-        match ledger.iter().find(|row| row.request_id == hold.request) {
+        match ledger.get(&hold.request) {
             Some(row) if row.running => {}
             Some(row) => {
                 report.holds_settled += 1;

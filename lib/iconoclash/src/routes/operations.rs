@@ -94,8 +94,7 @@ async fn dependencies(app: &App) -> (BTreeMap<&'static str, String>, BTreeMap<St
     let keys = keys.unwrap_or_default().into_iter().map(|(label, health)| (label, shown(health))).collect();
     let said = |result: Result<()>| match result {
         Ok(()) => "ok".to_owned(),
-        Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => crate::telemetry::chain(cause.as_ref()),
-        Err(other) => other.to_string(),
+        Err(error) => error.cause(),
     };
     let checks = [("postgres", said(postgres)), ("redis", said(redis)), ("claude", said(claude))];
     (checks.into(), keys)

@@ -88,13 +88,7 @@ impl Asked {
         match self.try_aside(task, prompt, gate, reply).await {
             Ok(Some(cost_microusd)) => tracing::info!(request.id = %self.request, kind, cost_microusd, "aside"),
             Ok(None) => tracing::info!(request.id = %self.request, kind, "no room for an aside"),
-            Err(cause) => {
-                let cause = match &cause {
-                    Error::Unavailable { cause, .. } | Error::Internal(cause) => telemetry::chain(cause.as_ref()),
-                    other => other.to_string(),
-                };
-                tracing::warn!(request.id = %self.request, kind, cause, "aside");
-            }
+            Err(error) => tracing::warn!(request.id = %self.request, kind, cause = error.cause(), "aside"),
         }
     }
 
