@@ -241,7 +241,14 @@ async fn every_other_limit_refuses_and_says_how_long() {
         let plans = crowd.get("/api/plans").await;
         assert_eq!((plans.status.as_u16(), plans.header("ratelimit")), (200, ""), "a CDN keeps this for everybody");
     }
-    let refused = crowd.get("/api/plans").await;
+    // Two a second come back meanwhile, however slow the machine is.
+    let mut refused = crowd.get("/api/plans").await;
+    for _ in 0..100 {
+        if refused.status != 200 {
+            break;
+        }
+        refused = crowd.get("/api/plans").await;
+    }
     assert_eq!((refused.problem(), refused.header("cache-control")), ((429, "rate_limited"), "private, no-store"));
     let ada = app.member("ada").await;
     for _ in 0..60 {
