@@ -7,8 +7,9 @@ use std::sync::LazyLock;
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::to_value(routes::all().into_openapi()).unwrap());
 
-/// What any route may answer to a request that is broken, comes too often, or meets a service that is.
-const ANYWHERE: [u16; 10] = [400, 401, 404, 405, 413, 415, 422, 429, 500, 503];
+/// What any route may answer to a request that is broken, from a page that may not ask, or too much, and where something
+/// does not work.
+const ANYWHERE: [u16; 11] = [400, 401, 403, 404, 405, 413, 415, 422, 429, 500, 503];
 
 /// The document that `GET /api/openapi` serves.
 pub(crate) fn document() -> &'static Value {

@@ -24,8 +24,8 @@ pub struct Reply {
     events: EventStream<Chunks>,
     unread: Arc<AtomicUsize>,
     clock: Clock,
-    /// Wakes at a deadline that was the next one once. Deadlines only move away, so it is set anew when it wakes too
-    /// early, and not with each event.
+    /// Wakes at the next deadline or earlier. With each event that moves away, mostly, and then the alarm is set anew when
+    /// it wakes, which is seldom.
     alarm: Pin<Box<Sleep>>,
     head: Head,
     usage: Reported,
@@ -194,6 +194,10 @@ impl Reply {
             }
         };
         self.clock.heard();
+        let (deadline, _) = self.clock.next();
+        if deadline < self.alarm.deadline() {
+            self.alarm.as_mut().reset(deadline);
+        }
         match event {
             Some(Ok(event)) => {
                 self.unread.store(0, Ordering::Relaxed);
