@@ -124,7 +124,7 @@ pub async fn beside<T>(app: &App, work: impl Future<Output = T>) -> T {
             Box::pin(follow_deadlines(app, pool, Duration::ZERO)).await;
         }
         for alarm in pool.take_alarms() {
-            tell_operators(app, alarm).await;
+            Box::pin(tell_operators(app, alarm)).await;
         }
     }
     done

@@ -85,7 +85,8 @@ impl Asked {
         let (opening, claude) = tokio::join!(Box::pin(self.open(&admission)), keys::ready(&self.app));
         let granted = match opening? {
             Opening::Replay { reply, plan, quota, voices } => {
-                self.replay(reply, plan.model(&models), quota, &voices, tell).await?;
+                // What few replies come to is on the heap: it would lie beside every reply that is relayed.
+                Box::pin(self.replay(reply, plan.model(&models), quota, &voices, tell)).await?;
                 return Ok(None);
             }
             Opening::Ask(granted) => granted,
@@ -93,7 +94,7 @@ impl Asked {
         let claude = match claude {
             Ok(claude) => claude,
             Err(error) => {
-                admission.give_back().await;
+                Box::pin(admission.give_back()).await;
                 return Err(error);
             }
         };
@@ -127,14 +128,14 @@ impl Asked {
             let call = Box::pin(reply.begin_and_call(claude, &prompt, &route));
             tokio::select! {
                 called = call => Some(called),
-                () = stop::wanted(&self.app, reply_id, &mut looks) => None,
+                () = Box::pin(stop::wanted(&self.app, reply_id, &mut looks)) => None,
             }
         };
         drop(prompt);
         let question = reply.record.message.id;
         let reply = match called {
             Some(Err(refused)) => {
-                reply.admission.give_back().await;
+                Box::pin(reply.admission.give_back()).await;
                 return Err(refused);
             }
             Some(Ok(Err(failed))) => {
