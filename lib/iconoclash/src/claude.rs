@@ -78,6 +78,15 @@ pub struct Prompt {
     pub user_id: String,
 }
 
+impl Prompt {
+    /// What stands alone: no system text, nothing said before.
+    pub fn of_one_turn(model: &str, max_tokens: u32, text: String, user_id: &str) -> Self {
+        let (model, user_id) = (model.to_owned(), user_id.to_owned());
+        let turns = vec![Turn { role: Role::User, text }];
+        Self { model, max_tokens, system: String::new(), recap: String::new(), turns, user_id }
+    }
+}
+
 /// One side's contribution to a conversation.
 #[derive(Clone, Debug)]
 pub struct Turn {

@@ -8,7 +8,7 @@ use super::{COOLING, Seal, cooling_command, deadlines};
 use crate::{
     admission::stored::epoch_ms,
     app::App,
-    claude::{self, ApiKey, Claude, Deadline, Pool, Prompt, Role, Turn},
+    claude::{self, ApiKey, Claude, Deadline, Pool, Prompt},
     config::Secret,
     error::{Error, OnConstraint, Result},
     row, sql, telemetry,
@@ -206,14 +206,8 @@ pub async fn test(app: &App, label: &str) -> Result<std::result::Result<(), clau
 async fn ask(app: &App, key: ApiKey) -> Result<std::result::Result<(), claude::Error>> {
     let config = app.config().claude.clone()?;
     let claude = Claude::new(app.http()?.clone(), config.base_url, key).with_deadlines(config.deadlines);
-    let prompt = Prompt {
-        model: app.config().models.clone()?.small,
-        max_tokens: 1,
-        system: String::new(),
-        recap: String::new(),
-        turns: vec![Turn { role: Role::User, text: "Hello".to_owned() }],
-        user_id: "operator".to_owned(),
-    };
+    let model = app.config().models.clone()?.small;
+    let prompt = Prompt::of_one_turn(&model, 1, "Hello".to_owned(), "operator");
     let heard = async {
         let mut reply = claude.stream(&prompt).await?;
         while reply.next().await?.is_some() {}

@@ -1,7 +1,7 @@
 //! When a conversation has become too long to be told in full with each message, and what is then asked to sum it up.
 
 use super::prompt::Past;
-use crate::claude::{Prompt, Role, Turn};
+use crate::claude::Prompt;
 use std::fmt::Write;
 use uuid::Uuid;
 
@@ -65,14 +65,7 @@ pub fn prompt(model: &str, user_id: &str, summary: Option<&str>, older: &[Past])
         let speaker = if message.role == "user" { "User" } else { "Reply" };
         let _infallible = write!(text, "\n{speaker}: {}\n", message.content);
     }
-    Prompt {
-        model: model.to_owned(),
-        max_tokens: MAX_TOKENS,
-        system: TASK.to_owned(),
-        recap: String::new(),
-        turns: vec![Turn { role: Role::User, text }],
-        user_id: user_id.to_owned(),
-    }
+    Prompt { system: TASK.to_owned(), ..Prompt::of_one_turn(model, MAX_TOKENS, text, user_id) }
 }
 
 /// A summary as the conversation's next prompts tell it.

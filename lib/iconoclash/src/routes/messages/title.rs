@@ -1,7 +1,7 @@
 //! A better name for a discussion than its topic's first words, made when there is a first reply to go by.
 
 use super::prompt::Past;
-use crate::claude::{Prompt, Role, Turn};
+use crate::claude::Prompt;
 
 /// Bytes of each message that a title is made from.
 const EXCERPT_BYTES: usize = 1_200;
@@ -22,14 +22,7 @@ pub fn prompt(model: &str, user_id: &str, topic: Option<&str>, said: &[Past]) ->
         format!("{speaker}: {}\n\n", excerpt(&message.content))
     });
     let text = topic.into_iter().chain(said).collect();
-    Prompt {
-        model: model.to_owned(),
-        max_tokens: MAX_TOKENS,
-        system: TASK.to_owned(),
-        recap: String::new(),
-        turns: vec![Turn { role: Role::User, text }],
-        user_id: user_id.to_owned(),
-    }
+    Prompt { system: TASK.to_owned(), ..Prompt::of_one_turn(model, MAX_TOKENS, text, user_id) }
 }
 
 /// A title out of what the model said, unless there is none in it.
