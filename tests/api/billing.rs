@@ -13,13 +13,16 @@ use crate::harness::{Actor, Answer, TestApp};
 impl TestApp {
     /// Sends an event as Stripe does.
     pub(crate) async fn deliver(&self, event: &Event) -> Answer {
-        self.webhook(&event.payload, &self.stripe.sign(&event.payload)).await
+        self.webhook(&event.payload, &self.stripe.sign(&event.payload))
+            .await
     }
 
     pub(crate) async fn webhook(&self, payload: &str, signature: &str) -> Answer {
         let body = axum::body::Body::from(payload.to_owned());
         let headers = [("stripe-signature", signature)];
-        self.anonymous().raw(http::Method::POST, "/api/billing/webhook", &headers, body).await
+        self.anonymous()
+            .raw(http::Method::POST, "/api/billing/webhook", &headers, body)
+            .await
     }
 
     /// Sends all events that have happened.
@@ -48,7 +51,13 @@ impl Actor<'_> {
     pub(crate) async fn checkout(&self) -> String {
         let answer = self.post("/api/billing/checkout", Value::Null).await;
         assert_eq!(answer.status, 200, "{}", answer.json);
-        answer.json["url"].as_str().unwrap().rsplit('/').next().unwrap().to_owned()
+        answer.json["url"]
+            .as_str()
+            .unwrap()
+            .rsplit('/')
+            .next()
+            .unwrap()
+            .to_owned()
     }
 
     /// Pays, and is back before or after the events are.
@@ -59,7 +68,10 @@ impl Actor<'_> {
     }
 
     pub(crate) async fn plan(&self) -> String {
-        self.get("/api/auth/session").await.json["user"]["plan"].as_str().unwrap().to_owned()
+        self.get("/api/auth/session").await.json["user"]["plan"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 }
 
@@ -73,15 +85,31 @@ async fn who_pays_goes_on_at_once_and_who_cancels_is_free_when_the_period_ends()
     }
     let refused = ada.send(&discussion, "Why?").await;
     assert_eq!(refused.problem(), (429, "quota_exceeded"));
-    assert!(refused.json["detail"].as_str().unwrap().contains("With Pro you can go on now"), "{}", refused.json);
+    assert!(
+        refused.json["detail"]
+            .as_str()
+            .unwrap()
+            .contains("With Pro you can go on now"),
+        "{}",
+        refused.json
+    );
 
     ada.subscribe().await;
     let eleventh = ada.send(&discussion, "Why?").await;
-    assert_eq!((eleventh.status.as_u16(), &eleventh.json["quota"]["limit"]), (201, &json!(100)));
+    assert_eq!(
+        (eleventh.status.as_u16(), &eleventh.json["quota"]["limit"]),
+        (201, &json!(100))
+    );
     assert_eq!(ada.plan().await, "pro");
-    assert_eq!(ada.post("/api/billing/checkout", Value::Null).await.problem(), (409, "already_subscribed"));
+    assert_eq!(
+        ada.post("/api/billing/checkout", Value::Null)
+            .await
+            .problem(),
+        (409, "already_subscribed")
+    );
 
-    app.stripe.act(Action::CancelAtPeriodEnd(&app.newest_subscription()));
+    app.stripe
+        .act(Action::CancelAtPeriodEnd(&app.newest_subscription()));
     app.deliver_all().await;
     assert_eq!(ada.plan().await, "pro", "until the end of what was paid");
     let user = app.value("select id from users").await;
@@ -98,10 +126,16 @@ async fn who_pays_goes_on_at_once_and_who_cancels_is_free_when_the_period_ends()
     app.deliver_all().await;
     assert_eq!(ada.plan().await, "free");
     assert_eq!(cached().await, None, "no cache says what was");
-    assert_eq!(ada.send(&discussion, "Why?").await.json["quota"]["limit"], 10);
+    assert_eq!(
+        ada.send(&discussion, "Why?").await.json["quota"]["limit"],
+        10
+    );
     // And may come back, as the same customer.
     ada.subscribe().await;
-    assert_eq!((ada.plan().await.as_str(), app.stripe.customers().len()), ("pro", 1));
+    assert_eq!(
+        (ada.plan().await.as_str(), app.stripe.customers().len()),
+        ("pro", 1)
+    );
 }
 
 /// A token lives for thirty days, as long as a period.
@@ -116,14 +150,28 @@ async fn a_guest_signs_up_first_and_nobody_manages_nothing() {
     let app = TestApp::start().await;
     let guest = app.guest().await;
     for path in ["/api/billing/checkout", "/api/billing/portal"] {
-        assert_eq!(guest.post(path, Value::Null).await.problem(), (403, "sign_up_first"), "{path}");
+        assert_eq!(
+            guest.post(path, Value::Null).await.problem(),
+            (403, "sign_up_first"),
+            "{path}"
+        );
     }
     let ada = app.member("ada").await;
-    assert_eq!(ada.post("/api/billing/portal", Value::Null).await.problem(), (409, "not_subscribed"));
+    assert_eq!(
+        ada.post("/api/billing/portal", Value::Null).await.problem(),
+        (409, "not_subscribed")
+    );
     assert_eq!(app.stripe.requests().len(), 0);
     ada.subscribe().await;
     let portal = ada.post("/api/billing/portal", Value::Null).await;
-    assert!(portal.json["url"].as_str().unwrap().contains("/portal/bps_"), "{}", portal.json);
+    assert!(
+        portal.json["url"]
+            .as_str()
+            .unwrap()
+            .contains("/portal/bps_"),
+        "{}",
+        portal.json
+    );
 }
 
 #[tokio::test]
@@ -134,21 +182,44 @@ async fn a_customer_who_is_deleted_at_stripe_is_free_and_may_come_back_as_anothe
     for _ in 0..3 {
         ada.subscribe().await;
         assert_eq!(ada.plan().await, "pro");
-        assert!(customers.insert(app.customer()), "under a known key Stripe answers with the deleted one");
+        assert!(
+            customers.insert(app.customer()),
+            "under a known key Stripe answers with the deleted one"
+        );
         app.stripe.act(Action::Delete(&app.customer()));
         let events = app.stripe.take_events();
-        let (deleted, ended): (Vec<&Event>, Vec<&Event>) = events.iter().partition(|it| it.kind == "customer.deleted");
-        assert_eq!(app.deliver(ended[0]).await.problem(), (500, "internal"), "nobody can be asked about it any more");
-        assert_eq!((deleted.len(), app.deliver(deleted[0]).await.json["outcome"].as_str()), (1, Some("written")));
+        let (deleted, ended): (Vec<&Event>, Vec<&Event>) =
+            events.iter().partition(|it| it.kind == "customer.deleted");
+        assert_eq!(
+            app.deliver(ended[0]).await.problem(),
+            (500, "internal"),
+            "nobody can be asked about it any more"
+        );
+        assert_eq!(
+            (
+                deleted.len(),
+                app.deliver(deleted[0]).await.json["outcome"].as_str()
+            ),
+            (1, Some("written"))
+        );
         assert_eq!(ada.plan().await, "free");
-        let left = "select (select count(*) from subscriptions), (select count(*) from stripe_customers),
+        let left =
+            "select (select count(*) from subscriptions), (select count(*) from stripe_customers),
             (select count(stripe_customer_id) from users)";
         assert_eq!(app.value(left).await, "0,0,0");
         for event in [deleted[0], ended[0]] {
             let again = app.deliver(event).await;
-            assert_eq!((again.status.as_u16(), &again.json["outcome"]), (200, &json!("ignored")), "{}", event.kind);
+            assert_eq!(
+                (again.status.as_u16(), &again.json["outcome"]),
+                (200, &json!("ignored")),
+                "{}",
+                event.kind
+            );
         }
-        assert_eq!(ada.post("/api/billing/portal", Value::Null).await.problem(), (409, "not_subscribed"));
+        assert_eq!(
+            ada.post("/api/billing/portal", Value::Null).await.problem(),
+            (409, "not_subscribed")
+        );
     }
     // The late news of a customer before changes nothing for the one now.
     ada.subscribe().await;
@@ -156,14 +227,25 @@ async fn a_customer_who_is_deleted_at_stripe_is_free_and_may_come_back_as_anothe
         r#"{{"id":"evt_late","type":"customer.deleted","data":{{"object":{{"id":{:?}}}}}}}"#,
         customers.first().unwrap()
     );
-    assert_eq!(app.webhook(&late, &app.stripe.sign(&late)).await.json["outcome"], "ignored");
+    assert_eq!(
+        app.webhook(&late, &app.stripe.sign(&late)).await.json["outcome"],
+        "ignored"
+    );
     assert_eq!(ada.plan().await, "pro");
     // A guest stays one.
     app.guest().await;
     app.sql("insert into stripe_customers (id, user_id, created_at) select 'cus_guest', id, now() from users where plan = 'guest'").await;
-    let guests = late.replace(customers.first().unwrap(), "cus_guest").replace("evt_late", "evt_guest");
-    assert_eq!(app.webhook(&guests, &app.stripe.sign(&guests)).await.json["outcome"], "written");
-    assert_eq!(app.column("select plan from users").await, ["guest".into(), "pro".into()].into());
+    let guests = late
+        .replace(customers.first().unwrap(), "cus_guest")
+        .replace("evt_late", "evt_guest");
+    assert_eq!(
+        app.webhook(&guests, &app.stripe.sign(&guests)).await.json["outcome"],
+        "written"
+    );
+    assert_eq!(
+        app.column("select plan from users").await,
+        ["guest".into(), "pro".into()].into()
+    );
 }
 
 #[tokio::test]
@@ -172,16 +254,30 @@ async fn without_stripe_nobody_can_pay_and_everybody_can_argue() {
     let ada = app.member("ada").await;
     app.stripe.always(Some(Fault::Drop));
     let refused = ada.post("/api/billing/checkout", Value::Null).await;
-    assert_eq!((refused.problem(), refused.header("retry-after")), ((503, "unavailable"), "5"));
+    assert_eq!(
+        (refused.problem(), refused.header("retry-after")),
+        ((503, "unavailable"), "5")
+    );
     app.stripe.always(None);
     ada.checkout().await;
     let bare = TestApp::with(&[("STRIPE_SECRET_KEY", ""), ("STRIPE_WEBHOOK_SECRET", " , ")]).await;
     let bob = bare.member("bob").await;
-    assert_eq!(bob.post("/api/billing/checkout", Value::Null).await.problem(), (503, "unavailable"));
-    assert_eq!(bare.webhook("{}", "t=1,v1=00").await.problem(), (503, "unavailable"));
+    assert_eq!(
+        bob.post("/api/billing/checkout", Value::Null)
+            .await
+            .problem(),
+        (503, "unavailable")
+    );
+    assert_eq!(
+        bare.webhook("{}", "t=1,v1=00").await.problem(),
+        (503, "unavailable")
+    );
     let discussion = bob.discussion().await;
     assert_eq!(bob.send(&discussion, "Why?").await.status, 201);
-    assert_eq!(subscription::confirm_stale(&bare.app).await.unwrap(), Confirmed::default());
+    assert_eq!(
+        subscription::confirm_stale(&bare.app).await.unwrap(),
+        Confirmed::default()
+    );
 }
 
 #[tokio::test]
@@ -190,7 +286,8 @@ async fn a_payment_that_is_due_is_told_once_and_waited_for_seven_days() {
     let ada = app.member("ada").await;
     ada.subscribe().await;
     let fail = async || {
-        app.stripe.act(Action::FailPayment(&app.newest_subscription()));
+        app.stripe
+            .act(Action::FailPayment(&app.newest_subscription()));
         let events = app.stripe.take_events();
         for event in events.iter().chain(&events) {
             assert_eq!(app.deliver(event).await.status, 200);
@@ -199,8 +296,15 @@ async fn a_payment_that_is_due_is_told_once_and_waited_for_seven_days() {
     };
     fail().await;
     let mails = app.mail.mails();
-    assert_eq!((mails.len(), mails[0].to.as_slice()), (1, &["ada@example.org".to_owned()][..]));
-    assert!(mails[0].subject.contains("payment") && mails[0].text.contains("keep Pro until"), "{:?}", mails[0]);
+    assert_eq!(
+        (mails.len(), mails[0].to.as_slice()),
+        (1, &["ada@example.org".to_owned()][..])
+    );
+    assert!(
+        mails[0].subject.contains("payment") && mails[0].text.contains("keep Pro until"),
+        "{:?}",
+        mails[0]
+    );
     fail().await;
     assert_eq!(app.mail.mails().len(), 1, "it is still the same payment");
 
@@ -208,7 +312,14 @@ async fn a_payment_that_is_due_is_told_once_and_waited_for_seven_days() {
     subscription::confirm_stale(&app.app).await.unwrap();
     assert_eq!(ada.plan().await, "pro");
     app.advance(time::Duration::MINUTE);
-    assert_eq!(subscription::confirm_stale(&app.app).await.unwrap(), Confirmed { asked: 1, healed: 1, failed: 0 });
+    assert_eq!(
+        subscription::confirm_stale(&app.app).await.unwrap(),
+        Confirmed {
+            asked: 1,
+            healed: 1,
+            failed: 0
+        }
+    );
     assert_eq!(ada.plan().await, "free");
 
     app.stripe.act(Action::Recover(&app.newest_subscription()));
@@ -232,11 +343,23 @@ async fn operators_are_told_once_of_money_that_goes_back() {
         assert_eq!(app.deliver(event).await.status, 200);
     }
     app.background.idle().await;
-    let mut subjects: Vec<String> = app.mail.mails().into_iter().map(|mail| mail.subject).collect();
+    let mut subjects: Vec<String> = app
+        .mail
+        .mails()
+        .into_iter()
+        .map(|mail| mail.subject)
+        .collect();
     subjects.sort();
-    assert_eq!(subjects, ["A payment is disputed", "A payment was refunded"]);
+    assert_eq!(
+        subjects,
+        ["A payment is disputed", "A payment was refunded"]
+    );
     assert_eq!(app.mail.mails()[0].to, ["ops@iconoclash.test"]);
-    assert_eq!(ada.plan().await, "pro", "what follows for the plan is Stripe's to say");
+    assert_eq!(
+        ada.plan().await,
+        "pro",
+        "what follows for the plan is Stripe's to say"
+    );
 }
 
 #[tokio::test]
@@ -244,7 +367,8 @@ async fn mail_that_cannot_be_sent_fails_nothing() {
     let app = TestApp::with(&[("RESEND_API_KEY", "")]).await;
     let ada = app.member("ada").await;
     ada.subscribe().await;
-    app.stripe.act(Action::FailPayment(&app.newest_subscription()));
+    app.stripe
+        .act(Action::FailPayment(&app.newest_subscription()));
     app.stripe.act(Action::Refund(&app.customer()));
     app.deliver_all().await;
     app.background.idle().await;
@@ -253,14 +377,26 @@ async fn mail_that_cannot_be_sent_fails_nothing() {
     let app = TestApp::start().await;
     let bob = app.member("bob").await;
     bob.subscribe().await;
-    for (told, status) in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::TOO_MANY_REQUESTS].into_iter().enumerate() {
+    for (told, status) in [
+        StatusCode::INTERNAL_SERVER_ERROR,
+        StatusCode::TOO_MANY_REQUESTS,
+    ]
+    .into_iter()
+    .enumerate()
+    {
         app.mail.fail_next(status);
         app.stripe.act(Action::Recover(&app.newest_subscription()));
         app.deliver_all().await;
-        app.stripe.act(Action::FailPayment(&app.newest_subscription()));
+        app.stripe
+            .act(Action::FailPayment(&app.newest_subscription()));
         app.stripe.take_events();
         // Nobody tells of it but Stripe, when it is asked for another page, which does not wait for the mail.
-        assert_eq!(bob.post("/api/billing/checkout", Value::Null).await.problem(), (409, "already_subscribed"));
+        assert_eq!(
+            bob.post("/api/billing/checkout", Value::Null)
+                .await
+                .problem(),
+            (409, "already_subscribed")
+        );
         assert_eq!(app.mail.mails().len(), told, "{status}");
         app.background.idle().await;
         assert_eq!(app.mail.mails().len(), told + 1, "{status} is waited out");
@@ -278,27 +414,59 @@ async fn an_operator_syncs_a_customer_and_is_told_what_changed() {
     let (customer, user) = (app.customer(), app.value("select id from users").await);
     let sync = async |customer: &str| {
         let mut lines = Vec::new();
-        billing::sync(&app.app, customer, &mut |line| lines.push(line)).await.map(|()| lines)
+        billing::sync(&app.app, customer, &mut |line| lines.push(line))
+            .await
+            .map(|()| lines)
     };
     let id = app.newest_subscription();
     let ends = (app.app.now() + time::Duration::days(30)).date();
     let who = format!("customer {customer} is user {user}");
     let first = sync(&customer).await.unwrap();
-    assert_eq!(first, [who.clone(), format!("{id}: active, renews {ends} (new here)"), "plan: free → pro".into()]);
+    assert_eq!(
+        first,
+        [
+            who.clone(),
+            format!("{id}: active, renews {ends} (new here)"),
+            "plan: free → pro".into()
+        ]
+    );
     let again = sync(&customer).await.unwrap();
-    assert_eq!(again, [who, format!("{id}: active, renews {ends}"), "plan: pro, unchanged".into()]);
+    assert_eq!(
+        again,
+        [
+            who,
+            format!("{id}: active, renews {ends}"),
+            "plan: pro, unchanged".into()
+        ]
+    );
     app.stripe.act(Action::CancelAtPeriodEnd(&id));
-    assert_eq!(sync(&customer).await.unwrap()[1], format!("{id}: active, ends {ends} (changed)"));
+    assert_eq!(
+        sync(&customer).await.unwrap()[1],
+        format!("{id}: active, ends {ends} (changed)")
+    );
     app.stripe.act(Action::CancelNow(&id));
     let ended = sync(&customer).await.unwrap();
-    assert_eq!(ended[1..], [format!("{id}: canceled (was active)"), "plan: pro → free".into()]);
+    assert_eq!(
+        ended[1..],
+        [
+            format!("{id}: canceled (was active)"),
+            "plan: pro → free".into()
+        ]
+    );
 
     assert!(matches!(sync("sub_1").await, Err(Failure::Malformed(_))));
     assert!(matches!(sync("cus_nobody").await, Err(Failure::Foreign(_))));
     app.stripe.always(Some(Fault::Status(401)));
     let refused = sync(&customer).await.unwrap_err().to_string();
-    assert!(refused.contains("401") && refused.contains("Nothing was written"), "{refused}");
+    assert!(
+        refused.contains("401") && refused.contains("Nothing was written"),
+        "{refused}"
+    );
     app.stripe.always(None);
-    app.sql("update stripe_customers set id = 'cus_unknown'").await;
-    assert!(matches!(sync("cus_unknown").await, Err(Failure::Missing(_))));
+    app.sql("update stripe_customers set id = 'cus_unknown'")
+        .await;
+    assert!(matches!(
+        sync("cus_unknown").await,
+        Err(Failure::Missing(_))
+    ));
 }

@@ -22,10 +22,18 @@ impl Counted {
     pub(crate) async fn start() -> Self {
         let bouncer = needed("ICONOCLASH_TEST_PGBOUNCER");
         let (scheme_and_user, host) = bouncer.rsplit_once('@').unwrap();
-        let postgres = proxy::Tcp::start(host.parse::<SocketAddr>().unwrap(), Duration::ZERO).await.unwrap();
+        let postgres = proxy::Tcp::start(host.parse::<SocketAddr>().unwrap(), Duration::ZERO)
+            .await
+            .unwrap();
         let behind = TestApp::start().await;
-        let redis = proxy::Http::start(behind.redis.url(), Duration::ZERO).await.unwrap();
-        let database = format!("{scheme_and_user}@{}/{}?sslmode=disable", postgres.addr(), behind.database);
+        let redis = proxy::Http::start(behind.redis.url(), Duration::ZERO)
+            .await
+            .unwrap();
+        let database = format!(
+            "{scheme_and_user}@{}/{}?sslmode=disable",
+            postgres.addr(),
+            behind.database
+        );
         let url = redis.url();
         let settings = [
             ("DATABASE_URL", database.as_str()),
@@ -33,7 +41,12 @@ impl Counted {
             ("UPSTASH_REDIS_REST_TOKEN", behind.redis.token()),
         ];
         let app = TestApp::with(&settings).await;
-        Self { app, postgres, redis, behind }
+        Self {
+            app,
+            postgres,
+            redis,
+            behind,
+        }
     }
 
     /// REST requests and Postgres flights of one answer.
@@ -42,7 +55,11 @@ impl Counted {
         self.redis.reset();
         let answer = actor.get(path).await;
         assert_eq!(answer.status, 200, "{}", answer.json);
-        (self.redis.requests(), self.postgres.flights().query, answer.json)
+        (
+            self.redis.requests(),
+            self.postgres.flights().query,
+            answer.json,
+        )
     }
 }
 
@@ -60,7 +77,10 @@ async fn warm_sessions_and_counts_cost_one_request_to_redis_and_none_to_postgres
         assert_eq!((requests, flights, again), (1, 0, first), "{path}");
     }
     counted.app.advance(time::Duration::days(1));
-    assert_eq!(ada.get("/api/discussions/count").await.json, json!({"total": 1, "today": 0}));
+    assert_eq!(
+        ada.get("/api/discussions/count").await.json,
+        json!({"total": 1, "today": 0})
+    );
 }
 
 #[tokio::test]
@@ -70,31 +90,52 @@ async fn of_many_who_miss_a_value_one_asks_postgres() {
     counted.behind.redis_says(&["FLUSHDB"]).await;
     counted.postgres.reset();
     let answers = join_all((0..50).map(|_| ada.get("/api/discussions/count"))).await;
-    assert!(answers.iter().all(|answer| answer.status == 200 && answer.json["total"] == 0));
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer.status == 200 && answer.json["total"] == 0)
+    );
     // The session and the count, and whoever came when the first had just landed.
     let flights = counted.postgres.flights().query;
-    assert!((2..20).contains(&flights), "{flights} flights for 50 requests");
+    assert!(
+        (2..20).contains(&flights),
+        "{flights} flights for 50 requests"
+    );
 }
 
 #[tokio::test]
 async fn a_thousand_writes_in_parallel_traffic_are_each_seen_by_the_next_read() {
     let counted = Counted::start().await;
     let (app, other) = (&counted.app, &counted.behind);
-    let users = join_all((0..20).map(|at| async move { app.member(&format!("user{at}")).await })).await;
+    let users =
+        join_all((0..20).map(|at| async move { app.member(&format!("user{at}")).await })).await;
     let writes = users.iter().map(|user| async move {
         // Reads of the same user in both instances all the time, so that loads are under way when a write comes.
         let elsewhere = other.bearer(user.token.as_deref().unwrap());
         for wanted in 1..=25 {
-            let (here, there) = (user.get("/api/discussions/count"), elsewhere.get("/api/discussions/count"));
+            let (here, there) = (
+                user.get("/api/discussions/count"),
+                elsewhere.get("/api/discussions/count"),
+            );
             let (_, _, begun) = tokio::join!(here, there, user.discussion());
             let reader = if wanted % 2 == 0 { user } else { &elsewhere };
-            assert_eq!(reader.get("/api/discussions/count").await.json["total"], wanted);
+            assert_eq!(
+                reader.get("/api/discussions/count").await.json["total"],
+                wanted
+            );
             let path = format!("/api/discussions/{begun}");
-            let (_, deleted) = tokio::join!(elsewhere.get("/api/discussions/count"), user.delete(&path));
+            let (_, deleted) =
+                tokio::join!(elsewhere.get("/api/discussions/count"), user.delete(&path));
             assert_eq!(deleted.status, 204);
-            assert_eq!(reader.get("/api/discussions/count").await.json["total"], wanted - 1);
+            assert_eq!(
+                reader.get("/api/discussions/count").await.json["total"],
+                wanted - 1
+            );
             user.discussion().await;
-            assert_eq!(reader.get("/api/discussions/count").await.json["total"], wanted);
+            assert_eq!(
+                reader.get("/api/discussions/count").await.json["total"],
+                wanted
+            );
         }
     });
     // 20 users × 25 rounds × 3 writes, of which 1,000 raced with reads.
@@ -106,7 +147,13 @@ async fn a_session_that_ended_is_refused_at_once_in_every_instance() {
     let counted = Counted::start().await;
     let (app, other) = (&counted.app, &counted.behind);
     let body = json!({"email": "ada@example.org", "password": "correct horse"});
-    assert_eq!(app.anonymous().post("/api/auth/signup", body.clone()).await.status, 201);
+    assert_eq!(
+        app.anonymous()
+            .post("/api/auth/signup", body.clone())
+            .await
+            .status,
+        201
+    );
     for round in 0..10 {
         let signed = app.anonymous().post("/api/auth/login", body.clone()).await;
         let token = signed.json["token"].as_str().unwrap().to_owned();
@@ -114,10 +161,17 @@ async fn a_session_that_ended_is_refused_at_once_in_every_instance() {
         let reads = join_all((0..10).map(|_| there.get("/api/auth/session"))).await;
         assert!(reads.iter().all(|read| read.status == 200), "{round}");
         let everywhere = json!({"everywhere": round % 2 == 0});
-        let (out, _) = tokio::join!(here.post("/api/auth/logout", everywhere), there.get("/api/auth/session"));
+        let (out, _) = tokio::join!(
+            here.post("/api/auth/logout", everywhere),
+            there.get("/api/auth/session")
+        );
         assert_eq!(out.status, 204);
         for ended in [&here, &there] {
-            assert_eq!(ended.get("/api/auth/session").await.problem(), (401, "invalid_token"), "{round}");
+            assert_eq!(
+                ended.get("/api/auth/session").await.problem(),
+                (401, "invalid_token"),
+                "{round}"
+            );
         }
         app.advance(time::Duration::minutes(2));
         other.advance(time::Duration::minutes(2));
@@ -128,16 +182,40 @@ async fn a_session_that_ended_is_refused_at_once_in_every_instance() {
 async fn what_somebody_else_put_into_the_cache_is_a_miss() {
     let app = TestApp::start().await;
     let (ada, eve) = (app.member("ada").await, app.member("eve").await);
-    let id =
-        async |actor: &Actor<'_>| actor.get("/api/auth/session").await.json["user"]["id"].as_str().unwrap().to_owned();
+    let id = async |actor: &Actor<'_>| {
+        actor.get("/api/auth/session").await.json["user"]["id"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
     let (ada_id, eve_id) = (id(&ada).await, id(&eve).await);
     let key = |user: &str| format!("{{c}}:s:{user}");
-    let kept = app.redis_says(&["GET", &key(&ada_id)]).await.as_str().unwrap().to_owned();
+    let kept = app
+        .redis_says(&["GET", &key(&ada_id)])
+        .await
+        .as_str()
+        .unwrap()
+        .to_owned();
     let promoted = kept.replace(r#""role":"user""#, r#""role":"admin""#);
     assert_ne!(kept, promoted);
-    let eves = app.redis_says(&["GET", &key(&eve_id)]).await.as_str().unwrap().to_owned();
-    for hostile in [promoted.as_str(), eves.as_str(), &kept[..kept.len() / 2], "", "{}", "null", "\u{1F9D9}", "-"] {
-        app.redis_says(&["SET", &key(&ada_id), hostile, "EX", "300"]).await;
+    let eves = app
+        .redis_says(&["GET", &key(&eve_id)])
+        .await
+        .as_str()
+        .unwrap()
+        .to_owned();
+    for hostile in [
+        promoted.as_str(),
+        eves.as_str(),
+        &kept[..kept.len() / 2],
+        "",
+        "{}",
+        "null",
+        "\u{1F9D9}",
+        "-",
+    ] {
+        app.redis_says(&["SET", &key(&ada_id), hostile, "EX", "300"])
+            .await;
         let seen = ada.get("/api/auth/session").await;
         assert_eq!(seen.status, 200, "{hostile}");
         assert_eq!(
@@ -148,5 +226,8 @@ async fn what_somebody_else_put_into_the_cache_is_a_miss() {
     }
     app.redis_says(&["DEL", &key(&ada_id)]).await;
     app.redis_says(&["LPUSH", &key(&ada_id), "a list"]).await;
-    assert_eq!(ada.get("/api/auth/session").await.json["user"]["id"], ada_id);
+    assert_eq!(
+        ada.get("/api/auth/session").await.json["user"]["id"],
+        ada_id
+    );
 }

@@ -13,11 +13,27 @@ async fn a_checkout_says_who_pays_for_what_and_where_to_come_back() {
     let ada = app.member("ada").await;
     ada.checkout().await;
     let requests = app.stripe.requests();
-    let made = |path: &str| requests.iter().rfind(|it| it.path == path && it.method == http::Method::POST).unwrap();
-    let user = ada.get("/api/auth/session").await.json["user"]["id"].as_str().unwrap().to_owned();
+    let made = |path: &str| {
+        requests
+            .iter()
+            .rfind(|it| it.path == path && it.method == http::Method::POST)
+            .unwrap()
+    };
+    let user = ada.get("/api/auth/session").await.json["user"]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let customer = made("/v1/customers");
-    assert!(customer.params.contains(&("metadata[user_id]".into(), user.clone())), "{customer:?}");
-    assert_eq!(customer.idempotency_key, Some(format!("customer-{user}-first")));
+    assert!(
+        customer
+            .params
+            .contains(&("metadata[user_id]".into(), user.clone())),
+        "{customer:?}"
+    );
+    assert_eq!(
+        customer.idempotency_key,
+        Some(format!("customer-{user}-first"))
+    );
     let session = made("/v1/checkout/sessions");
     for (name, value) in [
         ("mode", "subscription"),
@@ -26,10 +42,16 @@ async fn a_checkout_says_who_pays_for_what_and_where_to_come_back() {
         ("line_items[0][price]", "price_local_pro"),
         ("allow_promotion_codes", "true"),
         ("subscription_data[metadata][user_id]", &user),
-        ("success_url", "https://iconoclash.test/billing/success.html?session_id={CHECKOUT_SESSION_ID}"),
+        (
+            "success_url",
+            "https://iconoclash.test/billing/success.html?session_id={CHECKOUT_SESSION_ID}",
+        ),
         ("cancel_url", "https://iconoclash.test/billing/cancel.html"),
     ] {
-        assert!(session.params.contains(&(name.into(), value.into())), "{name} in {session:?}");
+        assert!(
+            session.params.contains(&(name.into(), value.into())),
+            "{name} in {session:?}"
+        );
     }
 }
 
@@ -39,12 +61,27 @@ async fn twenty_checkouts_at_once_are_one_customer_and_one_page() {
         let app = TestApp::start().await;
         let ada = app.member("ada").await;
         let pages = join_all((0..parallel).map(|_| ada.checkout())).await;
-        assert_eq!(pages.iter().collect::<BTreeSet<_>>().len(), 1, "two open pages could both be paid");
+        assert_eq!(
+            pages.iter().collect::<BTreeSet<_>>().len(),
+            1,
+            "two open pages could both be paid"
+        );
         let customer = app.customer();
-        assert_eq!(app.value("select stripe_customer_id from users").await, customer);
-        assert_eq!(app.value("select count(*), max(id) from stripe_customers").await, format!("1,{customer}"));
+        assert_eq!(
+            app.value("select stripe_customer_id from users").await,
+            customer
+        );
+        assert_eq!(
+            app.value("select count(*), max(id) from stripe_customers")
+                .await,
+            format!("1,{customer}")
+        );
         app.advance(time::Duration::minutes(3));
-        assert_eq!(ada.checkout().await, pages[0], "and the same page is given while it is open");
+        assert_eq!(
+            ada.checkout().await,
+            pages[0],
+            "and the same page is given while it is open"
+        );
     }
 }
 
@@ -59,14 +96,23 @@ async fn a_page_that_has_closed_is_followed_by_another_and_only_the_last_one_can
     app.advance(time::Duration::hours(23) + time::Duration::minutes(45));
     let ada = app.bearer(&token);
     let thirds = join_all((0..5).map(|_| ada.checkout())).await;
-    assert!(thirds.iter().all(|third| *third == thirds[0] && *third != second), "one about to close helps nobody");
+    assert!(
+        thirds
+            .iter()
+            .all(|third| *third == thirds[0] && *third != second),
+        "one about to close helps nobody"
+    );
     // Another price is another page.
     app.restart(|config| config.stripe_price_pro = Ok(NEXT_PRICE.to_owned()));
     let fourth = app.bearer(&token).checkout().await;
     assert_ne!(fourth, thirds[0]);
     for closed in [&first, &second, &thirds[0]] {
         app.stripe.act(Action::Pay(closed));
-        assert_eq!(app.stripe.subscriptions(&app.customer()).len(), 0, "{closed} can be paid beside {fourth}");
+        assert_eq!(
+            app.stripe.subscriptions(&app.customer()).len(),
+            0,
+            "{closed} can be paid beside {fourth}"
+        );
     }
     app.stripe.act(Action::Pay(&fourth));
     assert_eq!(app.stripe.subscriptions(&app.customer()).len(), 1);
@@ -74,7 +120,10 @@ async fn a_page_that_has_closed_is_followed_by_another_and_only_the_last_one_can
 
 #[tokio::test]
 async fn who_pays_while_another_checkout_is_asked_for_is_not_sold_a_second_one() {
-    for (left, asked_before) in [(time::Duration::hours(23), 1), (time::Duration::minutes(15), 2)] {
+    for (left, asked_before) in [
+        (time::Duration::hours(23), 1),
+        (time::Duration::minutes(15), 2),
+    ] {
         let app = TestApp::start().await;
         let ada = app.member("ada").await;
         let page = ada.checkout().await;
@@ -90,7 +139,12 @@ async fn who_pays_while_another_checkout_is_asked_for_is_not_sold_a_second_one()
             app.stripe.release();
         };
         let (answer, ()) = join(ada.post("/api/billing/checkout", Value::Null), pays).await;
-        assert_eq!(answer.problem(), (409, "already_subscribed"), "{left}: {}", answer.json);
+        assert_eq!(
+            answer.problem(),
+            (409, "already_subscribed"),
+            "{left}: {}",
+            answer.json
+        );
         assert_eq!(ada.plan().await, "pro");
     }
 }
@@ -103,12 +157,22 @@ async fn what_was_paid_is_not_sold_twice_even_if_no_event_came() {
     app.stripe.act(Action::Pay(&checkout));
     app.stripe.take_events();
     assert_eq!(ada.plan().await, "free");
-    assert_eq!(ada.post("/api/billing/checkout", Value::Null).await.problem(), (409, "already_subscribed"));
+    assert_eq!(
+        ada.post("/api/billing/checkout", Value::Null)
+            .await
+            .problem(),
+        (409, "already_subscribed")
+    );
     assert_eq!(ada.plan().await, "pro", "asking again has healed it");
     let many = join_all((0..10).map(|_| ada.post("/api/billing/checkout", Value::Null))).await;
-    assert!(many.iter().all(|answer| answer.problem() == (409, "already_subscribed")), "{many:?}");
+    assert!(
+        many.iter()
+            .all(|answer| answer.problem() == (409, "already_subscribed")),
+        "{many:?}"
+    );
     // And the other way round: it ended, nobody told us, and the user wants it back.
-    app.stripe.act(Action::CancelNow(&app.newest_subscription()));
+    app.stripe
+        .act(Action::CancelNow(&app.newest_subscription()));
     app.stripe.take_events();
     ada.subscribe().await;
     assert_eq!(ada.plan().await, "pro");
@@ -118,7 +182,8 @@ async fn what_was_paid_is_not_sold_twice_even_if_no_event_came() {
 async fn a_customer_of_another_key_is_replaced_unless_something_is_paid_for() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
-    app.sql("update users set stripe_customer_id = 'cus_test_mode'").await;
+    app.sql("update users set stripe_customer_id = 'cus_test_mode'")
+        .await;
     app.sql("insert into stripe_customers (id, user_id, created_at) select 'cus_test_mode', id, now() from users")
         .await;
     ada.subscribe().await;
@@ -126,9 +191,16 @@ async fn a_customer_of_another_key_is_replaced_unless_something_is_paid_for() {
     let customer = app.customer();
     assert_eq!(app.value("select id from stripe_customers").await, customer);
 
-    app.sql("update users set stripe_customer_id = 'cus_test_mode'").await;
-    app.sql("update stripe_customers set id = 'cus_test_mode'").await;
-    assert_eq!(ada.post("/api/billing/checkout", Value::Null).await.problem(), (500, "internal"));
+    app.sql("update users set stripe_customer_id = 'cus_test_mode'")
+        .await;
+    app.sql("update stripe_customers set id = 'cus_test_mode'")
+        .await;
+    assert_eq!(
+        ada.post("/api/billing/checkout", Value::Null)
+            .await
+            .problem(),
+        (500, "internal")
+    );
     assert_eq!(ada.plan().await, "pro");
 }
 
@@ -137,17 +209,26 @@ async fn a_customer_of_whom_only_the_user_knows_is_linked_before_anything_is_sol
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     app.stripe.add_customer("cus_imported", "ada@example.org");
-    app.sql("update users set stripe_customer_id = 'cus_imported'").await;
+    app.sql("update users set stripe_customer_id = 'cus_imported'")
+        .await;
     ada.subscribe().await;
     assert_eq!(ada.plan().await, "pro");
     assert_eq!(
-        (app.customer(), app.value("select id from stripe_customers").await.as_str()),
+        (
+            app.customer(),
+            app.value("select id from stripe_customers").await.as_str()
+        ),
         ("cus_imported".into(), "cus_imported")
     );
     // One that pays already is not sold anything.
     app.sql("delete from stripe_customers").await;
     app.sql("update users set plan = 'free'").await;
-    assert_eq!(ada.post("/api/billing/checkout", Value::Null).await.problem(), (409, "already_subscribed"));
+    assert_eq!(
+        ada.post("/api/billing/checkout", Value::Null)
+            .await
+            .problem(),
+        (409, "already_subscribed")
+    );
     assert_eq!(app.value("select plan from users").await, "pro");
 }
 
@@ -166,13 +247,19 @@ async fn twenty_pages_an_hour_are_enough_for_anybody() {
     let ada = app.member("ada").await;
     for _ in 0..10 {
         ada.checkout().await;
-        assert_eq!(ada.post("/api/billing/portal", Value::Null).await.status, 200);
+        assert_eq!(
+            ada.post("/api/billing/portal", Value::Null).await.status,
+            200
+        );
     }
     let asked = app.stripe.requests().len();
     for path in ["/api/billing/checkout", "/api/billing/portal"] {
         let refused = ada.post(path, Value::Null).await;
         assert_eq!(refused.problem(), (429, "rate_limited"), "{path}");
-        assert!((1..=180).contains(&refused.header("retry-after").parse().unwrap()), "{path}");
+        assert!(
+            (1..=180).contains(&refused.header("retry-after").parse().unwrap()),
+            "{path}"
+        );
     }
     assert_eq!(app.stripe.requests().len(), asked);
     app.member("bob").await.checkout().await;

@@ -5,7 +5,8 @@ use iconoclash::routes;
 use serde_json::{Value, json};
 use std::sync::LazyLock;
 
-static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::to_value(routes::all().into_openapi()).unwrap());
+static DOCUMENT: LazyLock<Value> =
+    LazyLock::new(|| serde_json::to_value(routes::all().into_openapi()).unwrap());
 
 /// What any route may answer to a request that is broken, from a page that may not ask, or too much, and where something
 /// does not work.
@@ -18,19 +19,51 @@ pub(crate) fn document() -> &'static Value {
 
 /// Holds an answer against the document.
 #[track_caller]
-pub(crate) fn check(method: &Method, path: &str, status: StatusCode, headers: &HeaderMap, json: &Value) {
-    let said = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
-    assert!(said("x-request-id").is_some(), "{method} {path}: no x-request-id");
-    assert!(said("cache-control").is_some(), "{method} {path}: no cache-control");
+pub(crate) fn check(
+    method: &Method,
+    path: &str,
+    status: StatusCode,
+    headers: &HeaderMap,
+    json: &Value,
+) {
+    let said = |name: &str| {
+        headers
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
+    };
+    assert!(
+        said("x-request-id").is_some(),
+        "{method} {path}: no x-request-id"
+    );
+    assert!(
+        said("cache-control").is_some(),
+        "{method} {path}: no cache-control"
+    );
     let content_type = said(header::CONTENT_TYPE.as_str()).unwrap_or_default();
     if status.is_client_error() || status.is_server_error() && content_type != "application/json" {
-        assert_eq!(content_type, "application/problem+json", "{method} {path} {status}");
+        assert_eq!(
+            content_type, "application/problem+json",
+            "{method} {path} {status}"
+        );
         assert_eq!(json["status"], status.as_u16(), "{json}");
-        assert_eq!(json["request_id"].as_str().map(str::to_owned), said("x-request-id"), "{json}");
-        valid(&json!({ "$ref": "#/components/schemas/Problem" }), json, method, path);
+        assert_eq!(
+            json["request_id"].as_str().map(str::to_owned),
+            said("x-request-id"),
+            "{json}"
+        );
+        valid(
+            &json!({ "$ref": "#/components/schemas/Problem" }),
+            json,
+            method,
+            path,
+        );
         if let Some(operation) = operation(method, path) {
-            let known = ANYWHERE.contains(&status.as_u16()) || operation["responses"][status.as_str()].is_object();
-            assert!(known, "{method} {path} answered {status}, which the document does not know: {json}");
+            let known = ANYWHERE.contains(&status.as_u16())
+                || operation["responses"][status.as_str()].is_object();
+            assert!(
+                known,
+                "{method} {path} answered {status}, which the document does not know: {json}"
+            );
         }
         return;
     }
@@ -38,7 +71,10 @@ pub(crate) fn check(method: &Method, path: &str, status: StatusCode, headers: &H
         panic!("{method} {path} is not in the document and answered {status}");
     };
     let response = &operation["responses"][status.as_str()];
-    assert!(response.is_object(), "{method} {path} answered {status}, which the document does not know: {json}");
+    assert!(
+        response.is_object(),
+        "{method} {path} answered {status}, which the document does not know: {json}"
+    );
     let schema = &response["content"]["application/json"]["schema"];
     if schema.is_object() && method != Method::HEAD {
         valid(schema, json, method, path);
@@ -50,23 +86,40 @@ fn valid(schema: &Value, json: &Value, method: &Method, path: &str) {
     let mut schema = schema.clone();
     schema["components"] = DOCUMENT["components"].clone();
     let validator = jsonschema::validator_for(&schema).unwrap();
-    let errors: Vec<String> =
-        validator.iter_errors(json).map(|error| format!("{}: {error}", error.instance_path())).collect();
-    assert!(errors.is_empty(), "{method} {path} answered {json}: {errors:#?}");
+    let errors: Vec<String> = validator
+        .iter_errors(json)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(
+        errors.is_empty(),
+        "{method} {path} answered {json}: {errors:#?}"
+    );
 }
 
 fn operation(method: &Method, path: &str) -> Option<&'static Value> {
     let path = path.split('?').next().unwrap();
     let paths = DOCUMENT["paths"].as_object().unwrap();
     let exact = paths.get(path);
-    let operations =
-        exact.or_else(|| paths.iter().find(|(template, _)| matches(template, path)).map(|(_, found)| found))?;
-    let method = if method == Method::HEAD { "get".to_owned() } else { method.as_str().to_lowercase() };
+    let operations = exact.or_else(|| {
+        paths
+            .iter()
+            .find(|(template, _)| matches(template, path))
+            .map(|(_, found)| found)
+    })?;
+    let method = if method == Method::HEAD {
+        "get".to_owned()
+    } else {
+        method.as_str().to_lowercase()
+    };
     operations.get(method)
 }
 
 fn matches(template: &str, path: &str) -> bool {
-    let (template, path): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
+    let (template, path): (Vec<_>, Vec<_>) =
+        (template.split('/').collect(), path.split('/').collect());
     template.len() == path.len()
-        && template.iter().zip(path).all(|(part, given)| part.starts_with('{') || *part == given)
+        && template
+            .iter()
+            .zip(path)
+            .all(|(part, given)| part.starts_with('{') || *part == given)
 }

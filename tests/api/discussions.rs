@@ -11,22 +11,50 @@ use crate::harness::TestApp;
 async fn a_discussion_is_begun_shown_changed_and_deleted() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
-    let begun =
-        ada.post("/api/discussions", json!({"icons": ["socrates", "hypatia"], "topic": "Is the city a school?"})).await;
-    assert_eq!((begun.status.as_u16(), &begun.json["title"]), (201, &json!("Is the city a school?")));
+    let begun = ada
+        .post(
+            "/api/discussions",
+            json!({"icons": ["socrates", "hypatia"], "topic": "Is the city a school?"}),
+        )
+        .await;
+    assert_eq!(
+        (begun.status.as_u16(), &begun.json["title"]),
+        (201, &json!("Is the city a school?"))
+    );
     let path = format!("/api/discussions/{}", begun.json["id"].as_str().unwrap());
     assert_eq!(ada.get(&path).await.json, begun.json);
     // Vercel adds the dynamic segment to the query.
-    assert_eq!(ada.get(&format!("{path}?id=something-else")).await.json, begun.json);
+    assert_eq!(
+        ada.get(&format!("{path}?id=something-else")).await.json,
+        begun.json
+    );
 
-    let shared = ada.patch(&path, json!({"title": "School", "shared": true})).await.json;
-    assert_eq!((&shared["title"], &shared["shared"]), (&json!("School"), &json!(true)));
+    let shared = ada
+        .patch(&path, json!({"title": "School", "shared": true}))
+        .await
+        .json;
+    assert_eq!(
+        (&shared["title"], &shared["shared"]),
+        (&json!("School"), &json!(true))
+    );
     let address = shared["share_url"].as_str().unwrap().to_owned();
-    assert!(address.starts_with("https://iconoclash.test/share/") && address.len() > 60, "{address}");
+    assert!(
+        address.starts_with("https://iconoclash.test/share/") && address.len() > 60,
+        "{address}"
+    );
     let hidden = ada.patch(&path, json!({"shared": false})).await.json;
-    assert_eq!((&hidden["share_url"], &hidden["title"]), (&Value::Null, &json!("School")));
-    assert_eq!(ada.patch(&path, json!({"shared": true})).await.json["share_url"], address);
-    assert_eq!(ada.patch(&path, json!({"title": ""})).await.problem(), (422, "invalid"));
+    assert_eq!(
+        (&hidden["share_url"], &hidden["title"]),
+        (&Value::Null, &json!("School"))
+    );
+    assert_eq!(
+        ada.patch(&path, json!({"shared": true})).await.json["share_url"],
+        address
+    );
+    assert_eq!(
+        ada.patch(&path, json!({"title": ""})).await.problem(),
+        (422, "invalid")
+    );
 
     assert_eq!(ada.delete(&path).await.status, 204);
     assert_eq!(ada.get(&path).await.problem(), (404, "not_found"));
@@ -44,11 +72,21 @@ async fn somebody_elses_discussion_is_not_there() {
         (Method::PATCH, path.clone(), json!({"title": "Mine"})),
         (Method::DELETE, path.clone(), Value::Null),
         (Method::GET, format!("{path}/messages"), Value::Null),
-        (Method::POST, format!("{path}/messages"), json!({"content": "Hello"})),
-        (Method::GET, "/api/discussions/not-an-id".to_owned(), Value::Null),
+        (
+            Method::POST,
+            format!("{path}/messages"),
+            json!({"content": "Hello"}),
+        ),
+        (
+            Method::GET,
+            "/api/discussions/not-an-id".to_owned(),
+            Value::Null,
+        ),
     ] {
         assert_eq!(
-            eve.request(method.clone(), &path, &[], body).await.problem(),
+            eve.request(method.clone(), &path, &[], body)
+                .await
+                .problem(),
             (404, "not_found"),
             "{method} {path}"
         );
@@ -63,21 +101,62 @@ async fn icons_must_be_ones_that_are_offered() {
     let ada = app.member("ada").await;
     for (icons, message) in [
         (json!([]), "must name one to four icons"),
-        (json!(["socrates", "socrates"]), "must not name an icon twice"),
-        (json!(["socrates", "nobody"]), "must be slugs of GET /api/icons"),
-        (json!(["a", "b", "c", "d", "e"]), "must name one to four icons"),
+        (
+            json!(["socrates", "socrates"]),
+            "must not name an icon twice",
+        ),
+        (
+            json!(["socrates", "nobody"]),
+            "must be slugs of GET /api/icons",
+        ),
+        (
+            json!(["a", "b", "c", "d", "e"]),
+            "must name one to four icons",
+        ),
     ] {
         let key = [("idempotency-key", "one-key")];
-        let refused = ada.request(Method::POST, "/api/discussions", &key, json!({ "icons": icons })).await;
-        assert_eq!((refused.problem(), &refused.json["errors"]["icons"]), ((422, "invalid"), &json!(message)));
+        let refused = ada
+            .request(
+                Method::POST,
+                "/api/discussions",
+                &key,
+                json!({ "icons": icons }),
+            )
+            .await;
+        assert_eq!(
+            (refused.problem(), &refused.json["errors"]["icons"]),
+            ((422, "invalid"), &json!(message))
+        );
     }
     let key = [("idempotency-key", "one-key")];
-    let begun = ada.request(Method::POST, "/api/discussions", &key, json!({"icons": ["socrates"]})).await;
-    assert_eq!((begun.status.as_u16(), begun.header("idempotent-replayed")), (201, ""));
-    app.sql("update icons set retired = true where slug = 'socrates'").await;
-    assert_eq!(ada.post("/api/discussions", json!({"icons": ["socrates"]})).await.status, 422);
+    let begun = ada
+        .request(
+            Method::POST,
+            "/api/discussions",
+            &key,
+            json!({"icons": ["socrates"]}),
+        )
+        .await;
+    assert_eq!(
+        (begun.status.as_u16(), begun.header("idempotent-replayed")),
+        (201, "")
+    );
+    app.sql("update icons set retired = true where slug = 'socrates'")
+        .await;
+    assert_eq!(
+        ada.post("/api/discussions", json!({"icons": ["socrates"]}))
+            .await
+            .status,
+        422
+    );
     let offered = app.anonymous().get("/api/icons").await.json;
-    assert!(offered["data"].as_array().unwrap().iter().all(|icon| icon["slug"] != "socrates"));
+    assert!(
+        offered["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|icon| icon["slug"] != "socrates")
+    );
 }
 
 #[tokio::test]
@@ -88,11 +167,23 @@ async fn the_list_is_paged_newest_first_and_archived_ones_are_apart() {
     for _ in 0..7 {
         begun.push(ada.discussion().await);
     }
-    assert_eq!(ada.patch(&format!("/api/discussions/{}", begun[0]), json!({"archived": true})).await.status, 200);
+    assert_eq!(
+        ada.patch(
+            &format!("/api/discussions/{}", begun[0]),
+            json!({"archived": true})
+        )
+        .await
+        .status,
+        200
+    );
     let (mut seen, mut path) = (Vec::new(), "/api/discussions?limit=4".to_owned());
     loop {
         let page = ada.get(&path).await.json;
-        let ids = page["data"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap().to_owned());
+        let ids = page["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["id"].as_str().unwrap().to_owned());
         seen.extend(ids);
         match page["next_cursor"].as_str() {
             Some(cursor) => path = format!("/api/discussions?limit=4&cursor={cursor}"),
@@ -102,12 +193,34 @@ async fn the_list_is_paged_newest_first_and_archived_ones_are_apart() {
     begun.reverse();
     assert_eq!(seen, begun[..6]);
     let archived = ada.get("/api/discussions?archived=true").await.json;
-    assert_eq!((&archived["data"][0]["id"], archived["data"].as_array().unwrap().len()), (&json!(begun[6]), 1));
-    assert_eq!(ada.get("/api/discussions/count").await.json, json!({"total": 7, "today": 7}));
+    assert_eq!(
+        (
+            &archived["data"][0]["id"],
+            archived["data"].as_array().unwrap().len()
+        ),
+        (&json!(begun[6]), 1)
+    );
+    assert_eq!(
+        ada.get("/api/discussions/count").await.json,
+        json!({"total": 7, "today": 7})
+    );
     app.advance(time::Duration::days(1));
-    assert_eq!(ada.get("/api/discussions/count").await.json, json!({"total": 7, "today": 0}));
-    for bad in ["limit=0", "limit=101", "limit=x", "cursor=x", "archived=maybe"] {
-        assert_eq!(ada.get(&format!("/api/discussions?{bad}")).await.problem(), (400, "bad_request"), "{bad}");
+    assert_eq!(
+        ada.get("/api/discussions/count").await.json,
+        json!({"total": 7, "today": 0})
+    );
+    for bad in [
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "cursor=x",
+        "archived=maybe",
+    ] {
+        assert_eq!(
+            ada.get(&format!("/api/discussions?{bad}")).await.problem(),
+            (400, "bad_request"),
+            "{bad}"
+        );
     }
 }
 
@@ -116,20 +229,56 @@ async fn one_key_begins_one_discussion_however_often_it_is_sent() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let body = json!({"icons": ["socrates"], "title": "Once"});
-    let create =
-        async |body: Value| ada.request(Method::POST, "/api/discussions", &[("idempotency-key", "k-1")], body).await;
+    let create = async |body: Value| {
+        ada.request(
+            Method::POST,
+            "/api/discussions",
+            &[("idempotency-key", "k-1")],
+            body,
+        )
+        .await
+    };
     let answers = join_all((0..20).map(|_| create(body.clone()))).await;
     assert!(answers.iter().all(|answer| answer.status == 201));
-    assert_eq!(answers.iter().map(|answer| answer.json.to_string()).collect::<HashSet<_>>().len(), 1);
-    assert_eq!(answers.iter().filter(|answer| answer.header("idempotent-replayed") == "true").count(), 19);
+    assert_eq!(
+        answers
+            .iter()
+            .map(|answer| answer.json.to_string())
+            .collect::<HashSet<_>>()
+            .len(),
+        1
+    );
+    assert_eq!(
+        answers
+            .iter()
+            .filter(|answer| answer.header("idempotent-replayed") == "true")
+            .count(),
+        19
+    );
     assert_eq!(ada.get("/api/discussions/count").await.json["total"], 1);
     assert_eq!(
-        create(json!({"icons": ["socrates"], "title": "Twice"})).await.problem(),
+        create(json!({"icons": ["socrates"], "title": "Twice"}))
+            .await
+            .problem(),
         (422, "idempotency_key_reused")
     );
     let eve = app.member("eve").await;
-    let hers = eve.request(Method::POST, "/api/discussions", &[("idempotency-key", "k-1")], body.clone()).await;
+    let hers = eve
+        .request(
+            Method::POST,
+            "/api/discussions",
+            &[("idempotency-key", "k-1")],
+            body.clone(),
+        )
+        .await;
     assert_ne!(hers.json["id"], answers[0].json["id"]);
-    let bad = ada.request(Method::POST, "/api/discussions", &[("idempotency-key", "two words")], body).await;
+    let bad = ada
+        .request(
+            Method::POST,
+            "/api/discussions",
+            &[("idempotency-key", "two words")],
+            body,
+        )
+        .await;
     assert_eq!(bad.problem(), (400, "bad_request"));
 }

@@ -48,19 +48,36 @@ impl TestApp {
     }
 
     /// With what no setting can change, too.
-    pub(crate) async fn adjusted(settings: &[(&str, &str)], adjust: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn adjusted(
+        settings: &[(&str, &str)],
+        adjust: impl FnOnce(&mut Config),
+    ) -> Self {
         Self::paced(Duration::ZERO, settings, adjust).await
     }
 
     /// With a Claude that takes its time between two words.
-    pub(crate) async fn paced(pace: Duration, settings: &[(&str, &str)], adjust: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn paced(
+        pace: Duration,
+        settings: &[(&str, &str)],
+        adjust: impl FnOnce(&mut Config),
+    ) -> Self {
         // Silent unless asked: `ICONOCLASH_TEST_LOG=1 cargo local test … -- --nocapture`.
         if std::env::var_os("ICONOCLASH_TEST_LOG").is_some() {
             iconoclash::telemetry::init();
         }
-        let Surroundings { claude, stripe, mail, redis, database, settings: mut values } =
-            Surroundings::start(pace).await;
-        values.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let Surroundings {
+            claude,
+            stripe,
+            mail,
+            redis,
+            database,
+            settings: mut values,
+        } = Surroundings::start(pace).await;
+        values.extend(
+            settings
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
 
         let mut config = Config::from_lookup(|name| values.get(name).cloned());
         adjust(&mut config);
@@ -69,19 +86,56 @@ impl TestApp {
         let app = App::new(config.clone(), clock(&ahead));
         let router = serve::stack(routes::all().into(), app.clone());
         let background = serve::Background::in_process();
-        let (claude, stripe, mail, redis) = (Arc::new(claude), Arc::new(stripe), Arc::new(mail), Arc::new(redis));
-        Self { app, background, claude, stripe, mail, router, database, ahead, redis, config }
+        let (claude, stripe, mail, redis) = (
+            Arc::new(claude),
+            Arc::new(stripe),
+            Arc::new(mail),
+            Arc::new(redis),
+        );
+        Self {
+            app,
+            background,
+            claude,
+            stripe,
+            mail,
+            router,
+            database,
+            ahead,
+            redis,
+            config,
+        }
     }
 
     /// Another instance of the same service: what the two share is what they store.
     pub(crate) fn another(&self) -> Self {
-        let Self { claude, stripe, mail, database, ahead, redis, config, .. } = self;
+        let Self {
+            claude,
+            stripe,
+            mail,
+            database,
+            ahead,
+            redis,
+            config,
+            ..
+        } = self;
         let app = App::new(config.clone(), clock(ahead));
         let router = serve::stack(routes::all().into(), app.clone());
-        let (claude, stripe, mail, redis) = (claude.clone(), stripe.clone(), mail.clone(), redis.clone());
+        let (claude, stripe, mail, redis) =
+            (claude.clone(), stripe.clone(), mail.clone(), redis.clone());
         let (database, ahead, config) = (database.clone(), ahead.clone(), config.clone());
         let background = serve::Background::in_process();
-        Self { app, background, claude, stripe, mail, router, database, ahead, redis, config }
+        Self {
+            app,
+            background,
+            claude,
+            stripe,
+            mail,
+            router,
+            database,
+            ahead,
+            redis,
+            config,
+        }
     }
 
     /// Another process of the same deployment takes over, with other settings.
@@ -98,7 +152,11 @@ impl TestApp {
     }
 
     pub(crate) fn anonymous(&self) -> Actor<'_> {
-        Actor { app: self, token: None, ip: fresh_ip() }
+        Actor {
+            app: self,
+            token: None,
+            ip: fresh_ip(),
+        }
     }
 
     /// A new user with plan free.
@@ -117,13 +175,20 @@ impl TestApp {
     }
 
     pub(crate) fn bearer(&self, token: &str) -> Actor<'_> {
-        Actor { app: self, token: Some(token.to_owned()), ip: fresh_ip() }
+        Actor {
+            app: self,
+            token: Some(token.to_owned()),
+            ip: fresh_ip(),
+        }
     }
 
     /// Runs a statement as the operator would, past the pooler.
     pub(crate) async fn sql(&self, statement: &str) {
         let mut connection = self.connect().await;
-        connection.execute(sqlx::AssertSqlSafe(statement.to_owned())).await.unwrap();
+        connection
+            .execute(sqlx::AssertSqlSafe(statement.to_owned()))
+            .await
+            .unwrap();
     }
 
     /// The first column of the first row, as text.
@@ -134,14 +199,19 @@ impl TestApp {
     async fn value_if_any(&self, query: &str) -> Option<String> {
         let mut connection = self.connect().await;
         let query = sqlx::AssertSqlSafe(format!("select (q.*)::text from ({query}) q"));
-        let text: Option<String> = sqlx::query_scalar(query).fetch_optional(&mut connection).await.unwrap();
+        let text: Option<String> = sqlx::query_scalar(query)
+            .fetch_optional(&mut connection)
+            .await
+            .unwrap();
         text.map(|text| text.trim_matches(['(', ')']).to_owned())
     }
 
     /// The first column of all rows.
     pub(crate) async fn column(&self, query: &str) -> HashSet<String> {
         let mut connection = self.connect().await;
-        let rows = sqlx::query_scalar(sqlx::AssertSqlSafe(query.to_owned())).fetch_all(&mut connection).await;
+        let rows = sqlx::query_scalar(sqlx::AssertSqlSafe(query.to_owned()))
+            .fetch_all(&mut connection)
+            .await;
         rows.unwrap().into_iter().collect()
     }
 
@@ -204,16 +274,25 @@ impl Answer {
         let bytes = body.collect().await.unwrap().to_bytes();
         let json = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         contract::check(method, path, parts.status, &parts.headers, &json);
-        Self { status: parts.status, headers: parts.headers, json }
+        Self {
+            status: parts.status,
+            headers: parts.headers,
+            json,
+        }
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+        self.headers
+            .get(name)
+            .map_or("", |value| value.to_str().unwrap())
     }
 
     /// Status and code of a problem document.
     pub(crate) fn problem(&self) -> (u16, &str) {
-        (self.status.as_u16(), self.json["code"].as_str().unwrap_or_default())
+        (
+            self.status.as_u16(),
+            self.json["code"].as_str().unwrap_or_default(),
+        )
     }
 }
 
@@ -234,19 +313,44 @@ impl Actor<'_> {
         self.request(Method::DELETE, path, &[], Value::Null).await
     }
 
-    pub(crate) async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Value) -> Answer {
-        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    pub(crate) async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Value,
+    ) -> Answer {
+        let body = if body.is_null() {
+            Body::empty()
+        } else {
+            Body::from(body.to_string())
+        };
         self.raw(method, path, headers, body).await
     }
 
-    pub(crate) async fn raw(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Body) -> Answer {
+    pub(crate) async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> Answer {
         let request = self.prepare(&method, path, headers, body);
         let response = self.app.call(request).await;
         Answer::read(&method, path, response).await
     }
 
-    pub(crate) fn prepare(&self, method: &Method, path: &str, headers: &[(&str, &str)], body: Body) -> Request<Body> {
-        let mut request = Request::builder().method(method).uri(path).header("x-vercel-forwarded-for", &self.ip);
+    pub(crate) fn prepare(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> Request<Body> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("x-vercel-forwarded-for", &self.ip);
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -261,7 +365,10 @@ impl Actor<'_> {
 
     /// The user's id.
     pub(crate) async fn id(&self) -> String {
-        self.get("/api/auth/session").await.json["user"]["id"].as_str().unwrap().to_owned()
+        self.get("/api/auth/session").await.json["user"]["id"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     }
 
     /// A new discussion's id.
@@ -277,34 +384,60 @@ impl Actor<'_> {
     }
 
     pub(crate) async fn send(&self, discussion: &str, content: &str) -> Answer {
-        self.post(&format!("/api/discussions/{discussion}/messages"), json!({ "content": content })).await
+        self.post(
+            &format!("/api/discussions/{discussion}/messages"),
+            json!({ "content": content }),
+        )
+        .await
     }
 
     pub(crate) async fn send_with_key(&self, discussion: &str, content: &str, key: &str) -> Answer {
         let path = format!("/api/discussions/{discussion}/messages");
-        self.request(Method::POST, &path, &[("idempotency-key", key)], json!({ "content": content })).await
+        self.request(
+            Method::POST,
+            &path,
+            &[("idempotency-key", key)],
+            json!({ "content": content }),
+        )
+        .await
     }
 
     /// Sends a message and reads the reply as it comes.
     pub(crate) async fn stream(&self, discussion: &str, content: &str) -> Events {
-        self.try_stream(discussion, content).await.expect("a stream")
+        self.try_stream(discussion, content)
+            .await
+            .expect("a stream")
     }
 
     /// Sends a message and reads the reply as it comes, or the refusal.
-    pub(crate) async fn try_stream(&self, discussion: &str, content: &str) -> Result<Events, Answer> {
+    pub(crate) async fn try_stream(
+        &self,
+        discussion: &str,
+        content: &str,
+    ) -> Result<Events, Answer> {
         let path = format!("/api/discussions/{discussion}/messages");
         let body = Body::from(json!({ "content": content }).to_string());
-        let request = self.prepare(&Method::POST, &path, &[("accept", "text/event-stream")], body);
+        let request = self.prepare(
+            &Method::POST,
+            &path,
+            &[("accept", "text/event-stream")],
+            body,
+        );
         Events::of(Method::POST, &path, self.app.call(request).await).await
     }
 
     /// Goes on with a reply's stream after the event of an id.
     pub(crate) async fn resume(&self, reply: &str, after: Option<u64>) -> Events {
         let after = after.map(|id| id.to_string());
-        let headers: Vec<(&str, &str)> = after.iter().map(|id| ("last-event-id", id.as_str())).collect();
+        let headers: Vec<(&str, &str)> = after
+            .iter()
+            .map(|id| ("last-event-id", id.as_str()))
+            .collect();
         let path = format!("/api/messages/{reply}/events");
         let request = self.prepare(&Method::GET, &path, &headers, Body::empty());
-        Events::of(Method::GET, &path, self.app.call(request).await).await.expect("a stream")
+        Events::of(Method::GET, &path, self.app.call(request).await)
+            .await
+            .expect("a stream")
     }
 }
 
@@ -322,21 +455,41 @@ pub(crate) struct Event {
 }
 
 impl Events {
-    async fn of(method: Method, path: &str, response: http::Response<Body>) -> Result<Self, Answer> {
+    async fn of(
+        method: Method,
+        path: &str,
+        response: http::Response<Body>,
+    ) -> Result<Self, Answer> {
         if response.status() != StatusCode::OK {
             return Err(Answer::read(&method, path, response).await);
         }
-        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+        assert_eq!(
+            response.headers()[header::CONTENT_TYPE],
+            "text/event-stream"
+        );
         let headers = response.headers().clone();
-        let events = response.into_body().into_data_stream().eventsource().map(|event| {
-            let event = event.unwrap();
-            Event { id: event.id.parse().unwrap(), data: serde_json::from_str(&event.data).unwrap(), name: event.event }
-        });
-        Ok(Self { headers, events: Box::pin(events) })
+        let events = response
+            .into_body()
+            .into_data_stream()
+            .eventsource()
+            .map(|event| {
+                let event = event.unwrap();
+                Event {
+                    id: event.id.parse().unwrap(),
+                    data: serde_json::from_str(&event.data).unwrap(),
+                    name: event.event,
+                }
+            });
+        Ok(Self {
+            headers,
+            events: Box::pin(events),
+        })
     }
 
     pub(crate) async fn next(&mut self) -> Option<Event> {
-        tokio::time::timeout(Duration::from_secs(20), self.events.next()).await.expect("an event within 20 seconds")
+        tokio::time::timeout(Duration::from_secs(20), self.events.next())
+            .await
+            .expect("an event within 20 seconds")
     }
 
     pub(crate) async fn rest(mut self) -> Vec<Event> {

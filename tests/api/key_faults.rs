@@ -130,7 +130,13 @@ async fn cell_of(
         // As many may be begun as somebody who is patient begins.
         app.advance(time::Duration::MINUTE);
         let discussion = ada.discussion().await;
-        if app.app.claude().unwrap().likely_key(discussion.parse().unwrap()) == "a" {
+        if app
+            .app
+            .claude()
+            .unwrap()
+            .likely_key(discussion.parse().unwrap())
+            == "a"
+        {
             break discussion;
         }
     };
@@ -139,43 +145,89 @@ async fn cell_of(
         (1, OfAModel) => app.claude.always_for(Only::model(PRO), script.clone()),
         _ => app.claude.always(script.clone()),
     }
-    let used = async || ada.get("/api/auth/session").await.json["quota"]["used"].as_i64().unwrap();
-    let (before, used_before, asked_at) = (app.claude.requests().len(), used().await, app.app.now());
+    let used = async || {
+        ada.get("/api/auth/session").await.json["quota"]["used"]
+            .as_i64()
+            .unwrap()
+    };
+    let (before, used_before, asked_at) =
+        (app.claude.requests().len(), used().await, app.app.now());
     let answer = ada.send(&discussion, "Why?").await;
     assert_eq!(app.claude.requests().len() - before, calls, "{cell}: calls");
-    let kept = ada.get(&format!("/api/discussions/{discussion}/messages")).await.json["data"][0].clone();
+    let kept = ada
+        .get(&format!("/api/discussions/{discussion}/messages"))
+        .await
+        .json["data"][0]
+        .clone();
     match gets {
         Gets::Reply(model) => {
             assert_eq!(answer.status, 201, "{cell}: {}", answer.json);
-            assert_eq!((&kept["status"], &kept["model"]), (&json!("complete"), &json!(model)), "{cell}");
+            assert_eq!(
+                (&kept["status"], &kept["model"]),
+                (&json!("complete"), &json!(model)),
+                "{cell}"
+            );
             assert_eq!(answer.json["reply"], kept, "{cell}");
         }
         Partial => {
-            assert_eq!((answer.status.as_u16(), &kept["status"]), (201, &json!("partial")), "{cell}: {}", answer.json);
-            assert_eq!(kept["content"].as_str().unwrap().split_whitespace().count(), 3, "{cell}");
+            assert_eq!(
+                (answer.status.as_u16(), &kept["status"]),
+                (201, &json!("partial")),
+                "{cell}: {}",
+                answer.json
+            );
+            assert_eq!(
+                kept["content"].as_str().unwrap().split_whitespace().count(),
+                3,
+                "{cell}"
+            );
             assert_eq!(answer.json["reply"], kept, "{cell}");
         }
         Refusal(_) | Billed => {
             assert_eq!(answer.problem(), (503, "unavailable"), "{cell}");
-            assert_eq!((&kept["status"], &kept["content"]), (&json!("failed"), &json!("")), "{cell}");
+            assert_eq!(
+                (&kept["status"], &kept["content"]),
+                (&json!("failed"), &json!("")),
+                "{cell}"
+            );
         }
     }
     if let Refusal(seconds) = gets {
-        let expected = if gets == MONTH { until_next_month(asked_at) } else { seconds };
+        let expected = if gets == MONTH {
+            until_next_month(asked_at)
+        } else {
+            seconds
+        };
         let said: i64 = answer.header("retry-after").parse().unwrap();
         // It is reckoned from the moment of the failure on, which comes a little earlier.
-        assert!((expected - 5..=expected).contains(&said), "{cell}: {said} s instead of {expected} s");
+        assert!(
+            (expected - 5..=expected).contains(&said),
+            "{cell}: {said} s instead of {expected} s"
+        );
     }
     let taken = i64::from(!matches!(gets, Refusal(_)));
     assert_eq!(used().await - used_before, taken, "{cell}: messages taken");
     settled(app).await;
-    let billed = app.value("select count(*) from usage_events where cost_microusd > 0 and counted").await;
-    assert_eq!(billed, app.claude.begun().to_string(), "{cell}: ledger rows of what is billed, replies that began");
+    let billed = app
+        .value("select count(*) from usage_events where cost_microusd > 0 and counted")
+        .await;
+    assert_eq!(
+        billed,
+        app.claude.begun().to_string(),
+        "{cell}: ledger rows of what is billed, replies that began"
+    );
     // What was asked and never answered may be billed: it is booked, and costs the sender nothing.
-    let silent = format!("select cost_microusd > 0 from usage_events where message_id = {}", kept["id"]);
+    let silent = format!(
+        "select cost_microusd > 0 from usage_events where message_id = {}",
+        kept["id"]
+    );
     let silent = silent.replace('"', "'");
     let hung = *script == Script::from(Behaviour::Hang) && matches!(gets, Refusal(_));
-    assert_eq!(app.value(&silent).await, if hung || taken > 0 { "t" } else { "f" }, "{cell}: cost");
+    assert_eq!(
+        app.value(&silent).await,
+        if hung || taken > 0 { "t" } else { "f" },
+        "{cell}: cost"
+    );
 }
 
 /// A process, and a Redis, that know nothing of the cell before.
@@ -183,18 +235,25 @@ async fn forget(app: &mut TestApp, column: usize) {
     app.claude.clear();
     let keys = [ApiKey::new("a", "sk-a"), ApiKey::new("b", "sk-b")];
     let keys = keys[..if column == 0 { 1 } else { 2 }].to_vec();
-    let deadlines =
-        Deadlines { first_event: Duration::from_secs(4), silence: Duration::from_secs(1), ..Deadlines::default() };
+    let deadlines = Deadlines {
+        first_event: Duration::from_secs(4),
+        silence: Duration::from_secs(1),
+        ..Deadlines::default()
+    };
     app.restart(|config| {
         let claude = config.claude.as_mut().unwrap();
         (claude.keys, claude.deadlines) = (keys, deadlines);
     });
-    let forget = upstash_redis_rs::Command::new("DEL").arg("{keys}:cooling").idempotent();
+    let forget = upstash_redis_rs::Command::new("DEL")
+        .arg("{keys}:cooling")
+        .idempotent();
     app.app.redis().unwrap().exec::<i64>(&forget).await.unwrap();
 }
 
 fn until_next_month(now: OffsetDateTime) -> i64 {
-    let next = (now.date().replace_day(1).unwrap() + time::Duration::days(31)).replace_day(1).unwrap();
+    let next = (now.date().replace_day(1).unwrap() + time::Duration::days(31))
+        .replace_day(1)
+        .unwrap();
     (next.midnight().assume_utc() - now).whole_seconds() + 1
 }
 
@@ -215,10 +274,24 @@ async fn operators_are_told_once_of_a_refused_key_and_of_a_spent_month() {
     let app = TestApp::with(&[("ALERT_WEBHOOK_URL", &url)]).await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
-    let subjects = || app.mail.mails().into_iter().map(|mail| mail.subject).collect::<Vec<_>>();
-    for (failure, told) in [(Failure::Auth, 1), (Failure::Auth, 1), (Failure::TierSpendLimit, 2)] {
+    let subjects = || {
+        app.mail
+            .mails()
+            .into_iter()
+            .map(|mail| mail.subject)
+            .collect::<Vec<_>>()
+    };
+    for (failure, told) in [
+        (Failure::Auth, 1),
+        (Failure::Auth, 1),
+        (Failure::TierSpendLimit, 2),
+    ] {
         app.claude.next(failure);
-        assert_eq!(ada.send(&discussion, "Why?").await.problem(), (503, "unavailable"), "{failure:?}");
+        assert_eq!(
+            ada.send(&discussion, "Why?").await.problem(),
+            (503, "unavailable"),
+            "{failure:?}"
+        );
         app.background.idle().await;
         assert_eq!(subjects().len(), told, "{failure:?}: {:?}", subjects());
         app.advance(time::Duration::minutes(3));
@@ -226,12 +299,26 @@ async fn operators_are_told_once_of_a_refused_key_and_of_a_spent_month() {
     // Nobody tells what another instance has told.
     let other = app.another();
     other.claude.next(Failure::Auth);
-    other.bearer(ada.token.as_deref().unwrap()).send(&discussion, "Why?").await;
+    other
+        .bearer(ada.token.as_deref().unwrap())
+        .send(&discussion, "Why?")
+        .await;
     other.background.idle().await;
     let said = chat.lock().unwrap().clone();
     assert_eq!(said.len(), 2, "{said:?}");
-    assert!(said[0]["text"].as_str().unwrap().starts_with("Claude: test needs you\nA Claude key was refused"));
+    assert!(
+        said[0]["text"]
+            .as_str()
+            .unwrap()
+            .starts_with("Claude: test needs you\nA Claude key was refused")
+    );
     assert_eq!(said[0]["content"], said[0]["text"]);
     let mail = app.mail.mails().remove(0);
-    assert_eq!((mail.to, mail.subject), (vec!["ops@iconoclash.test".to_owned()], "Claude: test needs you".to_owned()));
+    assert_eq!(
+        (mail.to, mail.subject),
+        (
+            vec!["ops@iconoclash.test".to_owned()],
+            "Claude: test needs you".to_owned()
+        )
+    );
 }

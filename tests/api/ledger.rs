@@ -22,42 +22,74 @@ const DIFFERING: &str = "select (select count(*) from (
 impl TestApp {
     /// Sets a spending limit as an operator would.
     pub(crate) async fn budget(&self, scope: &str, limit_microusd: i64) {
-        iconoclash::budget::set(&self.app, scope, limit_microusd).await.unwrap();
+        iconoclash::budget::set(&self.app, scope, limit_microusd)
+            .await
+            .unwrap();
     }
 
     /// Calls a cron as the platform does.
     pub(crate) async fn cron(&self, path: &str) -> Value {
         let secret = [("authorization", "Bearer a-cron-secret-of-32-characters!!")];
-        let answer = self.anonymous().request(Method::GET, path, &secret, Value::Null).await;
+        let answer = self
+            .anonymous()
+            .request(Method::GET, path, &secret, Value::Null)
+            .await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.json);
         answer.json
     }
 
     /// Asks the app's own Redis, whatever the app thinks of it.
     pub(crate) async fn redis_says(&self, words: &[&str]) -> Value {
-        let redis = upstash_redis_rs::Redis::new(self.redis.url(), self.redis.token(), reqwest::Client::new()).unwrap();
-        let [name, args @ ..] = words else { panic!("no command") };
+        let redis = upstash_redis_rs::Redis::new(
+            self.redis.url(),
+            self.redis.token(),
+            reqwest::Client::new(),
+        )
+        .unwrap();
+        let [name, args @ ..] = words else {
+            panic!("no command")
+        };
         let command = upstash_redis_rs::Command::new((*name).to_owned()).args(args.iter().copied());
-        redis.with_deadline(Duration::from_secs(10)).exec(&command).await.unwrap()
+        redis
+            .with_deadline(Duration::from_secs(10))
+            .exec(&command)
+            .await
+            .unwrap()
     }
 
     /// All rows of text columns.
     pub(crate) async fn rows(&self, query: &str) -> Vec<Vec<String>> {
         let mut connection = self.connect().await;
-        let rows = connection.fetch_all(sqlx::AssertSqlSafe(query.to_owned())).await.unwrap();
-        rows.iter().map(|row| (0..row.len()).map(|at| row.get(at)).collect()).collect()
+        let rows = connection
+            .fetch_all(sqlx::AssertSqlSafe(query.to_owned()))
+            .await
+            .unwrap();
+        rows.iter()
+            .map(|row| (0..row.len()).map(|at| row.get(at)).collect())
+            .collect()
     }
 
     /// Fails unless the sums in Postgres equal the ledger, and what Redis counts equals the sums with no hold left.
     pub(crate) async fn assert_counters_equal_the_ledger(&self) {
-        assert_eq!(self.value(DIFFERING).await, "0", "days differ from the ledger");
-        assert_eq!(self.redis_says(&["ZRANGE", "{rl}:open", "0", "-1"]).await, json!([]), "holds are left");
+        assert_eq!(
+            self.value(DIFFERING).await,
+            "0",
+            "days differ from the ledger"
+        );
+        assert_eq!(
+            self.redis_says(&["ZRANGE", "{rl}:open", "0", "-1"]).await,
+            json!([]),
+            "holds are left"
+        );
         let day = self.app.now().to_offset(UtcOffset::UTC).date();
         self.assert_budget(day).await;
-        let query =
-            format!("select subject, messages::text, spent_microusd::text from subject_days where day = '{day}'");
+        let query = format!(
+            "select subject, messages::text, spent_microusd::text from subject_days where day = '{day}'"
+        );
         for row in self.rows(&query).await {
-            let counted = self.redis_says(&["HMGET", &format!("{{rl}}:{}:{day}", row[0]), "n", "c"]).await;
+            let counted = self
+                .redis_says(&["HMGET", &format!("{{rl}}:{}:{day}", row[0]), "n", "c"])
+                .await;
             // What Redis has lost is raised by the next message.
             if counted[0].is_string() {
                 assert_eq!(counted, json!([row[1], row[2]]), "{}", row[0]);
@@ -67,19 +99,32 @@ impl TestApp {
 
     async fn assert_budget(&self, day: time::Date) {
         let month = day.to_string()[..7].to_owned();
-        let mut keys = vec!["MGET".to_owned(), format!("{{rl}}:g:{day}"), format!("{{rl}}:g:{month}")];
+        let mut keys = vec![
+            "MGET".to_owned(),
+            format!("{{rl}}:g:{day}"),
+            format!("{{rl}}:g:{month}"),
+        ];
         keys.extend((1..day.day()).map(|at| format!("{{rl}}:g:{month}-{at:02}")));
         let words: Vec<&str> = keys.iter().map(String::as_str).collect();
         let parts = self.redis_says(&words).await;
         if parts[0].is_null() {
             return;
         }
-        let sum: i64 = parts.as_array().unwrap().iter().filter_map(|part| part.as_str()?.parse::<i64>().ok()).sum();
+        let sum: i64 = parts
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|part| part.as_str()?.parse::<i64>().ok())
+            .sum();
         let query = format!(
             "select coalesce(sum(spent_microusd) filter (where day = '{day}'), 0)::text, coalesce(sum(spent_microusd), 0)::text
              from budget_days where to_char(day, 'YYYY-MM') = '{month}' and day <= '{day}'"
         );
         let truth = self.rows(&query).await.remove(0);
-        assert_eq!([parts[0].as_str().unwrap().to_owned(), sum.to_string()], truth[..], "spending: {parts}");
+        assert_eq!(
+            [parts[0].as_str().unwrap().to_owned(), sum.to_string()],
+            truth[..],
+            "spending: {parts}"
+        );
     }
 }

@@ -3,7 +3,10 @@
 //! document. `cargo local test` starts what these tests need.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(clippy::disallowed_methods, reason = "a test plays the platform: it has an environment, a clock and tasks")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test plays the platform: it has an environment, a clock and tasks"
+)]
 
 mod contract;
 mod harness;

@@ -29,8 +29,13 @@ const MONTH: i64 = 500_000;
 /// No exact hold of these short conversations is greater: the prompt's bytes at the price of Sonnet, and its longest reply.
 const GREATEST_HOLD: i64 = 40_000;
 /// Where a process can die, and whether the ledger has a row by then.
-const DEATHS: [(&str, bool); 5] =
-    [("admitted", false), ("begun", true), ("relaying", true), ("told", true), ("ended", true)];
+const DEATHS: [(&str, bool); 5] = [
+    ("admitted", false),
+    ("begun", true),
+    ("relaying", true),
+    ("told", true),
+    ("ended", true),
+];
 
 struct User<'a> {
     actor: Actor<'a>,
@@ -59,14 +64,25 @@ struct World<'a> {
 
 #[tokio::test]
 async fn ten_thousand_random_steps_keep_to_every_limit() {
-    let seed =
-        std::env::var("ICONOCLASH_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
+    let seed = std::env::var("ICONOCLASH_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(rand::random);
     eprintln!("ICONOCLASH_TEST_SEED={seed}");
     let behind = TestApp::start().await;
-    let redis = proxy::Http::start(behind.redis.url(), Duration::ZERO).await.unwrap();
-    let (death, died) = (Arc::new(Mutex::new(None::<&'static str>)), Arc::new(Notify::new()));
+    let redis = proxy::Http::start(behind.redis.url(), Duration::ZERO)
+        .await
+        .unwrap();
+    let (death, died) = (
+        Arc::new(Mutex::new(None::<&'static str>)),
+        Arc::new(Notify::new()),
+    );
     let (dies, tell) = (death.clone(), died.clone());
-    let database = format!("{}/{}", needed("ICONOCLASH_TEST_PGBOUNCER"), behind.database);
+    let database = format!(
+        "{}/{}",
+        needed("ICONOCLASH_TEST_PGBOUNCER"),
+        behind.database
+    );
     let url = redis.url();
     let settings = [
         ("DATABASE_URL", database.as_str()),
@@ -85,27 +101,62 @@ async fn ten_thousand_random_steps_keep_to_every_limit() {
         }));
     })
     .await;
-    for (scope, limit) in [("free", FREE.1), ("pro", PRO.1), ("day", DAY), ("month", MONTH)] {
+    for (scope, limit) in [
+        ("free", FREE.1),
+        ("pro", PRO.1),
+        ("day", DAY),
+        ("month", MONTH),
+    ] {
         app.budget(scope, limit).await;
     }
     let mut users = Vec::new();
     for name in ["ada", "bob", "cleo"] {
         let actor = app.member(name).await;
-        let id = actor.get("/api/auth/session").await.json["user"]["id"].as_str().unwrap().parse().unwrap();
-        let discussions = vec![actor.discussion().await, actor.discussion().await, actor.discussion().await];
-        users.push(User { actor, id, discussions, is_pro: false, messages: 0, lost: 0 });
+        let id = actor.get("/api/auth/session").await.json["user"]["id"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let discussions = vec![
+            actor.discussion().await,
+            actor.discussion().await,
+            actor.discussion().await,
+        ];
+        users.push(User {
+            actor,
+            id,
+            discussions,
+            is_pro: false,
+            messages: 0,
+            lost: 0,
+        });
     }
     let random = StdRng::seed_from_u64(seed);
-    let mut world =
-        World { app: &app, behind: &behind, redis, death, died, users, open: Vec::new(), random, told: [0; 5] };
+    let mut world = World {
+        app: &app,
+        behind: &behind,
+        redis,
+        death,
+        died,
+        users,
+        open: Vec::new(),
+        random,
+        told: [0; 5],
+    };
     for _ in 0..STEPS {
         world.step().await;
     }
     world.redis.mode(proxy::Mode::Pass);
     world.settle_everything().await;
     let [answered, quota, money, failed, deaths] = world.told;
-    eprintln!("{answered} answered, {quota} over quota, {money} over money, {failed} failed, {deaths} deaths");
-    assert!(world.told.iter().all(|count| *count > 20), "{:?}", world.told);
+    eprintln!(
+        "{answered} answered, {quota} over quota, {money} over money, {failed} failed, {deaths} deaths"
+    );
+    assert!(
+        world.told.iter().all(|count| *count > 20),
+        "{:?}",
+        world.told
+    );
 }
 
 impl World<'_> {
@@ -135,12 +186,20 @@ impl World<'_> {
 
     fn any(&mut self) -> (usize, String) {
         let user = self.random.random_range(0..self.users.len());
-        let discussion = self.users[user].discussions.choose(&mut self.random).unwrap().clone();
+        let discussion = self.users[user]
+            .discussions
+            .choose(&mut self.random)
+            .unwrap()
+            .clone();
         (user, discussion)
     }
 
     fn usage(&mut self) -> Usage {
-        Usage { input: self.random.random_range(1..300), output: self.random.random_range(1..400), ..Usage::default() }
+        Usage {
+            input: self.random.random_range(1..300),
+            output: self.random.random_range(1..400),
+            ..Usage::default()
+        }
     }
 
     async fn send(&mut self) {
@@ -152,7 +211,10 @@ impl World<'_> {
             1 => Script::from(Behaviour::Cut { after: 1 }).costing(usage),
             _ => Script::say("So it is.").costing(usage),
         };
-        let is_running = self.open.iter().any(|(_, running, _)| *running == discussion);
+        let is_running = self
+            .open
+            .iter()
+            .any(|(_, running, _)| *running == discussion);
         self.app.claude.clear();
         self.app.claude.next(script);
         let answer = self.users[user].actor.send(&discussion, "Why?").await;
@@ -171,38 +233,75 @@ impl World<'_> {
         let user = &mut self.users[user];
         user.messages += 1;
         let quota = if user.is_pro { PRO.0 } else { FREE.0 };
-        assert!(user.messages <= quota, "message {} of {quota}", user.messages);
+        assert!(
+            user.messages <= quota,
+            "message {} of {quota}",
+            user.messages
+        );
     }
 
     /// A refusal is right if there is no room, by the ledger or by what Redis counts beyond it until it is reconciled:
     /// holds of processes that died, and of replies that were under way when Redis forgot or was away.
     async fn refused(&mut self, user: usize, status: u16, code: &str) {
-        let User { id, is_pro, messages, lost, .. } = self.users[user];
+        let User {
+            id,
+            is_pro,
+            messages,
+            lost,
+            ..
+        } = self.users[user];
         let (quota, cap) = if is_pro { PRO } else { FREE };
         let day = self.app.app.now().date();
         let month = day.to_string()[..7].to_owned();
         match (status, code) {
             (429, "quota_exceeded") => {
                 self.told[1] += 1;
-                assert!(messages + lost >= quota, "refused after {messages} of {quota}, {lost} lost");
+                assert!(
+                    messages + lost >= quota,
+                    "refused after {messages} of {quota}, {lost} lost"
+                );
             }
             (402, "spend_limit") => {
                 self.told[2] += 1;
-                let of_user = format!("from subject_days where subject = 'u:{id}' and day = '{day}'");
-                let counted = self.behind.redis_says(&["HGET", &format!("{{rl}}:u:{id}:{day}"), "c"]).await;
+                let of_user =
+                    format!("from subject_days where subject = 'u:{id}' and day = '{day}'");
+                let counted = self
+                    .behind
+                    .redis_says(&["HGET", &format!("{{rl}}:u:{id}:{day}"), "c"])
+                    .await;
                 let spent = self.spent(&of_user).await.max(number(&counted));
-                assert!(spent + GREATEST_HOLD > cap, "refused with {spent} of {cap} spent");
+                assert!(
+                    spent + GREATEST_HOLD > cap,
+                    "refused with {spent} of {cap} spent"
+                );
             }
             (503, "budget_spent") => {
                 self.told[2] += 1;
                 let days = (1..=day.day()).map(|at| format!("{{rl}}:g:{month}-{at:02}"));
-                let keys: Vec<String> = std::iter::once(format!("{{rl}}:g:{month}")).chain(days).collect();
-                let words: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
-                let counted: Vec<i64> =
-                    self.behind.redis_says(&words).await.as_array().unwrap().iter().map(number).collect();
-                let today = self.spent(&format!("from budget_days where day = '{day}'")).await;
+                let keys: Vec<String> = std::iter::once(format!("{{rl}}:g:{month}"))
+                    .chain(days)
+                    .collect();
+                let words: Vec<&str> = std::iter::once("MGET")
+                    .chain(keys.iter().map(String::as_str))
+                    .collect();
+                let counted: Vec<i64> = self
+                    .behind
+                    .redis_says(&words)
+                    .await
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(number)
+                    .collect();
+                let today = self
+                    .spent(&format!("from budget_days where day = '{day}'"))
+                    .await;
                 let today = today.max(*counted.last().unwrap());
-                let of_month = self.spent(&format!("from budget_days where to_char(day, 'YYYY-MM') = '{month}'")).await;
+                let of_month = self
+                    .spent(&format!(
+                        "from budget_days where to_char(day, 'YYYY-MM') = '{month}'"
+                    ))
+                    .await;
                 let of_month = of_month.max(counted.iter().sum());
                 let room = (DAY - today).min(MONTH - of_month);
                 assert!(GREATEST_HOLD > room, "refused with room for {room}");
@@ -212,18 +311,31 @@ impl World<'_> {
     }
 
     async fn spent(&self, from: &str) -> i64 {
-        self.behind.value(&format!("select coalesce(sum(spent_microusd), 0) {from}")).await.parse().unwrap()
+        self.behind
+            .value(&format!("select coalesce(sum(spent_microusd), 0) {from}"))
+            .await
+            .parse()
+            .unwrap()
     }
 
     /// A reply that is under way while other things happen.
     async fn begin(&mut self) {
         let (user, discussion) = self.any();
-        if self.open.len() >= 3 || self.open.iter().any(|(_, running, _)| *running == discussion) {
+        if self.open.len() >= 3
+            || self
+                .open
+                .iter()
+                .any(|(_, running, _)| *running == discussion)
+        {
             return;
         }
         let usage = self.usage();
         self.app.claude.clear();
-        self.app.claude.next(Script::from(Behaviour::Hold { after: 1 }).saying("So it is, and more.").costing(usage));
+        self.app.claude.next(
+            Script::from(Behaviour::Hold { after: 1 })
+                .saying("So it is, and more.")
+                .costing(usage),
+        );
         match self.users[user].actor.try_stream(&discussion, "Why?").await {
             Ok(mut events) => {
                 while events.next().await.unwrap().name != "delta" {}
@@ -255,7 +367,9 @@ impl World<'_> {
         let (step, has_row) = *DEATHS.choose(&mut self.random).unwrap();
         let usage = self.usage();
         self.app.claude.clear();
-        self.app.claude.next(Script::say("So it is.").costing(usage));
+        self.app
+            .claude
+            .next(Script::say("So it is.").costing(usage));
         *self.death.lock().unwrap() = Some(step);
         let answer = tokio::select! {
             answer = self.users[user].actor.send(&discussion, "Why?") => Some(answer),
@@ -308,7 +422,12 @@ impl World<'_> {
                 (user.messages, user.lost) = (0, 0);
                 // Before the old token has run out.
                 let tokens = self.app.app.tokens().unwrap();
-                user.actor.token = Some(tokens.sign(user.id, Uuid::now_v7(), 1, false, now).unwrap().0);
+                user.actor.token = Some(
+                    tokens
+                        .sign(user.id, Uuid::now_v7(), 1, false, now)
+                        .unwrap()
+                        .0,
+                );
             }
         }
     }
@@ -319,7 +438,12 @@ impl World<'_> {
         auth::before_change(&self.app.app, user.id).await.unwrap();
         user.is_pro = !user.is_pro;
         let plan = if user.is_pro { "pro" } else { "free" };
-        self.behind.sql(&format!("update users set plan = '{plan}' where id = '{}'", user.id)).await;
+        self.behind
+            .sql(&format!(
+                "update users set plan = '{plan}' where id = '{}'",
+                user.id
+            ))
+            .await;
     }
 
     /// With nothing under way and Redis there, one run of the cron makes all that counts agree.
@@ -341,5 +465,8 @@ impl World<'_> {
 
 /// A number that Redis has, or has not.
 fn number(counted: &Value) -> i64 {
-    counted.as_str().and_then(|text| text.parse().ok()).unwrap_or_default()
+    counted
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_default()
 }

@@ -21,7 +21,11 @@ async fn hold_of_a_first_message(app: &TestApp, ada: &Actor<'_>) -> i64 {
     app.claude.next(Behaviour::Hold { after: 1 });
     let mut stream = ada.stream(&discussion, "Why?").await;
     while stream.next().await.unwrap().name != "delta" {}
-    let held = app.value("select cost_microusd from usage_events where outcome = 'running'").await.parse().unwrap();
+    let held = app
+        .value("select cost_microusd from usage_events where outcome = 'running'")
+        .await
+        .parse()
+        .unwrap();
     app.claude.release();
     stream.rest().await;
     held
@@ -30,7 +34,8 @@ async fn hold_of_a_first_message(app: &TestApp, ada: &Actor<'_>) -> i64 {
 #[tokio::test]
 async fn of_two_hundred_messages_with_money_for_one_exactly_one_is_answered() {
     let app = TestApp::with(&[("QUOTA_FREE", "1000")]).await;
-    let users: Vec<Actor> = join_all(["ada", "bob", "cleo", "dan"].map(|name| app.member(name))).await;
+    let users: Vec<Actor> =
+        join_all(["ada", "bob", "cleo", "dan"].map(|name| app.member(name))).await;
     hold_of_a_first_message(&app, &users[0]).await;
     let discussions = join_all((0..200).map(|at| {
         let user = &users[at % users.len()];
@@ -38,7 +43,11 @@ async fn of_two_hundred_messages_with_money_for_one_exactly_one_is_answered() {
     }))
     .await;
     // The exact hold of a first message, told by the refusal of one that is a little too dear.
-    let spent: i64 = app.value("select spent_microusd from budget_days").await.parse().unwrap();
+    let spent: i64 = app
+        .value("select spent_microusd from budget_days")
+        .await
+        .parse()
+        .unwrap();
     let exact = exact_hold(&app, &users[0]).await;
     app.budget("day", spent + exact).await;
     // The one reply does not end before all others are refused, so that no settled hold makes room for another.
@@ -58,13 +67,24 @@ async fn of_two_hundred_messages_with_money_for_one_exactly_one_is_answered() {
         }
     };
     let (answers, ()) = tokio::join!(join_all(sends), release);
-    let (answered, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 201);
+    let (answered, refused): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.status == 201);
     assert_eq!((answered.len(), refused.len()), (1, 199));
     for refusal in refused {
         assert_eq!(refusal.problem(), (503, "budget_spent"), "{}", refusal.json);
         let wait: u64 = refusal.header("retry-after").parse().unwrap();
-        assert!((1..=86_400).contains(&wait) && refusal.json["reset_at"].as_str().unwrap().ends_with("T00:00:00Z"));
-        assert!(!refusal.json.to_string().contains("microusd"), "{}", refusal.json);
+        assert!(
+            (1..=86_400).contains(&wait)
+                && refusal.json["reset_at"]
+                    .as_str()
+                    .unwrap()
+                    .ends_with("T00:00:00Z")
+        );
+        assert!(
+            !refusal.json.to_string().contains("microusd"),
+            "{}",
+            refusal.json
+        );
     }
     // On a busy machine Redis misses its deadline now and then, and learns of what went without it.
     app.cron("/api/cron/reconcile").await;
@@ -77,7 +97,16 @@ async fn exact_hold(app: &TestApp, _: &Actor<'_>) -> i64 {
     let text = |value: &Value| value["text"].as_str().unwrap().len();
     let system: usize = body["system"].as_array().unwrap().iter().map(text).sum();
     let turns = body["messages"].as_array().unwrap().iter();
-    let turns: usize = turns.map(|turn| turn["content"].as_array().unwrap().iter().map(text).sum::<usize>()).sum();
+    let turns: usize = turns
+        .map(|turn| {
+            turn["content"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(text)
+                .sum::<usize>()
+        })
+        .sum();
     let bytes = i64::try_from(system + turns).unwrap();
     (bytes * 125_000 + 800 * 500_000 + 999_999) / 1_000_000
 }
@@ -87,14 +116,25 @@ async fn a_user_who_has_spent_the_days_money_is_told_until_when() {
     let app = TestApp::with(&[("QUOTA_FREE", "1000")]).await;
     let (ada, bob) = (app.member("ada").await, app.member("bob").await);
     let discussion = ada.discussion().await;
-    let dear = Usage { output: 150_000, ..Usage::default() };
+    let dear = Usage {
+        output: 150_000,
+        ..Usage::default()
+    };
     app.claude.next(Script::say("A long answer.").costing(dear));
     assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
-    assert_eq!(app.value("select cost_microusd from usage_events").await, "75000");
+    assert_eq!(
+        app.value("select cost_microusd from usage_events").await,
+        "75000"
+    );
     app.budget("free", 75_100).await;
     let refused = ada.send(&discussion, "And why that?").await;
     assert_eq!(refused.problem(), (402, "spend_limit"), "{}", refused.json);
-    assert!(refused.json["reset_at"].as_str().unwrap().ends_with("T00:00:00Z"));
+    assert!(
+        refused.json["reset_at"]
+            .as_str()
+            .unwrap()
+            .ends_with("T00:00:00Z")
+    );
     assert_eq!(refused.header("x-ratelimit-remaining"), "999");
     let other = bob.discussion().await;
     assert_eq!(bob.send(&other, "Why?").await.status, 201);
@@ -112,13 +152,23 @@ async fn the_months_money_is_the_sum_of_its_days() {
     app.advance(time::Duration::days(45 - i64::from(app.app.now().day())));
     let month_day = app.app.now().day();
     assert!(month_day > 1);
-    app.claude.next(Script::say("Dear.").costing(Usage { output: 100_000, ..Usage::default() }));
+    app.claude.next(Script::say("Dear.").costing(Usage {
+        output: 100_000,
+        ..Usage::default()
+    }));
     assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
     app.advance(time::Duration::days(1));
     app.budget("month", 50_100).await;
     let refused = ada.send(&discussion, "Why?").await;
     assert_eq!(refused.problem(), (503, "budget_spent"), "{}", refused.json);
-    assert!(refused.json["reset_at"].as_str().unwrap().contains("-01T00:00:00Z"), "{}", refused.json);
+    assert!(
+        refused.json["reset_at"]
+            .as_str()
+            .unwrap()
+            .contains("-01T00:00:00Z"),
+        "{}",
+        refused.json
+    );
     assert_eq!(app.claude.requests().len(), 1);
     app.budget("month", 1_000_000).await;
     assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
@@ -134,13 +184,18 @@ async fn a_hold_is_never_less_than_the_cost_and_is_replaced_by_it() {
         app.claude.next(Behaviour::Hold { after: 1 });
         let mut stream = ada.stream(&discussion, &said.repeat(characters)).await;
         while stream.next().await.unwrap().name != "delta" {}
-        let held: i64 =
-            app.value("select cost_microusd from usage_events where outcome = 'running'").await.parse().unwrap();
+        let held: i64 = app
+            .value("select cost_microusd from usage_events where outcome = 'running'")
+            .await
+            .parse()
+            .unwrap();
         let exact = exact_hold(&app, &ada).await;
         assert!(held >= exact, "{held} is less than {exact}");
         app.claude.release();
         let done = stream.rest().await.pop().unwrap();
-        let cost = done.data["reply"]["usage"]["cost_microusd"].as_i64().unwrap();
+        let cost = done.data["reply"]["usage"]["cost_microusd"]
+            .as_i64()
+            .unwrap();
         assert!(cost <= exact, "{cost} is more than {exact}");
     }
     app.assert_counters_equal_the_ledger().await;
@@ -151,20 +206,37 @@ async fn five_messages_may_come_at_once_and_the_sixth_waits() {
     let app = TestApp::with(&[("BURST_PER_MINUTE", "5")]).await;
     let ada = app.member("ada").await;
     let discussions = join_all((0..20).map(|_| ada.discussion())).await;
-    let answers = join_all(discussions.iter().map(|discussion| ada.send(discussion, "Why?"))).await;
-    assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 5);
+    let answers = join_all(
+        discussions
+            .iter()
+            .map(|discussion| ada.send(discussion, "Why?")),
+    )
+    .await;
+    assert_eq!(
+        answers.iter().filter(|answer| answer.status == 201).count(),
+        5
+    );
     let refused = answers.iter().find(|answer| answer.status != 201).unwrap();
     assert_eq!(refused.problem(), (429, "burst_exceeded"));
-    assert_eq!(refused.header("ratelimit-policy"), r#""daily";q=10;w=86400, "burst";q=5;w=60"#);
+    assert_eq!(
+        refused.header("ratelimit-policy"),
+        r#""daily";q=10;w=86400, "burst";q=5;w=60"#
+    );
     let wait: i64 = refused.header("retry-after").parse().unwrap();
-    assert_eq!(refused.header("ratelimit"), format!(r#""burst";r=0;t={wait}"#));
+    assert_eq!(
+        refused.header("ratelimit"),
+        format!(r#""burst";r=0;t={wait}"#)
+    );
     assert!((1..=12).contains(&wait), "{wait}");
     let detail = refused.json["detail"].as_str().unwrap();
     assert!(detail.contains("second"), "{detail}");
     app.advance(time::Duration::seconds(wait));
     let waited = ada.send(&discussions[0], "Why?").await;
     assert_eq!(waited.status, 201, "{}", waited.json);
-    assert_eq!(ada.send(&discussions[1], "Why?").await.problem(), (429, "burst_exceeded"));
+    assert_eq!(
+        ada.send(&discussions[1], "Why?").await.problem(),
+        (429, "burst_exceeded")
+    );
     app.assert_counters_equal_the_ledger().await;
 }
 
@@ -172,8 +244,12 @@ async fn five_messages_may_come_at_once_and_the_sixth_waits() {
 async fn midnight_does_not_bring_a_second_burst() {
     let app = TestApp::with(&[("BURST_PER_MINUTE", "5")]).await;
     let ada = app.member("ada").await;
-    let midnight =
-        app.app.now().to_offset(time::UtcOffset::UTC).replace_time(time::Time::MIDNIGHT) + time::Duration::DAY;
+    let midnight = app
+        .app
+        .now()
+        .to_offset(time::UtcOffset::UTC)
+        .replace_time(time::Time::MIDNIGHT)
+        + time::Duration::DAY;
     app.advance(midnight - app.app.now() - time::Duration::seconds(3));
     let discussion = ada.discussion().await;
     for _ in 0..5 {
@@ -181,10 +257,18 @@ async fn midnight_does_not_bring_a_second_burst() {
     }
     app.advance(time::Duration::seconds(4));
     let refused = ada.send(&discussion, "Why?").await;
-    assert_eq!(refused.problem(), (429, "burst_exceeded"), "{}", refused.json);
+    assert_eq!(
+        refused.problem(),
+        (429, "burst_exceeded"),
+        "{}",
+        refused.json
+    );
     app.redis_says(&["FLUSHDB"]).await;
     let refused = ada.send(&discussion, "Why?").await;
-    assert_eq!(refused.json["code"], "burst_exceeded", "after a loss of Redis, too");
+    assert_eq!(
+        refused.json["code"], "burst_exceeded",
+        "after a loss of Redis, too"
+    );
 }
 
 #[tokio::test]
@@ -196,17 +280,37 @@ async fn attempts_to_sign_in_are_counted_by_network_and_by_account() {
     for left in (0..10).rev() {
         let answer = attacker.post("/api/auth/login", wrong.clone()).await;
         assert_eq!(answer.problem(), (401, "invalid_credentials"));
-        assert_eq!(answer.header("ratelimit-policy"), r#""signin-account";q=10;w=600"#);
-        assert!(answer.header("ratelimit").starts_with(&format!(r#""signin-account";r={left};t="#)));
+        assert_eq!(
+            answer.header("ratelimit-policy"),
+            r#""signin-account";q=10;w=600"#
+        );
+        assert!(
+            answer
+                .header("ratelimit")
+                .starts_with(&format!(r#""signin-account";r={left};t="#))
+        );
     }
     // From elsewhere, the account is still closed; another account is not.
     let refused = app.anonymous().post("/api/auth/login", wrong).await;
     assert_eq!(refused.problem(), (429, "rate_limited"));
     let wait: u64 = refused.header("retry-after").parse().unwrap();
-    assert!((1..=60).contains(&wait) && refused.header("x-ratelimit-remaining") == "0", "{wait}");
-    assert!(refused.json["detail"].as_str().unwrap().contains("Try again in"), "{}", refused.json);
+    assert!(
+        (1..=60).contains(&wait) && refused.header("x-ratelimit-remaining") == "0",
+        "{wait}"
+    );
+    assert!(
+        refused.json["detail"]
+            .as_str()
+            .unwrap()
+            .contains("Try again in"),
+        "{}",
+        refused.json
+    );
     let other = json!({"email": "bob@example.org", "password": "wrong"});
-    assert_eq!(attacker.post("/api/auth/login", other).await.problem(), (401, "invalid_credentials"));
+    assert_eq!(
+        attacker.post("/api/auth/login", other).await.problem(),
+        (401, "invalid_credentials")
+    );
     // Whatever the accounts, the network runs out: after 30 attempts, and the few that time gives back meanwhile.
     let mut attempts = 11;
     loop {
@@ -220,7 +324,10 @@ async fn attempts_to_sign_in_are_counted_by_network_and_by_account() {
     assert!(attempts > 30, "{attempts} attempts");
     app.advance(time::Duration::minutes(1));
     let right = json!({"email": "ada@example.org", "password": "correct horse"});
-    assert_eq!(app.anonymous().post("/api/auth/login", right).await.status, 200);
+    assert_eq!(
+        app.anonymous().post("/api/auth/login", right).await.status,
+        200
+    );
 }
 
 #[tokio::test]
@@ -230,16 +337,26 @@ async fn every_other_limit_refuses_and_says_how_long() {
     for _ in 0..20 {
         assert_eq!(crowd.post("/api/auth/guest", Value::Null).await.status, 201);
     }
-    assert_eq!(crowd.post("/api/auth/guest", Value::Null).await.problem(), (429, "rate_limited"));
+    assert_eq!(
+        crowd.post("/api/auth/guest", Value::Null).await.problem(),
+        (429, "rate_limited")
+    );
     for at in 0..10 {
         let body = json!({"email": format!("u{at}@example.org"), "password": "correct horse"});
         assert_eq!(crowd.post("/api/auth/signup", body).await.status, 201);
     }
     let body = json!({"email": "u10@example.org", "password": "correct horse"});
-    assert_eq!(crowd.post("/api/auth/signup", body).await.problem(), (429, "rate_limited"));
+    assert_eq!(
+        crowd.post("/api/auth/signup", body).await.problem(),
+        (429, "rate_limited")
+    );
     for _ in 0..120 {
         let plans = crowd.get("/api/plans").await;
-        assert_eq!((plans.status.as_u16(), plans.header("ratelimit")), (200, ""), "a CDN keeps this for everybody");
+        assert_eq!(
+            (plans.status.as_u16(), plans.header("ratelimit")),
+            (200, ""),
+            "a CDN keeps this for everybody"
+        );
     }
     // Two a second come back meanwhile, however slow the machine is.
     let mut refused = crowd.get("/api/plans").await;
@@ -249,14 +366,28 @@ async fn every_other_limit_refuses_and_says_how_long() {
         }
         refused = crowd.get("/api/plans").await;
     }
-    assert_eq!((refused.problem(), refused.header("cache-control")), ((429, "rate_limited"), "private, no-store"));
+    assert_eq!(
+        (refused.problem(), refused.header("cache-control")),
+        ((429, "rate_limited"), "private, no-store")
+    );
     let ada = app.member("ada").await;
     for _ in 0..60 {
         ada.discussion().await;
     }
-    let again = ada.request(Method::POST, "/api/discussions", &[], json!({"icons": ["socrates"]})).await;
+    let again = ada
+        .request(
+            Method::POST,
+            "/api/discussions",
+            &[],
+            json!({"icons": ["socrates"]}),
+        )
+        .await;
     assert_eq!(again.problem(), (429, "rate_limited"));
-    assert_eq!(app.redis_says(&["KEYS", "*10.0*"]).await, json!([]), "no address is stored");
+    assert_eq!(
+        app.redis_says(&["KEYS", "*10.0*"]).await,
+        json!([]),
+        "no address is stored"
+    );
 }
 
 #[tokio::test]
@@ -264,26 +395,58 @@ async fn a_network_is_what_the_platform_says_and_cloudflare_only_with_our_secret
     let app = TestApp::with(&[("TRUSTED_PROXY_SECRET", "a-secret-of-ours")]).await;
     let crowd = app.anonymous();
     let guest = async |headers: &[(&str, &str)]| {
-        crowd.request(Method::POST, "/api/auth/guest", headers, Value::Null).await.status.as_u16()
+        crowd
+            .request(Method::POST, "/api/auth/guest", headers, Value::Null)
+            .await
+            .status
+            .as_u16()
     };
     for _ in 0..20 {
         assert_eq!(guest(&[]).await, 201);
     }
     // Whatever the caller invents, it is the same network.
-    for forged in ["x-forwarded-for", "x-real-ip", "cf-connecting-ip", "forwarded"] {
+    for forged in [
+        "x-forwarded-for",
+        "x-real-ip",
+        "cf-connecting-ip",
+        "forwarded",
+    ] {
         assert_eq!(guest(&[(forged, "192.0.2.77")]).await, 429, "{forged}");
     }
-    assert_eq!(guest(&[("cf-connecting-ip", "192.0.2.77"), ("x-proxy-secret", "guessed")]).await, 429);
-    assert_eq!(guest(&[("cf-connecting-ip", "192.0.2.77"), ("x-proxy-secret", "a-secret-of-ours")]).await, 201);
+    assert_eq!(
+        guest(&[
+            ("cf-connecting-ip", "192.0.2.77"),
+            ("x-proxy-secret", "guessed")
+        ])
+        .await,
+        429
+    );
+    assert_eq!(
+        guest(&[
+            ("cf-connecting-ip", "192.0.2.77"),
+            ("x-proxy-secret", "a-secret-of-ours")
+        ])
+        .await,
+        201
+    );
 }
 
 #[tokio::test]
 async fn a_spending_limit_is_set_where_redis_cannot_be_told() {
-    for (url, said) in [("", "UPSTASH_REDIS_REST_URL is not set"), ("http://127.0.0.1:9", "could not be reached")] {
+    for (url, said) in [
+        ("", "UPSTASH_REDIS_REST_URL is not set"),
+        ("http://127.0.0.1:9", "could not be reached"),
+    ] {
         let app = TestApp::with(&[("UPSTASH_REDIS_REST_URL", url)]).await;
         let followed = budget::set(&app.app, "pro", 7).await.unwrap();
-        let Followed::WithinAMinute(cause) = followed else { panic!("{followed:?}") };
+        let Followed::WithinAMinute(cause) = followed else {
+            panic!("{followed:?}")
+        };
         assert!(cause.to_string().contains(said), "{cause}");
-        assert_eq!(app.value("select limit_microusd from budgets where scope = 'pro'").await, "7");
+        assert_eq!(
+            app.value("select limit_microusd from budgets where scope = 'pro'")
+                .await,
+            "7"
+        );
     }
 }

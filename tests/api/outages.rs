@@ -18,7 +18,9 @@ use crate::harness::TestApp;
 /// An app whose Redis can be paused, and the one that owns its stores.
 async fn behind_a_proxy(settings: &[(&str, &str)]) -> (TestApp, proxy::Http, TestApp) {
     let owner = TestApp::start().await;
-    let redis = proxy::Http::start(owner.redis.url(), Duration::ZERO).await.unwrap();
+    let redis = proxy::Http::start(owner.redis.url(), Duration::ZERO)
+        .await
+        .unwrap();
     let bouncer = crate::surroundings::needed("ICONOCLASH_TEST_PGBOUNCER");
     let (url, database) = (redis.url(), format!("{bouncer}/{}", owner.database));
     let mut all = vec![
@@ -42,15 +44,36 @@ async fn while_redis_is_silent_messages_go_on_through_postgres_under_the_same_li
     redis.pause();
     let asked = Instant::now();
     let first = ada.send(&discussions[4], "Why?").await;
-    eprintln!("the first message after Redis fell silent was answered within {:?}", asked.elapsed());
-    assert_eq!((first.status.as_u16(), &first.json["quota"]["remaining"]), (201, &json!(5)), "{}", first.json);
-    let answers = join_all(discussions[5..].iter().map(|discussion| ada.send(discussion, "Why?"))).await;
-    let (answered, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 201);
+    eprintln!(
+        "the first message after Redis fell silent was answered within {:?}",
+        asked.elapsed()
+    );
+    assert_eq!(
+        (first.status.as_u16(), &first.json["quota"]["remaining"]),
+        (201, &json!(5)),
+        "{}",
+        first.json
+    );
+    let answers = join_all(
+        discussions[5..]
+            .iter()
+            .map(|discussion| ada.send(discussion, "Why?")),
+    )
+    .await;
+    let (answered, refused): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.status == 201);
     assert_eq!((answered.len(), refused.len()), (5, 30));
-    assert!(refused.iter().all(|refusal| refusal.problem() == (429, "quota_exceeded")));
+    assert!(
+        refused
+            .iter()
+            .all(|refusal| refusal.problem() == (429, "quota_exceeded"))
+    );
     // Left alone by now: nobody waits for it.
     let before = redis.requests();
-    assert_eq!(ada.get("/api/auth/session").await.json["quota"]["remaining"], 0);
+    assert_eq!(
+        ada.get("/api/auth/session").await.json["quota"]["remaining"],
+        0
+    );
     assert_eq!(redis.requests(), before);
     assert_eq!(app.claude.requests().len(), 10);
 
@@ -62,36 +85,75 @@ async fn while_redis_is_silent_messages_go_on_through_postgres_under_the_same_li
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), asked_again).await.expect("Redis is asked again within 10 seconds");
-    eprintln!("Redis was asked again {:?} after it came back", resumed.elapsed());
-    assert_eq!(ada.send(&discussions[0], "Why?").await.problem(), (429, "quota_exceeded"));
+    tokio::time::timeout(Duration::from_secs(10), asked_again)
+        .await
+        .expect("Redis is asked again within 10 seconds");
+    eprintln!(
+        "Redis was asked again {:?} after it came back",
+        resumed.elapsed()
+    );
+    assert_eq!(
+        ada.send(&discussions[0], "Why?").await.problem(),
+        (429, "quota_exceeded")
+    );
     app.cron("/api/cron/reconcile").await;
     owner.assert_counters_equal_the_ledger().await;
 }
 
 #[tokio::test]
 async fn without_redis_bursts_and_money_are_limited_too() {
-    let settings = [("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9"), ("BURST_PER_MINUTE", "5")];
+    let settings = [
+        ("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9"),
+        ("BURST_PER_MINUTE", "5"),
+    ];
     let app = TestApp::with(&settings).await;
     let ada = app.member("ada").await;
     let discussions = join_all((0..12).map(|_| ada.discussion())).await;
-    let answers = join_all(discussions.iter().map(|discussion| ada.send(discussion, "Why?"))).await;
-    assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 5);
-    assert!(answers.iter().filter(|answer| answer.status != 201).all(|it| it.problem() == (429, "burst_exceeded")));
+    let answers = join_all(
+        discussions
+            .iter()
+            .map(|discussion| ada.send(discussion, "Why?")),
+    )
+    .await;
+    assert_eq!(
+        answers.iter().filter(|answer| answer.status == 201).count(),
+        5
+    );
+    assert!(
+        answers
+            .iter()
+            .filter(|answer| answer.status != 201)
+            .all(|it| it.problem() == (429, "burst_exceeded"))
+    );
     app.advance(time::Duration::minutes(2));
-    app.sql("update budgets set limit_microusd = 300 where scope = 'free'").await;
+    app.sql("update budgets set limit_microusd = 300 where scope = 'free'")
+        .await;
     let dear = ada.send(&discussions[0], "Why?").await;
     assert_eq!(dear.problem(), (402, "spend_limit"), "{}", dear.json);
-    app.sql("update budgets set limit_microusd = 100000 where scope = 'free'").await;
-    app.sql("update budgets set limit_microusd = 300 where scope = 'month'").await;
-    assert_eq!(ada.send(&discussions[0], "Why?").await.problem(), (503, "budget_spent"));
+    app.sql("update budgets set limit_microusd = 100000 where scope = 'free'")
+        .await;
+    app.sql("update budgets set limit_microusd = 300 where scope = 'month'")
+        .await;
+    assert_eq!(
+        ada.send(&discussions[0], "Why?").await.problem(),
+        (503, "budget_spent")
+    );
     assert_eq!(app.claude.requests().len(), 5);
     // Other limits are counted in Postgres, and public pages are served.
     let crowd = app.anonymous();
     let attempt = json!({"email": "ada@example.org", "password": "wrong"});
     let answers = join_all((0..15).map(|_| crowd.post("/api/auth/login", attempt.clone()))).await;
-    assert_eq!(answers.iter().filter(|answer| answer.status == 401).count(), 10);
-    assert_eq!(answers.iter().filter(|answer| answer.problem() == (429, "rate_limited")).count(), 5);
+    assert_eq!(
+        answers.iter().filter(|answer| answer.status == 401).count(),
+        10
+    );
+    assert_eq!(
+        answers
+            .iter()
+            .filter(|answer| answer.problem() == (429, "rate_limited"))
+            .count(),
+        5
+    );
     for _ in 0..121 {
         assert_eq!(crowd.get("/api/plans").await.status, 200);
     }
@@ -105,12 +167,21 @@ async fn without_redis_and_postgres_nothing_is_asked_of_claude() {
     redis.pause();
     let url = ("UPSTASH_REDIS_REST_URL", redis.url());
     let down = TestApp::with(&[
-        ("DATABASE_URL", "postgres://nobody@127.0.0.1:9/none?sslmode=disable"),
+        (
+            "DATABASE_URL",
+            "postgres://nobody@127.0.0.1:9/none?sslmode=disable",
+        ),
         (url.0, url.1.as_str()),
     ])
     .await;
-    let refused = down.bearer(ada.token.as_deref().unwrap()).send(&discussion, "Why?").await;
-    assert_eq!((refused.problem(), refused.header("retry-after")), ((503, "unavailable"), "5"));
+    let refused = down
+        .bearer(ada.token.as_deref().unwrap())
+        .send(&discussion, "Why?")
+        .await;
+    assert_eq!(
+        (refused.problem(), refused.header("retry-after")),
+        ((503, "unavailable"), "5")
+    );
     assert_eq!(down.claude.requests().len(), 0);
 }
 
@@ -127,8 +198,16 @@ async fn a_redis_that_forgot_everything_learns_from_the_ledger_before_anybody_is
     let mut stream = ada.stream(&discussions[6], "Why?").await;
     while stream.next().await.unwrap().name != "delta" {}
     app.redis_says(&["FLUSHDB"]).await;
-    let answers = join_all(discussions[7..].iter().map(|discussion| ada.send(discussion, "Why?"))).await;
-    assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 3);
+    let answers = join_all(
+        discussions[7..]
+            .iter()
+            .map(|discussion| ada.send(discussion, "Why?")),
+    )
+    .await;
+    assert_eq!(
+        answers.iter().filter(|answer| answer.status == 201).count(),
+        3
+    );
     app.claude.release();
     assert_eq!(stream.rest().await.last().unwrap().name, "done");
     app.cron("/api/cron/reconcile").await;
@@ -136,11 +215,18 @@ async fn a_redis_that_forgot_everything_learns_from_the_ledger_before_anybody_is
     assert_eq!(ada.get("/api/auth/session").await.json["quota"]["used"], 10);
 
     app.redis_says(&["FLUSHDB"]).await;
-    assert_eq!(ada.get("/api/auth/session").await.json["quota"]["used"], 10, "an answer without a message, too");
+    assert_eq!(
+        ada.get("/api/auth/session").await.json["quota"]["used"],
+        10,
+        "an answer without a message, too"
+    );
     app.budget("day", 1).await;
     let bob = app.member("bob").await;
     let discussion = bob.discussion().await;
-    assert_eq!(bob.send(&discussion, "Why?").await.problem(), (503, "budget_spent"));
+    assert_eq!(
+        bob.send(&discussion, "Why?").await.problem(),
+        (503, "budget_spent")
+    );
 }
 
 /// Each step of a message at which a process may die, with what the reply's status is afterwards, whether the message
@@ -198,18 +284,29 @@ async fn wherever_a_process_dies_reconciling_ends_what_it_had_begun() {
         app.advance(time::Duration::minutes(3));
         let report = app.cron("/api/cron/reconcile").await;
         let again = app.cron("/api/cron/reconcile").await;
-        assert_eq!(again["replies_ended"], 0, "{step}: twice is once: {report} {again}");
+        assert_eq!(
+            again["replies_ended"], 0,
+            "{step}: twice is once: {report} {again}"
+        );
         app.assert_counters_equal_the_ledger().await;
         let replies = format!(
             "select coalesce(max(status), '') from messages where role = 'assistant' and discussion_id = '{discussion}'"
         );
-        assert_eq!(app.value(&replies).await.trim_matches('"'), status, "{step}: {report}");
+        assert_eq!(
+            app.value(&replies).await.trim_matches('"'),
+            status,
+            "{step}: {report}"
+        );
         if !status.is_empty() {
             let newest = "select outcome, counted, estimated, cost_microusd > 0 from usage_events order by created_at desc limit 1";
             let expected = format!("{status},{},{},t", letter(counts), letter(estimated));
             assert_eq!(app.value(newest).await, expected, "{step}: {report}");
         }
-        assert_eq!(ada.get("/api/auth/session").await.json["quota"]["used"], json!(u8::from(counts)), "{step}");
+        assert_eq!(
+            ada.get("/api/auth/session").await.json["quota"]["used"],
+            json!(u8::from(counts)),
+            "{step}"
+        );
         assert_eq!(ada.send(&discussion, "Again?").await.status, 201, "{step}");
     }
 }
@@ -224,12 +321,23 @@ async fn whoever_ends_a_reply_for_dead_does_not_wait_for_the_one_who_ends_it_lat
     while stream.next().await.unwrap().name != "delta" {}
     app.sql("update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'").await;
     // Stops the statement that writes the end half-way: what it has locked by then shows in which order it does.
-    let holding = app.sql("begin; select 1 from subject_days for update; select pg_sleep(2.8); commit");
+    let holding =
+        app.sql("begin; select 1 from subject_days for update; select pg_sleep(2.8); commit");
     let reconciled = async {
-        let active = |what: &str| format!("select count(*) from pg_stat_activity where state = 'active' and {what}");
-        app.eventually(&active("query like 'begin; select 1 from subject_days%'"), "1").await;
+        let active = |what: &str| {
+            format!("select count(*) from pg_stat_activity where state = 'active' and {what}")
+        };
+        app.eventually(
+            &active("query like 'begin; select 1 from subject_days%'"),
+            "1",
+        )
+        .await;
         app.claude.release();
-        app.eventually(&active("wait_event_type = 'Lock' and query like '%with ended as%'"), "1").await;
+        app.eventually(
+            &active("wait_event_type = 'Lock' and query like '%with ended as%'"),
+            "1",
+        )
+        .await;
         let report = app.cron("/api/cron/reconcile").await;
         assert_eq!(report["replies_ended"], 0, "it is being ended: {report}");
     };
@@ -254,15 +362,28 @@ async fn a_write_that_redis_could_not_be_told_of_is_told_later() {
     assert_eq!(ada.get("/api/auth/session").await.status, 200);
     redis.pause();
     assert_eq!(ada.post("/api/auth/logout", Value::Null).await.status, 204);
-    assert_eq!(ada.get("/api/auth/session").await.problem(), (401, "invalid_token"));
-    assert_eq!(app.value("select count(*) from stale_cache_keys").await, "0", "of its own database");
-    assert_eq!(owner.value("select count(*) from stale_cache_keys").await, "1");
+    assert_eq!(
+        ada.get("/api/auth/session").await.problem(),
+        (401, "invalid_token")
+    );
+    assert_eq!(
+        app.value("select count(*) from stale_cache_keys").await,
+        "0",
+        "of its own database"
+    );
+    assert_eq!(
+        owner.value("select count(*) from stale_cache_keys").await,
+        "1"
+    );
     redis.resume();
     // Another instance, which has not noticed anything.
     let report = owner.cron("/api/cron/reconcile").await;
     assert_eq!(report["stale_values"], 1, "{report}");
     let elsewhere = owner.bearer(ada.token.as_deref().unwrap());
-    assert_eq!(elsewhere.get("/api/auth/session").await.problem(), (401, "invalid_token"));
+    assert_eq!(
+        elsewhere.get("/api/auth/session").await.problem(),
+        (401, "invalid_token")
+    );
 }
 
 #[tokio::test]
@@ -272,19 +393,29 @@ async fn a_sign_out_that_postgres_did_not_take_leaves_the_session_live() {
     let discussion = ada.discussion().await;
     let url = app.redis.url().to_owned();
     let down = TestApp::with(&[
-        ("DATABASE_URL", "postgres://nobody@127.0.0.1:9/none?sslmode=disable"),
+        (
+            "DATABASE_URL",
+            "postgres://nobody@127.0.0.1:9/none?sslmode=disable",
+        ),
         ("UPSTASH_REDIS_REST_URL", &url),
         ("UPSTASH_REDIS_REST_TOKEN", app.redis.token()),
     ])
     .await;
     for everywhere in [true, false] {
         // Known by the cache, which the last attempt has emptied.
-        app.redis_says(&["DEL", &session_key(&ada.id().await)]).await;
+        app.redis_says(&["DEL", &session_key(&ada.id().await)])
+            .await;
         assert_eq!(ada.get("/api/auth/session").await.status, 200);
         let out = down.bearer(ada.token.as_deref().unwrap());
-        let out = out.post("/api/auth/logout", json!({ "everywhere": everywhere })).await;
+        let out = out
+            .post("/api/auth/logout", json!({ "everywhere": everywhere }))
+            .await;
         assert_eq!(out.problem(), (503, "unavailable"));
-        assert_eq!(ada.send(&discussion, "Still here?").await.status, 201, "{everywhere}");
+        assert_eq!(
+            ada.send(&discussion, "Still here?").await.status,
+            201,
+            "{everywhere}"
+        );
     }
 }
 
@@ -294,7 +425,12 @@ async fn a_session_that_is_newer_than_what_the_cache_knows_is_live() {
     let ada = app.member("ada").await;
     assert_eq!(ada.get("/api/auth/session").await.status, 200);
     redis.pause();
-    assert_eq!(ada.post("/api/auth/logout", json!({"everywhere": true})).await.status, 204);
+    assert_eq!(
+        ada.post("/api/auth/logout", json!({"everywhere": true}))
+            .await
+            .status,
+        204
+    );
     let body = json!({"email": "ada@example.org", "password": "correct horse"});
     let again = app.anonymous().post("/api/auth/login", body).await;
     assert_eq!(again.status, 200);
@@ -309,14 +445,33 @@ async fn a_session_that_is_newer_than_what_the_cache_knows_is_live() {
 async fn without_redis_a_network_that_is_refused_uses_up_no_account() {
     let app = TestApp::with(&[("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9")]).await;
     let crowd = app.anonymous();
-    let sign_up = |name: &str| json!({"email": format!("{name}@example.org"), "password": "correct horse"});
+    let sign_up =
+        |name: &str| json!({"email": format!("{name}@example.org"), "password": "correct horse"});
     for at in 0..10 {
-        assert_eq!(crowd.post("/api/auth/signup", sign_up(&format!("u{at}"))).await.status, 201);
+        assert_eq!(
+            crowd
+                .post("/api/auth/signup", sign_up(&format!("u{at}")))
+                .await
+                .status,
+            201
+        );
     }
     for _ in 0..6 {
-        assert_eq!(crowd.post("/api/auth/signup", sign_up("ada")).await.problem(), (429, "rate_limited"));
+        assert_eq!(
+            crowd
+                .post("/api/auth/signup", sign_up("ada"))
+                .await
+                .problem(),
+            (429, "rate_limited")
+        );
     }
-    assert_eq!(app.anonymous().post("/api/auth/signup", sign_up("ada")).await.status, 201);
+    assert_eq!(
+        app.anonymous()
+            .post("/api/auth/signup", sign_up("ada"))
+            .await
+            .status,
+        201
+    );
 }
 
 fn session_key(user: &str) -> String {

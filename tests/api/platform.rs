@@ -27,7 +27,10 @@ const PUBLIC: [&str; 9] = [
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap()
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
@@ -48,7 +51,11 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
 fn routes() -> BTreeSet<String> {
     let paths = contract::document()["paths"].as_object().unwrap();
     let operations = paths.iter().flat_map(|(path, operations)| {
-        operations.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase()))
+        operations
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(move |method| format!("{} {path}", method.to_uppercase()))
     });
     operations.collect()
 }
@@ -56,9 +63,15 @@ fn routes() -> BTreeSet<String> {
 /// The routes that a shell's header promises.
 fn promised(shell: &Path) -> BTreeSet<String> {
     let text = fs::read_to_string(shell).unwrap();
-    let header: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).map(str::trim).collect();
+    let header: Vec<&str> = text
+        .lines()
+        .map_while(|line| line.strip_prefix("//!"))
+        .map(str::trim)
+        .collect();
     let path = header[0];
-    let methods = header[1..].iter().filter_map(|line| line.split_whitespace().next());
+    let methods = header[1..]
+        .iter()
+        .filter_map(|line| line.split_whitespace().next());
     let methods = methods.filter(|word| ["GET", "POST", "PUT", "PATCH", "DELETE"].contains(word));
     methods.map(|method| format!("{method} {path}")).collect()
 }
@@ -77,8 +90,17 @@ fn the_api_tree_the_binaries_the_headers_and_the_router_agree() {
     }
     let mut all_promised = BTreeSet::new();
     for shell in rust_files(&root.join("api")) {
-        let file = shell.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-        let stem = file.strip_prefix("api/").unwrap().strip_suffix(".rs").unwrap();
+        let file = shell
+            .strip_prefix(&root)
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let stem = file
+            .strip_prefix("api/")
+            .unwrap()
+            .strip_suffix(".rs")
+            .unwrap();
         let name = stem.replace('/', "-").replace(['[', ']'], "");
         assert_eq!(binaries.remove(&file), Some(name), "[[bin]] of {file}");
         let promised = promised(&shell);
@@ -139,23 +161,43 @@ async fn health_needs_nothing_and_deep_health_says_what_fails() {
     .await;
     let anonymous = bare.anonymous();
     assert_eq!(anonymous.get("/api/health").await.json["status"], "ok");
-    let head = anonymous.request(Method::HEAD, "/api/health", &[], Value::Null).await;
+    let head = anonymous
+        .request(Method::HEAD, "/api/health", &[], Value::Null)
+        .await;
     assert_eq!((head.status.as_u16(), head.json), (200, Value::Null));
-    assert_eq!(anonymous.get("/api/health?deep=1").await.problem(), (401, "unauthorized"));
+    assert_eq!(
+        anonymous.get("/api/health?deep=1").await.problem(),
+        (401, "unauthorized")
+    );
     let secret = [("authorization", "Bearer a-cron-secret-of-32-characters!!")];
-    let deep = anonymous.request(Method::GET, "/api/health?deep=1", &secret, Value::Null).await;
+    let deep = anonymous
+        .request(Method::GET, "/api/health?deep=1", &secret, Value::Null)
+        .await;
     assert_eq!(deep.status, 503);
     assert_eq!(deep.json["checks"]["postgres"], "DATABASE_URL is not set");
-    assert_eq!(deep.json["checks"]["redis"], "UPSTASH_REDIS_REST_URL is not set");
-    let no_key = "there is no Claude key: set ANTHROPIC_API_KEYS, or add one with `iconoclash keys add`";
+    assert_eq!(
+        deep.json["checks"]["redis"],
+        "UPSTASH_REDIS_REST_URL is not set"
+    );
+    let no_key =
+        "there is no Claude key: set ANTHROPIC_API_KEYS, or add one with `iconoclash keys add`";
     assert_eq!(deep.json["checks"]["claude"], no_key);
-    assert_eq!(anonymous.get("/api/icons").await.problem(), (503, "unavailable"));
+    assert_eq!(
+        anonymous.get("/api/icons").await.problem(),
+        (503, "unavailable")
+    );
 
     let app = TestApp::start().await;
-    let deep = app.anonymous().request(Method::GET, "/api/health?deep=1", &secret, Value::Null).await;
+    let deep = app
+        .anonymous()
+        .request(Method::GET, "/api/health?deep=1", &secret, Value::Null)
+        .await;
     assert_eq!(
         (deep.status.as_u16(), &deep.json["checks"]),
-        (200, &json!({"claude": "ok", "postgres": "ok", "redis": "ok"}))
+        (
+            200,
+            &json!({"claude": "ok", "postgres": "ok", "redis": "ok"})
+        )
     );
     assert_eq!(deep.json["claude_keys"], json!({"test": "ok"}));
 }
@@ -171,9 +213,24 @@ async fn public_lists_are_kept_by_caches_and_renewed_by_tag() {
         );
         let tag = list.header("etag");
         let weak = format!("\"other\", W/{tag}");
-        let current = app.anonymous().request(Method::GET, path, &[("if-none-match", &weak)], Value::Null).await;
-        assert_eq!((current.status.as_u16(), current.header("etag")), (304, tag), "{path}");
-        let stale = app.anonymous().request(Method::GET, path, &[("if-none-match", "\"other\"")], Value::Null).await;
+        let current = app
+            .anonymous()
+            .request(Method::GET, path, &[("if-none-match", &weak)], Value::Null)
+            .await;
+        assert_eq!(
+            (current.status.as_u16(), current.header("etag")),
+            (304, tag),
+            "{path}"
+        );
+        let stale = app
+            .anonymous()
+            .request(
+                Method::GET,
+                path,
+                &[("if-none-match", "\"other\"")],
+                Value::Null,
+            )
+            .await;
         assert_eq!(stale.json, list.json);
     }
     let icons = app.anonymous().get("/api/icons").await.json;
@@ -188,12 +245,21 @@ async fn the_document_is_openapi_3_1_and_knows_every_route() {
     let document = app.anonymous().get("/api/openapi").await.json;
     assert_eq!(&document, contract::document());
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
-    let private: BTreeSet<String> = routes().into_iter().filter(|route| !PUBLIC.contains(&route.as_str())).collect();
+    let private: BTreeSet<String> = routes()
+        .into_iter()
+        .filter(|route| !PUBLIC.contains(&route.as_str()))
+        .collect();
     for route in private {
         let (method, path) = route.split_once(' ').unwrap();
         let operation = &document["paths"][path][method.to_lowercase()];
-        assert!(operation["security"][0]["bearer"].is_array(), "{route} does not say that it needs a token");
-        assert!(operation["responses"]["401"].is_object(), "{route} does not say 401");
+        assert!(
+            operation["security"][0]["bearer"].is_array(),
+            "{route} does not say that it needs a token"
+        );
+        assert!(
+            operation["responses"]["401"].is_object(),
+            "{route} does not say 401"
+        );
     }
 }
 
@@ -209,9 +275,14 @@ async fn a_preflight_is_answered_for_our_own_pages_only() {
             .body(Body::empty())
             .unwrap();
         let headers = app.call(request).await.headers().clone();
-        headers.get("access-control-allow-origin").map(|value| value.to_str().unwrap().to_owned())
+        headers
+            .get("access-control-allow-origin")
+            .map(|value| value.to_str().unwrap().to_owned())
     };
-    assert_eq!(preflight("https://app.iconoclash.test").await.as_deref(), Some("https://app.iconoclash.test"));
+    assert_eq!(
+        preflight("https://app.iconoclash.test").await.as_deref(),
+        Some("https://app.iconoclash.test")
+    );
     assert_eq!(preflight("https://evil.test").await, None);
 }
 
@@ -220,25 +291,48 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read() {
     let app = TestApp::start().await;
     // A body that says its length and never comes: only its length can have been looked at.
     let announced = [("content-length", "10000000")];
-    let never = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
-    let refused = app.anonymous().raw(Method::POST, "/api/auth/login", &announced, never).await;
+    let never = Body::from_stream(futures_util::stream::pending::<
+        Result<bytes::Bytes, std::io::Error>,
+    >());
+    let refused = app
+        .anonymous()
+        .raw(Method::POST, "/api/auth/login", &announced, never)
+        .await;
     assert_eq!(refused.problem(), (413, "body_too_large"));
-    let chunks =
-        futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(bytes::Bytes::from(vec![b' '; 16 * 1024])));
-    let endless = app.anonymous().raw(Method::POST, "/api/auth/login", &[], Body::from_stream(chunks)).await;
+    let chunks = futures_util::stream::repeat_with(|| {
+        Ok::<_, std::io::Error>(bytes::Bytes::from(vec![b' '; 16 * 1024]))
+    });
+    let endless = app
+        .anonymous()
+        .raw(
+            Method::POST,
+            "/api/auth/login",
+            &[],
+            Body::from_stream(chunks),
+        )
+        .await;
     assert_eq!(endless.problem(), (413, "body_too_large"));
 }
 
 #[tokio::test]
 async fn a_panic_is_a_problem_document_that_does_not_tell_its_cause() {
     let app = TestApp::start().await;
-    let router = Router::new().route("/panics", get(async || -> &'static str { panic!("the secret cause") }));
+    let router = Router::new().route(
+        "/panics",
+        get(async || -> &'static str { panic!("the secret cause") }),
+    );
     let router = serve::stack(router, app.app.clone());
-    let request = Request::builder().uri("/panics").body(Body::empty()).unwrap();
+    let request = Request::builder()
+        .uri("/panics")
+        .body(Body::empty())
+        .unwrap();
     let (parts, body) = router.oneshot(request).await.unwrap().into_parts();
     let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
     assert_eq!(parts.status, 500);
-    assert!(text.contains(r#""code":"internal""#) && !text.contains("secret"), "{text}");
+    assert!(
+        text.contains(r#""code":"internal""#) && !text.contains("secret"),
+        "{text}"
+    );
 }
 
 /// `(what may be named, where only)`: invariants about what is absent.
@@ -255,15 +349,34 @@ fn each_tool_is_known_in_one_place() {
         for file in rust_files(&source) {
             let path = file.strip_prefix(&source).unwrap().to_str().unwrap();
             let named = fs::read_to_string(&file).unwrap().contains(name);
-            assert!(!named || homes.iter().any(|home| path.starts_with(home)), "{path} names {name}");
+            assert!(
+                !named || homes.iter().any(|home| path.starts_with(home)),
+                "{path} names {name}"
+            );
         }
     }
-    let slices = ["accounts", "billing", "catalog", "contract", "discussions", "messages", "operations"];
+    let slices = [
+        "accounts",
+        "billing",
+        "catalog",
+        "contract",
+        "discussions",
+        "messages",
+        "operations",
+    ];
     for file in rust_files(&source.join("routes")) {
-        let path = file.strip_prefix(source.join("routes")).unwrap().to_str().unwrap().to_owned();
+        let path = file
+            .strip_prefix(source.join("routes"))
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
         let text = fs::read_to_string(&file).unwrap();
         for slice in slices.iter().filter(|slice| !path.starts_with(**slice)) {
-            assert!(!text.contains(&format!("routes::{slice}")), "{path} imports {slice}");
+            assert!(
+                !text.contains(&format!("routes::{slice}")),
+                "{path} imports {slice}"
+            );
         }
     }
 }
@@ -274,7 +387,11 @@ fn files_stay_short_enough_to_be_read() {
     for folder in ["api", "lib", "tests"] {
         for file in rust_files(&root.join(folder)) {
             let lines = fs::read_to_string(&file).unwrap().lines().count();
-            assert!(lines <= 450, "{} has {lines} lines: is it two stories?", file.display());
+            assert!(
+                lines <= 450,
+                "{} has {lines} lines: is it two stories?",
+                file.display()
+            );
         }
     }
 }

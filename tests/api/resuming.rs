@@ -34,13 +34,28 @@ impl Heard {
 
 /// Words of all widths, so that no position but the right one fits.
 fn words(chance: &mut SmallRng) -> String {
-    let words = ["doubt ", "étonnement ", "知識は ", "🦉 ", "I ", "“know” ", "nothing\n\n", "и ничего "];
-    (0..chance.random_range(40..100)).map(|_| words[chance.random_range(0..words.len())]).collect()
+    let words = [
+        "doubt ",
+        "étonnement ",
+        "知識は ",
+        "🦉 ",
+        "I ",
+        "“know” ",
+        "nothing\n\n",
+        "и ничего ",
+    ];
+    (0..chance.random_range(40..100))
+        .map(|_| words[chance.random_range(0..words.len())])
+        .collect()
 }
 
 /// Listens to a reply through connections that break, each at a random event and resumed by another instance; says how
 /// often one broke while the reply ran, and after its end.
-async fn listen_through_cuts(first: Actor<'_>, others: [Actor<'_>; 2], seed: u64) -> (usize, usize) {
+async fn listen_through_cuts(
+    first: Actor<'_>,
+    others: [Actor<'_>; 2],
+    seed: u64,
+) -> (usize, usize) {
     let mut chance = SmallRng::seed_from_u64(seed);
     let discussion = first.discussion().await;
     let mut heard = Heard::default();
@@ -52,7 +67,9 @@ async fn listen_through_cuts(first: Actor<'_>, others: [Actor<'_>; 2], seed: u64
     let (mut running, mut after) = (0, 0);
     for round in 0.. {
         for _ in 0..chance.random_range(0..2) {
-            let Some(event) = events.next().await else { panic!("it ended without an end") };
+            let Some(event) = events.next().await else {
+                panic!("it ended without an end")
+            };
             heard.take(&event);
             ids.push(event.id);
             if heard.ended {
@@ -66,15 +83,28 @@ async fn listen_through_cuts(first: Actor<'_>, others: [Actor<'_>; 2], seed: u64
         events = others[round % 2].resume(&reply, Some(heard.last)).await;
     }
     let text = heard.text;
-    let kept = first.get(&format!("/api/discussions/{discussion}/messages")).await.json;
+    let kept = first
+        .get(&format!("/api/discussions/{discussion}/messages"))
+        .await
+        .json;
     assert_eq!(kept["data"][0]["content"], text);
     // After the end: from any event on there is exactly the rest.
     ids.pop();
     while running + after < 20 {
         let from = ids[chance.random_range(0..ids.len())];
-        let rest = others[after % 2].resume(&reply, Some(from)).await.rest().await;
-        let said: String = rest.iter().filter_map(|event| event.data["text"].as_str()).collect();
-        let had: String = text.chars().take(usize::try_from(from - 1).unwrap()).collect();
+        let rest = others[after % 2]
+            .resume(&reply, Some(from))
+            .await
+            .rest()
+            .await;
+        let said: String = rest
+            .iter()
+            .filter_map(|event| event.data["text"].as_str())
+            .collect();
+        let had: String = text
+            .chars()
+            .take(usize::try_from(from - 1).unwrap())
+            .collect();
         assert_eq!(format!("{had}{said}"), text);
         assert_eq!(rest.last().unwrap().name, "done");
         after += 1;
@@ -86,7 +116,8 @@ async fn listen_through_cuts(first: Actor<'_>, others: [Actor<'_>; 2], seed: u64
 async fn a_thousand_cuts_lose_nothing_and_double_nothing() {
     let app = TestApp::paced(Duration::from_millis(50), &[("QUOTA_FREE", "1000")], |_| {}).await;
     let (second, third) = (app.another(), app.another());
-    app.sql("update budgets set limit_microusd = 1000000000").await;
+    app.sql("update budgets set limit_microusd = 1000000000")
+        .await;
     let mut members = Vec::new();
     for user in 0..10 {
         members.push(app.member(&format!("user{user}")).await);
@@ -100,9 +131,14 @@ async fn a_thousand_cuts_lose_nothing_and_double_nothing() {
         listen_through_cuts(first, others, seed)
     });
     let cuts: Vec<(usize, usize)> = cuts.buffer_unordered(10).collect().await;
-    let (running, after) = cuts.iter().fold((0, 0), |sum, cut| (sum.0 + cut.0, sum.1 + cut.1));
+    let (running, after) = cuts
+        .iter()
+        .fold((0, 0), |sum, cut| (sum.0 + cut.0, sum.1 + cut.1));
     eprintln!("{running} cuts while a reply ran, {after} after its end");
-    assert!(running + after >= 1_000 && running >= 300, "{running} and {after}");
+    assert!(
+        running + after >= 1_000 && running >= 300,
+        "{running} and {after}"
+    );
     app.background.idle().await;
     app.assert_counters_equal_the_ledger().await;
 }
@@ -112,39 +148,70 @@ async fn a_reply_is_told_from_the_start_to_whoever_has_nothing_of_it() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
-    app.claude.next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three."));
+    app.claude
+        .next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three."));
     let mut sent = ada.stream(&discussion, "Why?").await;
     let start = sent.next().await.unwrap();
     let reply = start.data["reply_id"].as_str().unwrap();
     let other = app.another();
-    let mut resumed = other.bearer(ada.token.as_deref().unwrap()).resume(reply, None).await;
+    let mut resumed = other
+        .bearer(ada.token.as_deref().unwrap())
+        .resume(reply, None)
+        .await;
     let again = resumed.next().await.unwrap();
     assert_eq!((again.id, &again.data), (start.id, &start.data));
-    app.eventually("select content from messages where role = 'assistant'", "\"One two \"").await;
-    assert_eq!(resumed.next().await.unwrap().data, json!({"text": "One two "}));
+    app.eventually(
+        "select content from messages where role = 'assistant'",
+        "\"One two \"",
+    )
+    .await;
+    assert_eq!(
+        resumed.next().await.unwrap().data,
+        json!({"text": "One two "})
+    );
     app.claude.release();
     let (rest, sent) = (resumed.rest().await, sent.rest().await);
-    let said: String = rest.iter().filter_map(|event| event.data["text"].as_str()).collect();
+    let said: String = rest
+        .iter()
+        .filter_map(|event| event.data["text"].as_str())
+        .collect();
     let (done, told) = (rest.last().unwrap(), sent.last().unwrap());
-    assert_eq!((said.as_str(), &done.data, done.id), ("three.", &told.data, told.id));
+    assert_eq!(
+        (said.as_str(), &done.data, done.id),
+        ("three.", &told.data, told.id)
+    );
 }
 
 #[tokio::test]
 async fn a_stream_that_is_given_up_has_no_end_and_goes_on_after_its_last_event() {
-    let app = TestApp::adjusted(&[], |config| config.patience.follow = Duration::from_millis(600)).await;
+    let app = TestApp::adjusted(&[], |config| {
+        config.patience.follow = Duration::from_millis(600)
+    })
+    .await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
-    app.claude.next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three."));
+    app.claude
+        .next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three."));
     let mut sent = ada.stream(&discussion, "Why?").await;
-    let reply = sent.next().await.unwrap().data["reply_id"].as_str().unwrap().to_owned();
-    app.eventually("select content from messages where role = 'assistant'", "\"One two \"").await;
+    let reply = sent.next().await.unwrap().data["reply_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    app.eventually(
+        "select content from messages where role = 'assistant'",
+        "\"One two \"",
+    )
+    .await;
     let told = ada.resume(&reply, None).await.rest().await;
     let names: Vec<&str> = told.iter().map(|event| event.name.as_str()).collect();
     assert_eq!(names, ["start", "delta"]);
     app.claude.release();
     sent.rest().await;
     let rest = ada.resume(&reply, Some(told[1].id)).await.rest().await;
-    assert_eq!((&rest[0].data, rest[1].name.as_str()), (&json!({"text": "three."}), "done"));
+    assert_eq!(
+        (&rest[0].data, rest[1].name.as_str()),
+        (&json!({"text": "three."}), "done")
+    );
 }
 
 #[tokio::test]
@@ -152,16 +219,26 @@ async fn the_rest_of_a_reply_that_broke_off_is_told_with_its_end() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
-    app.claude.next(Script::from(Behaviour::Cut { after: 2 }).saying("One two three."));
+    app.claude
+        .next(Script::from(Behaviour::Cut { after: 2 }).saying("One two three."));
     let events = ada.stream(&discussion, "Why?").await.rest().await;
     let reply = events[0].data["reply_id"].as_str().unwrap().to_owned();
     let rest = ada.resume(&reply, Some(events[1].id)).await.rest().await;
-    assert_eq!((rest[0].data["text"].as_str().unwrap(), rest[0].id), ("two ", events[2].id));
-    assert_eq!((rest[1].name.as_str(), &rest[1].data["code"]), ("error", &json!("reply_interrupted")));
+    assert_eq!(
+        (rest[0].data["text"].as_str().unwrap(), rest[0].id),
+        ("two ", events[2].id)
+    );
+    assert_eq!(
+        (rest[1].name.as_str(), &rest[1].data["code"]),
+        ("error", &json!("reply_interrupted"))
+    );
     // A client that has it all hears the end again, also one that knows of more than was kept.
     for beyond in [events[3].id, 1_000_000] {
         let rest = ada.resume(&reply, Some(beyond)).await.rest().await;
-        assert_eq!((rest.len(), rest[0].name.as_str(), rest[0].id), (1, "error", beyond + 1));
+        assert_eq!(
+            (rest.len(), rest[0].name.as_str(), rest[0].id),
+            (1, "error", beyond + 1)
+        );
     }
 }
 
@@ -170,15 +247,27 @@ async fn a_reply_whose_producer_died_is_ended_by_who_watches_it() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
-    app.claude.next(Script::from(Behaviour::Stall { after: 1 }).saying("One two."));
+    app.claude
+        .next(Script::from(Behaviour::Stall { after: 1 }).saying("One two."));
     let mut stream = ada.stream(&discussion, "Why?").await;
-    let reply = stream.next().await.unwrap().data["reply_id"].as_str().unwrap().to_owned();
-    app.eventually("select content from messages where role = 'assistant'", "\"One \"").await;
+    let reply = stream.next().await.unwrap().data["reply_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    app.eventually(
+        "select content from messages where role = 'assistant'",
+        "\"One \"",
+    )
+    .await;
     app.sql("update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'").await;
     let rest = ada.resume(&reply, Some(1)).await.rest().await;
     let names: Vec<&str> = rest.iter().map(|event| event.name.as_str()).collect();
     assert_eq!(names, ["delta", "error"]);
-    assert_eq!(app.value("select status from messages where role = 'assistant'").await, "partial");
+    assert_eq!(
+        app.value("select status from messages where role = 'assistant'")
+            .await,
+        "partial"
+    );
 }
 
 #[tokio::test]
@@ -191,11 +280,27 @@ async fn a_stream_is_its_owners_and_goes_on_after_ids_only() {
     let (reply, message) = (path(&answer["reply"]["id"]), path(&answer["message"]["id"]));
     assert_eq!(bob.get(&reply).await.problem(), (404, "not_found"));
     assert_eq!(ada.get(&message).await.problem(), (404, "not_found"));
-    assert_eq!(ada.get("/api/messages/01890000-0000-7000-8000-000000000000/events").await.status, 404);
-    let end = ada.resume(answer["reply"]["id"].as_str().unwrap(), Some(u64::MAX)).await.rest().await;
+    assert_eq!(
+        ada.get("/api/messages/01890000-0000-7000-8000-000000000000/events")
+            .await
+            .status,
+        404
+    );
+    let end = ada
+        .resume(answer["reply"]["id"].as_str().unwrap(), Some(u64::MAX))
+        .await
+        .rest()
+        .await;
     assert_eq!((end.len(), end[0].name.as_str()), (1, "done"));
     for id in ["x", "-1", "1.5"] {
-        let asked = ada.request(http::Method::GET, &reply, &[("last-event-id", id)], json!(null)).await;
+        let asked = ada
+            .request(
+                http::Method::GET,
+                &reply,
+                &[("last-event-id", id)],
+                json!(null),
+            )
+            .await;
         assert_eq!(asked.problem(), (400, "bad_request"), "{id}");
     }
 }

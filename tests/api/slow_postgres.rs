@@ -13,7 +13,8 @@ async fn a_reply_is_told_on_while_postgres_is_silent_and_kept_when_it_speaks_aga
     let Counted { app, postgres, .. } = &Counted::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
-    app.claude.next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three four."));
+    app.claude
+        .next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three four."));
     let mut stream = ada.stream(&discussion, "Why?").await;
     for name in ["start", "delta", "delta"] {
         assert_eq!(stream.next().await.unwrap().name, name);
@@ -26,16 +27,24 @@ async fn a_reply_is_told_on_while_postgres_is_silent_and_kept_when_it_speaks_aga
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(Duration::from_secs(5), looking).await.expect("a look is due each second");
+    timeout(Duration::from_secs(5), looking)
+        .await
+        .expect("a look is due each second");
     app.claude.release();
     for word in ["three ", "four."] {
         // Well before the look is given up.
-        let told = timeout(Duration::from_secs(3), stream.next()).await.expect("words wait for no row").unwrap();
+        let told = timeout(Duration::from_secs(3), stream.next())
+            .await
+            .expect("words wait for no row")
+            .unwrap();
         assert_eq!(told.data["text"], word);
     }
     postgres.resume();
     let done = stream.rest().await.pop().unwrap();
-    assert_eq!((done.name.as_str(), &done.data["reply"]["content"]), ("done", &"One two three four.".into()));
+    assert_eq!(
+        (done.name.as_str(), &done.data["reply"]["content"]),
+        ("done", &"One two three four.".into())
+    );
 }
 
 #[tokio::test]
@@ -44,7 +53,9 @@ async fn whoever_waited_for_the_keys_in_vain_does_not_try_again() {
     postgres.pause();
     // One deadline and what abandoning takes, not one after the other.
     let all = join_all((0..8).map(|_| keys::ready(&app.app)));
-    let ready = timeout(Duration::from_secs(20), all).await.expect("they wait together");
+    let ready = timeout(Duration::from_secs(20), all)
+        .await
+        .expect("they wait together");
     assert!(ready.iter().all(Result::is_ok));
     postgres.resume();
 }

@@ -20,15 +20,24 @@ pub(crate) struct Surroundings {
 
 impl Surroundings {
     pub(crate) async fn start(pace: Duration) -> Self {
-        let redis = upstash::Front::isolated(needed("ICONOCLASH_TEST_REDIS").parse().unwrap()).await.unwrap();
+        let redis = upstash::Front::isolated(needed("ICONOCLASH_TEST_REDIS").parse().unwrap())
+            .await
+            .unwrap();
         let listen = "127.0.0.1:0".parse().unwrap();
         let keys = vec![CLAUDE_KEY.to_owned()];
-        let claude = claude::StandIn::start(claude::Config { listen, keys, pace }).await.unwrap();
-        let stripe = stripe::StandIn::start(stripe::Config::default()).await.unwrap();
+        let claude = claude::StandIn::start(claude::Config { listen, keys, pace })
+            .await
+            .unwrap();
+        let stripe = stripe::StandIn::start(stripe::Config::default())
+            .await
+            .unwrap();
         let mail = mail::StandIn::start(listen).await.unwrap();
         let database = own_database().await;
         let settings = [
-            ("DATABASE_URL", format!("{}/{database}", needed("ICONOCLASH_TEST_PGBOUNCER"))),
+            (
+                "DATABASE_URL",
+                format!("{}/{database}", needed("ICONOCLASH_TEST_PGBOUNCER")),
+            ),
             ("UPSTASH_REDIS_REST_URL", redis.url().to_owned()),
             ("UPSTASH_REDIS_REST_TOKEN", redis.token().to_owned()),
             ("ANTHROPIC_API_KEYS", format!("test={CLAUDE_KEY}")),
@@ -41,22 +50,41 @@ impl Surroundings {
             ("RESEND_BASE_URL", mail.url()),
             ("MAIL_FROM", "Iconoclash <hello@iconoclash.test>".to_owned()),
             ("ALERT_EMAIL_TO", "ops@iconoclash.test".to_owned()),
-            ("JWT_KEYS", "k1:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned()),
-            ("CREDENTIALS_KEY", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=".to_owned()),
+            (
+                "JWT_KEYS",
+                "k1:AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned(),
+            ),
+            (
+                "CREDENTIALS_KEY",
+                "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=".to_owned(),
+            ),
             ("CRON_SECRET", "a-cron-secret-of-32-characters!!".to_owned()),
             // Tests are quicker than people; those of the burst set their own.
             ("BURST_PER_MINUTE", "6000".to_owned()),
             ("PUBLIC_URL", "https://iconoclash.test".to_owned()),
-            ("CORS_ALLOWED_ORIGINS", "https://app.iconoclash.test".to_owned()),
+            (
+                "CORS_ALLOWED_ORIGINS",
+                "https://app.iconoclash.test".to_owned(),
+            ),
         ];
-        let settings = settings.map(|(name, value)| (name.to_owned(), value)).into();
-        Self { claude, stripe, mail, redis, database, settings }
+        let settings = settings
+            .map(|(name, value)| (name.to_owned(), value))
+            .into();
+        Self {
+            claude,
+            stripe,
+            mail,
+            redis,
+            database,
+            settings,
+        }
     }
 }
 
 /// What the runner of the tests has started.
 pub(crate) fn needed(variable: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set: run `cargo local test`"))
+    std::env::var(variable)
+        .unwrap_or_else(|_| panic!("{variable} is not set: run `cargo local test`"))
 }
 
 /// A copy of the template that the runner migrated and seeded.
@@ -65,6 +93,9 @@ async fn own_database() -> String {
     let server = format!("{}/postgres", needed("ICONOCLASH_TEST_POSTGRES"));
     let mut connection = PgConnection::connect(&server).await.unwrap();
     let create = format!("create database {name} template iconoclash_template");
-    connection.execute(sqlx::AssertSqlSafe(create)).await.unwrap();
+    connection
+        .execute(sqlx::AssertSqlSafe(create))
+        .await
+        .unwrap();
     name
 }

@@ -73,7 +73,12 @@ impl Bouncer {
         let port = free_port().await;
         let ini = ini(&server, server_port, port, &folder) + &settings(&folder);
         fs::write(folder.join("pgbouncer.ini"), ini).unwrap();
-        let mut bouncer = Self { process: spawn(&folder), port, database, folder };
+        let mut bouncer = Self {
+            process: spawn(&folder),
+            port,
+            database,
+            folder,
+        };
         bouncer.answers().await;
         bouncer
     }
@@ -122,7 +127,9 @@ pub(crate) async fn free_port() -> u16 {
 
 fn spawn(folder: &Path) -> Child {
     let installed = ["/usr/sbin/pgbouncer", "/opt/homebrew/bin/pgbouncer"];
-    let found = installed.into_iter().find(|path| fs::exists(path).unwrap_or(false));
+    let found = installed
+        .into_iter()
+        .find(|path| fs::exists(path).unwrap_or(false));
     Command::new(found.unwrap_or("pgbouncer"))
         .arg("--quiet")
         .arg(folder.join("pgbouncer.ini"))
@@ -130,7 +137,9 @@ fn spawn(folder: &Path) -> Child {
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-        .expect("pgbouncer is installed (Debian: apt install pgbouncer, macOS: brew install pgbouncer)")
+        .expect(
+            "pgbouncer is installed (Debian: apt install pgbouncer, macOS: brew install pgbouncer)",
+        )
 }
 
 fn ini(server: &Config, server_port: u16, port: u16, folder: &Path) -> String {
@@ -140,9 +149,9 @@ fn ini(server: &Config, server_port: u16, port: u16, folder: &Path) -> String {
         None => "127.0.0.1".to_owned(),
     };
     let user = server.get_user().unwrap_or("postgres");
-    let password = server
-        .get_password()
-        .map_or_else(String::new, |password| format!(" password='{}'", String::from_utf8_lossy(password)));
+    let password = server.get_password().map_or_else(String::new, |password| {
+        format!(" password='{}'", String::from_utf8_lossy(password))
+    });
     let root = fs::metadata(folder).unwrap().uid() == 0;
     format!(
         "[databases]\n\

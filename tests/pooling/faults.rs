@@ -29,7 +29,11 @@ const INSERT_DISCUSSION: Sql<()> = Sql::unchecked(
     "insert into discussions (id, user_id, title, icons, created_at, updated_at)
      values ($1, $1, 'title', '{socrates}', now(), now())",
 );
-const COUNT_USER: Sql<i64> = Sql::unchecked(Access::Read, &[Type::UUID], "select count(*) from users where id = $1");
+const COUNT_USER: Sql<i64> = Sql::unchecked(
+    Access::Read,
+    &[Type::UUID],
+    "select count(*) from users where id = $1",
+);
 
 /// The test database behind a piece of network.
 async fn gated(name: &str, pool_size: usize) -> (Gate, Db) {
@@ -58,7 +62,10 @@ fn user(id: Uuid) -> (Uuid, String) {
 async fn reads_survive_the_end_of_every_backend() {
     let bouncer = Bouncer::start().await;
     let watch = direct("watch", 1);
-    for (url, name) in [(bouncer.url(), "killed_pooled"), (test_database(), "killed_direct")] {
+    for (url, name) in [
+        (bouncer.url(), "killed_pooled"),
+        (test_database(), "killed_direct"),
+    ] {
         let db = named(&url, name, 5);
         for round in 0..5 {
             warm_up(&db, 5).await;
@@ -89,9 +96,15 @@ async fn a_connection_that_went_dead_while_idle_is_replaced_before_anything_is_s
     // Not for luck: a connection counts as idle after five seconds.
     sleep(Duration::from_millis(5_100)).await;
     let begun = Instant::now();
-    db.execute(&INSERT_USER, &[&id, &email, &"free"]).await.unwrap();
+    db.execute(&INSERT_USER, &[&id, &email, &"free"])
+        .await
+        .unwrap();
     assert_echoes(&db, 3).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -143,14 +156,23 @@ async fn a_refused_write_names_its_constraint_and_keeps_its_connection() {
     let (gate, db) = gated("constraints", 1).await;
     let (id, email) = user(Uuid::from_u128(rand::random()));
     let other = Uuid::from_u128(rand::random());
-    db.execute(&INSERT_USER, &[&id, &email, &"free"]).await.unwrap();
+    db.execute(&INSERT_USER, &[&id, &email, &"free"])
+        .await
+        .unwrap();
 
-    let again = db.execute(&INSERT_USER, &[&other, &email.to_uppercase(), &"free"]).await;
+    let again = db
+        .execute(&INSERT_USER, &[&other, &email.to_uppercase(), &"free"])
+        .await;
     assert_eq!(again.unwrap_err().constraint(), Some("users_email_key"));
-    let unknown = db.execute(&INSERT_USER, &[&other, &"a@example.com", &"gold"]).await;
+    let unknown = db
+        .execute(&INSERT_USER, &[&other, &"a@example.com", &"gold"])
+        .await;
     assert_eq!(unknown.unwrap_err().constraint(), Some("users_plan_known"));
     let orphan = db.execute(&INSERT_DISCUSSION, &[&other]).await;
-    assert_eq!(orphan.unwrap_err().constraint(), Some("discussions_user_id_fkey"));
+    assert_eq!(
+        orphan.unwrap_err().constraint(),
+        Some("discussions_user_id_fkey")
+    );
     assert_eq!(gate.accepted(), 1);
 }
 
@@ -158,16 +180,27 @@ async fn a_refused_write_names_its_constraint_and_keeps_its_connection() {
 async fn our_own_mistakes_are_told_from_the_servers() {
     let db = direct("mistakes", 1);
     let too_few = db.one(&ECHO, &[]).await.unwrap_err();
-    assert!(too_few.to_string().contains("0 parameters given where 1 are due"), "{too_few}");
+    assert!(
+        too_few
+            .to_string()
+            .contains("0 parameters given where 1 are due"),
+        "{too_few}"
+    );
     let wrong_type = db.one(&ECHO, &[&"text"]).await.unwrap_err();
     assert!(matches!(wrong_type, Error::Other(_)), "{wrong_type:?}");
 
     let undecodable: Sql<i64> = Sql::unchecked(Access::Read, &[], "select 'text'");
-    assert!(matches!(db.one(&undecodable, &[]).await, Err(Error::Other(_))));
+    assert!(matches!(
+        db.one(&undecodable, &[]).await,
+        Err(Error::Other(_))
+    ));
     let absent: Sql<i64> = Sql::unchecked(Access::Read, &[], "select 1::bigint where false");
     assert_eq!(db.optional(&absent, &[]).await.unwrap(), None);
     assert!(matches!(db.one(&absent, &[]).await, Err(Error::Other(_))));
     let several: Sql<i32> = Sql::unchecked(Access::Read, &[], "select generate_series(1, 3)");
     assert_eq!(db.all(&several, &[]).await.unwrap(), [1, 2, 3]);
-    assert!(matches!(db.optional(&several, &[]).await, Err(Error::Other(_))));
+    assert!(matches!(
+        db.optional(&several, &[]).await,
+        Err(Error::Other(_))
+    ));
 }

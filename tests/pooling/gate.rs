@@ -40,7 +40,12 @@ impl Gate {
         let (swallowed, watched) = watch::channel(0);
         let mut listening = JoinSet::new();
         listening.spawn(accept(listener, server.to_owned(), faults.clone(), watched));
-        Self { address, faults, swallowed, _listening: listening }
+        Self {
+            address,
+            faults,
+            swallowed,
+            _listening: listening,
+        }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -67,7 +72,12 @@ impl Gate {
     }
 }
 
-async fn accept(listener: TcpListener, server: String, faults: Arc<Faults>, swallowed: watch::Receiver<usize>) {
+async fn accept(
+    listener: TcpListener,
+    server: String,
+    faults: Arc<Faults>,
+    swallowed: watch::Receiver<usize>,
+) {
     let mut open = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         faults.accepted.fetch_add(1, Ordering::SeqCst);

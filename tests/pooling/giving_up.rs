@@ -17,7 +17,11 @@ const BACKEND: Sql<i32> = Sql::unchecked(Access::Read, &[], "select pg_backend_p
 #[tokio::test]
 async fn a_statement_past_its_deadline_is_cancelled_through_the_pooler() {
     let bouncer = Bouncer::start().await;
-    past_its_deadline(&named(&bouncer.url(), "deadline_pooled", 1), "deadline_pooled").await;
+    past_its_deadline(
+        &named(&bouncer.url(), "deadline_pooled", 1),
+        "deadline_pooled",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -35,23 +39,39 @@ pub(crate) async fn past_its_deadline(db: &Db, name: &str) {
     let begun = Instant::now();
     let outcome = hasty.one(&SLEEP, &[&30.0]).await;
     assert!(matches!(outcome, Err(Error::Deadline)), "{outcome:?}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    eventually(Duration::from_secs(1), "the server is free", || async { !is_busy(&watch, name).await }).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
+    eventually(Duration::from_secs(1), "the server is free", || async {
+        !is_busy(&watch, name).await
+    })
+    .await;
     assert_echoes(db, 1).await;
 }
 
 #[tokio::test]
 async fn a_dropped_statement_is_cancelled_and_its_connection_not_used_again() {
     let bouncer = Bouncer::start().await;
-    for (url, name) in [(bouncer.url(), "dropped_pooled"), (test_database(), "dropped_direct")] {
+    for (url, name) in [
+        (bouncer.url(), "dropped_pooled"),
+        (test_database(), "dropped_direct"),
+    ] {
         let db = named(&url, name, 1);
         let watch = direct("watch", 1);
         let mut caller = JoinSet::new();
         let sleeping = db.clone();
         caller.spawn(async move { sleeping.one(&SLEEP, &[&30.0]).await });
-        eventually(Duration::from_secs(5), "the statement runs", || is_busy(&watch, name)).await;
+        eventually(Duration::from_secs(5), "the statement runs", || {
+            is_busy(&watch, name)
+        })
+        .await;
         caller.shutdown().await;
-        eventually(Duration::from_secs(1), "the server is free", || async { !is_busy(&watch, name).await }).await;
+        eventually(Duration::from_secs(1), "the server is free", || async {
+            !is_busy(&watch, name).await
+        })
+        .await;
         assert_echoes(&db, 7).await;
     }
 }
@@ -63,9 +83,16 @@ async fn a_full_pool_is_unavailable_within_its_bound() {
     let mut caller = JoinSet::new();
     let sleeping = db.clone();
     caller.spawn(async move { sleeping.one(&SLEEP, &[&30.0]).await });
-    eventually(Duration::from_secs(5), "the statement runs", || is_busy(&watch, "full_pool")).await;
+    eventually(Duration::from_secs(5), "the statement runs", || {
+        is_busy(&watch, "full_pool")
+    })
+    .await;
     let begun = Instant::now();
     let outcome = db.one(&SLEEP, &[&0.0]).await;
     assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
 }

@@ -18,7 +18,11 @@ use self::support::test_database;
 
 /// Gives back what it was given, so that an answer of somebody else is noticed.
 const ECHO: Sql<i64> = Sql::unchecked(Access::Read, &[Type::INT8], "select $1");
-const SLEEP: Sql<i64> = Sql::unchecked(Access::Read, &[Type::FLOAT8], "select count(*) from pg_sleep($1)");
+const SLEEP: Sql<i64> = Sql::unchecked(
+    Access::Read,
+    &[Type::FLOAT8],
+    "select count(*) from pg_sleep($1)",
+);
 const BUSY: Sql<i64> = Sql::unchecked(
     Access::Read,
     &[Type::TEXT],
@@ -37,7 +41,11 @@ fn direct(name: &str, pool_size: usize) -> Db {
 
 fn named(url: &str, name: &str, pool_size: usize) -> Db {
     let separator = if url.contains('?') { '&' } else { '?' };
-    Db::new(&format!("{url}{separator}application_name={name}"), pool_size).unwrap()
+    Db::new(
+        &format!("{url}{separator}application_name={name}"),
+        pool_size,
+    )
+    .unwrap()
 }
 
 async fn assert_echoes(db: &Db, number: i64) {

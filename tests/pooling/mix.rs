@@ -29,14 +29,18 @@ const fn affine(text: &'static str) -> Sql<i64> {
 iconoclash::row! {
     struct PairRow { id: Uuid, label: String }
 }
-const PAIR: Sql<PairRow> =
-    Sql::unchecked(Access::Read, &[Type::UUID, Type::INT8], "select $1 as id, 'client ' || $2 as label");
+const PAIR: Sql<PairRow> = Sql::unchecked(
+    Access::Read,
+    &[Type::UUID, Type::INT8],
+    "select $1 as id, 'client ' || $2 as label",
+);
 const CREATE_LEDGER: Sql<()> = Sql::unchecked(
     Access::Write,
     &[],
     "create table pooling_ledger (client bigint primary key, total bigint not null)",
 );
-const DROP_LEDGER: Sql<()> = Sql::unchecked(Access::Write, &[], "drop table if exists pooling_ledger");
+const DROP_LEDGER: Sql<()> =
+    Sql::unchecked(Access::Write, &[], "drop table if exists pooling_ledger");
 const ADD: Sql<i64> = Sql::unchecked(
     Access::Write,
     &[Type::INT8, Type::INT8],
@@ -46,8 +50,11 @@ const ADD: Sql<i64> = Sql::unchecked(
        returning total
      ) select total from added",
 );
-const LEDGER_TOTAL: Sql<i64> =
-    Sql::unchecked(Access::Read, &[], "select coalesce(sum(total), 0)::bigint from pooling_ledger");
+const LEDGER_TOTAL: Sql<i64> = Sql::unchecked(
+    Access::Read,
+    &[],
+    "select coalesce(sum(total), 0)::bigint from pooling_ledger",
+);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forty_clients_on_two_server_connections_get_their_own_answers() {
@@ -56,7 +63,9 @@ async fn forty_clients_on_two_server_connections_get_their_own_answers() {
     owner.execute(&CREATE_LEDGER, &[]).await.unwrap();
 
     let bouncer = Bouncer::start().await;
-    let instances: Vec<_> = (0..4).map(|_| Db::new(&bouncer.url(), 10).unwrap()).collect();
+    let instances: Vec<_> = (0..4)
+        .map(|_| Db::new(&bouncer.url(), 10).unwrap())
+        .collect();
     let mut clients = JoinSet::new();
     for client in 0..CLIENTS {
         let db = instances[client as usize % instances.len()].clone();
@@ -101,18 +110,25 @@ async fn named_statements_on_the_same_pooler_fail() {
             driver.spawn(driving);
             let mut right = 0;
             for call in 0..10 {
-                let (factor, term, text) =
-                    [(3, 1, "select $1 * 3 + 1::bigint"), (5, 2, "select $1 * 5 + 2::bigint")][call as usize % 2];
+                let (factor, term, text) = [
+                    (3, 1, "select $1 * 3 + 1::bigint"),
+                    (5, 2, "select $1 * 5 + 2::bigint"),
+                ][call as usize % 2];
                 let number = client * 1_000 + call;
                 #[expect(clippy::disallowed_methods, reason = "shows what the rule is for")]
                 let answer = connection.query_one(text, &[&number]).await;
-                right += i64::from(answer.is_ok_and(|row| row.get::<_, i64>(0) == number * factor + term));
+                right += i64::from(
+                    answer.is_ok_and(|row| row.get::<_, i64>(0) == number * factor + term),
+                );
             }
             right
         });
     }
     let right: i64 = clients.join_all().await.into_iter().sum();
-    assert!(right < CLIENTS * 10, "this pooler keeps named statements: it proves nothing");
+    assert!(
+        right < CLIENTS * 10,
+        "this pooler keeps named statements: it proves nothing"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

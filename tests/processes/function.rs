@@ -21,24 +21,42 @@ impl Stores {
     pub(crate) async fn start(settings: &[(&str, &str)]) -> Self {
         let around = Surroundings::start(Duration::ZERO).await;
         let mut all: Vec<_> = around.settings.clone().into_iter().collect();
-        all.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        Self { around, settings: all }
+        all.extend(
+            settings
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        Self {
+            around,
+            settings: all,
+        }
     }
 
     async fn connect(&self) -> PgConnection {
-        PgConnection::connect(&format!("{}/{}", needed("ICONOCLASH_TEST_POSTGRES"), self.around.database))
-            .await
-            .unwrap()
+        PgConnection::connect(&format!(
+            "{}/{}",
+            needed("ICONOCLASH_TEST_POSTGRES"),
+            self.around.database
+        ))
+        .await
+        .unwrap()
     }
 
     async fn sql(&self, statement: &str) {
-        self.connect().await.execute(sqlx::AssertSqlSafe(statement.to_owned())).await.unwrap();
+        self.connect()
+            .await
+            .execute(sqlx::AssertSqlSafe(statement.to_owned()))
+            .await
+            .unwrap();
     }
 
     /// The only value of a query, as text.
     pub(crate) async fn value(&self, query: &str) -> String {
         let query = sqlx::AssertSqlSafe(format!("select (q.value)::text from ({query}) q (value)"));
-        sqlx::query_scalar(query).fetch_one(&mut self.connect().await).await.unwrap()
+        sqlx::query_scalar(query)
+            .fetch_one(&mut self.connect().await)
+            .await
+            .unwrap()
     }
 
     /// Asks Redis for a number.
@@ -46,12 +64,19 @@ impl Stores {
         let (url, token) = (self.around.redis.url(), self.around.redis.token());
         let redis = upstash_redis_rs::Redis::new(url, token, reqwest::Client::new()).unwrap();
         let command = upstash_redis_rs::Command::new(name.to_owned()).args(args.iter().copied());
-        redis.with_deadline(Duration::from_secs(10)).exec(&command).await.unwrap()
+        redis
+            .with_deadline(Duration::from_secs(10))
+            .exec(&command)
+            .await
+            .unwrap()
     }
 
     /// Sets a limit of everybody's spending.
     pub(crate) async fn budget(&self, scope: &str, limit: i64) {
-        self.sql(&format!("update budgets set limit_microusd = {limit} where scope = '{scope}'")).await;
+        self.sql(&format!(
+            "update budgets set limit_microusd = {limit} where scope = '{scope}'"
+        ))
+        .await;
         self.redis("DEL", &["{rl}:caps"]).await;
     }
 
@@ -65,7 +90,10 @@ impl Stores {
         self.sql("update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'").await;
         let (url, token) = (self.around.redis.url(), self.around.redis.token());
         let redis = upstash_redis_rs::Redis::new(url, token, reqwest::Client::new()).unwrap();
-        let range = upstash_redis_rs::Command::new("ZRANGE").arg("{rl}:open").arg(0).arg(-1);
+        let range = upstash_redis_rs::Command::new("ZRANGE")
+            .arg("{rl}:open")
+            .arg(0)
+            .arg(-1);
         let open: Vec<String> = redis.exec(&range).await.unwrap();
         for hold in open {
             self.redis("ZADD", &["{rl}:open", "1", &hold]).await;
@@ -77,7 +105,12 @@ impl Stores {
         let body = self.around.claude.requests().last().unwrap().body.clone();
         let text = |value: &Value| value["text"].as_str().unwrap().len();
         let system: usize = body["system"].as_array().unwrap().iter().map(text).sum();
-        let turns: usize = body["messages"].as_array().unwrap().iter().map(|turn| text(&turn["content"][0])).sum();
+        let turns: usize = body["messages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|turn| text(&turn["content"][0]))
+            .sum();
         (i64::try_from(system + turns).unwrap() * 125_000 + 800 * 500_000 + 999_999) / 1_000_000
     }
 }
@@ -96,7 +129,11 @@ impl Function {
 
     /// Its log lines go where the caller says.
     pub(crate) fn start_logging_to(log: Stdio, stores: &Stores, settings: &[(&str, &str)]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .env("ICONOCLASH_FUNCTION", "1")
@@ -105,7 +142,11 @@ impl Function {
             .envs(settings.iter().copied())
             .stdout(log);
         let process = Mutex::new(command.spawn().unwrap());
-        Self { process, url: format!("http://127.0.0.1:{port}"), http: reqwest::Client::new() }
+        Self {
+            process,
+            url: format!("http://127.0.0.1:{port}"),
+            http: reqwest::Client::new(),
+        }
     }
 
     /// As `kill -9` does.
@@ -118,19 +159,35 @@ impl Function {
     /// Who one is, by the session's route.
     pub(crate) async fn session(&self, client: &Client) {
         let call = self.http.get(format!("{}/api/auth/session", self.url));
-        assert_eq!(call.bearer_auth(&client.token).send().await.unwrap().status(), 200);
+        assert_eq!(
+            call.bearer_auth(&client.token)
+                .send()
+                .await
+                .unwrap()
+                .status(),
+            200
+        );
     }
 
     /// What the cron's call says.
     pub(crate) async fn reconcile(&self) -> Value {
         let call = self.http.get(format!("{}/api/cron/reconcile", self.url));
-        let answer = call.bearer_auth("a-cron-secret-of-32-characters!!").send().await.unwrap();
+        let answer = call
+            .bearer_auth("a-cron-secret-of-32-characters!!")
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.status(), 200);
         answer.json().await.unwrap()
     }
 
     /// The process may still be starting.
-    async fn post(&self, path: &str, token: Option<&str>, body: &Value) -> reqwest::Result<(u16, Value)> {
+    async fn post(
+        &self,
+        path: &str,
+        token: Option<&str>,
+        body: &Value,
+    ) -> reqwest::Result<(u16, Value)> {
         let mut attempts = 0;
         loop {
             let mut request = self.http.post(format!("{}{path}", self.url)).json(body);
@@ -169,14 +226,21 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) async fn sign_up(function: &Function, name: &str) -> Self {
         let body = json!({"email": format!("{name}@example.org"), "password": "correct horse"});
-        let (status, answer) = function.post("/api/auth/signup", None, &body).await.unwrap();
+        let (status, answer) = function
+            .post("/api/auth/signup", None, &body)
+            .await
+            .unwrap();
         assert_eq!(status, 201, "{answer}");
-        Self { token: answer["token"].as_str().unwrap().to_owned(), unlimited: Mutex::default() }
+        Self {
+            token: answer["token"].as_str().unwrap().to_owned(),
+            unlimited: Mutex::default(),
+        }
     }
 
     pub(crate) async fn discussion(&self, function: &Function) -> String {
         // With a title of its own: one that is made is made by a call of its own.
-        let body = json!({"icons": ["socrates"], "title": "Virtue", "topic": "Can virtue be taught?"});
+        let body =
+            json!({"icons": ["socrates"], "title": "Virtue", "topic": "Can virtue be taught?"});
         let unlimited = self.unlimited.lock().unwrap().clone();
         if let Some(database) = unlimited {
             let url = format!("{}/{database}", needed("ICONOCLASH_TEST_POSTGRES"));
@@ -184,9 +248,16 @@ impl Client {
             let statement = "insert into discussions (id, user_id, title, topic, icons, created_at, updated_at)
                 select gen_random_uuid(), $1::uuid, 'Virtue', 'Can virtue be taught?', '{socrates}', now(), now()
                 returning id::text";
-            return sqlx::query_scalar(statement).bind(self.id()).fetch_one(&mut connection).await.unwrap();
+            return sqlx::query_scalar(statement)
+                .bind(self.id())
+                .fetch_one(&mut connection)
+                .await
+                .unwrap();
         }
-        let (status, answer) = function.post("/api/discussions", Some(&self.token), &body).await.unwrap();
+        let (status, answer) = function
+            .post("/api/discussions", Some(&self.token), &body)
+            .await
+            .unwrap();
         assert_eq!(status, 201, "{answer}");
         answer["id"].as_str().unwrap().to_owned()
     }
@@ -201,16 +272,27 @@ impl Client {
         }
     }
 
-    pub(crate) async fn try_send(&self, function: &Function, discussion: &str) -> reqwest::Result<(u16, String)> {
+    pub(crate) async fn try_send(
+        &self,
+        function: &Function,
+        discussion: &str,
+    ) -> reqwest::Result<(u16, String)> {
         let path = format!("/api/discussions/{discussion}/messages");
-        let (status, answer) = function.post(&path, Some(&self.token), &json!({"content": "Why?"})).await?;
-        Ok((status, answer["code"].as_str().unwrap_or_default().to_owned()))
+        let (status, answer) = function
+            .post(&path, Some(&self.token), &json!({"content": "Why?"}))
+            .await?;
+        Ok((
+            status,
+            answer["code"].as_str().unwrap_or_default().to_owned(),
+        ))
     }
 
     /// The user's id, as the token tells it.
     fn id(&self) -> String {
         use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-        let claims = BASE64_URL_SAFE_NO_PAD.decode(self.token.split('.').nth(1).unwrap()).unwrap();
+        let claims = BASE64_URL_SAFE_NO_PAD
+            .decode(self.token.split('.').nth(1).unwrap())
+            .unwrap();
         let claims: Value = serde_json::from_slice(&claims).unwrap();
         claims["sub"].as_str().unwrap().to_owned()
     }

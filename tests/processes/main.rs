@@ -2,7 +2,10 @@
 //! as the function that answers every route, once a process.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(clippy::disallowed_methods, reason = "a test plays the platform: it has an environment and a client")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test plays the platform: it has an environment and a client"
+)]
 
 #[path = "../api/surroundings.rs"]
 #[expect(dead_code, reason = "these tests only need what stands there to live")]
@@ -26,13 +29,29 @@ use tokio::runtime::Runtime;
 fn main() -> ExitCode {
     if std::env::var_os("ICONOCLASH_FUNCTION").is_some() {
         let served = Runtime::new().unwrap().block_on(serve::run(routes::all));
-        return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return if served.is_ok() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
     }
     let trials = vec![
-        trial("of_200_messages_in_4_processes_the_last_one_is_answered_once", last_message),
-        trial("of_200_messages_in_4_processes_the_last_money_is_spent_once", last_money),
-        trial("log_lines_tell_what_the_cache_gave_and_why_something_was_slower", logged),
-        trial("a_process_that_is_killed_at_any_step_leaves_nothing_open", killed),
+        trial(
+            "of_200_messages_in_4_processes_the_last_one_is_answered_once",
+            last_message,
+        ),
+        trial(
+            "of_200_messages_in_4_processes_the_last_money_is_spent_once",
+            last_money,
+        ),
+        trial(
+            "log_lines_tell_what_the_cache_gave_and_why_something_was_slower",
+            logged,
+        ),
+        trial(
+            "a_process_that_is_killed_at_any_step_leaves_nothing_open",
+            killed,
+        ),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -48,11 +67,19 @@ const PROCESSES: usize = 4;
 const MESSAGES: usize = 200;
 
 /// Sends 200 first messages of as many discussions over all processes at once; says how each was answered.
-async fn send_all(stores: &Stores, functions: &[Function], clients: &[Client]) -> Vec<(u16, String)> {
+async fn send_all(
+    stores: &Stores,
+    functions: &[Function],
+    clients: &[Client],
+) -> Vec<(u16, String)> {
     let mut sends = Vec::new();
     for at in 0..MESSAGES {
         let client = &clients[at % clients.len()];
-        sends.push((client, client.discussion(&functions[0]).await, &functions[at % functions.len()]));
+        sends.push((
+            client,
+            client.discussion(&functions[0]).await,
+            &functions[at % functions.len()],
+        ));
     }
     // The one reply does not end before all others are refused, so that no settled hold makes room for another.
     stores.around.claude.always(Behaviour::Hold { after: 0 });
@@ -75,7 +102,9 @@ async fn send_all(stores: &Stores, functions: &[Function], clients: &[Client]) -
 
 async fn last_message() {
     let stores = Stores::start(&[("QUOTA_FREE", "3")]).await;
-    let functions: Vec<Function> = (0..PROCESSES).map(|_| Function::start(&stores, &[])).collect();
+    let functions: Vec<Function> = (0..PROCESSES)
+        .map(|_| Function::start(&stores, &[]))
+        .collect();
     let ada = Client::sign_up(&functions[0], "ada").await;
     let discussion = ada.discussion(&functions[0]).await;
     for function in &functions[..2] {
@@ -83,14 +112,25 @@ async fn last_message() {
     }
     stores.allow_discussions(&ada).await;
     let answers = send_all(&stores, &functions, std::slice::from_ref(&ada)).await;
-    assert_eq!(answers.iter().filter(|(status, _)| *status == 201).count(), 1);
-    assert_eq!(answers.iter().filter(|answer| **answer == (429, "quota_exceeded".to_owned())).count(), MESSAGES - 1);
+    assert_eq!(
+        answers.iter().filter(|(status, _)| *status == 201).count(),
+        1
+    );
+    assert_eq!(
+        answers
+            .iter()
+            .filter(|answer| **answer == (429, "quota_exceeded".to_owned()))
+            .count(),
+        MESSAGES - 1
+    );
     assert_eq!(stores.value("select messages from subject_days").await, "3");
 }
 
 async fn last_money() {
     let stores = Stores::start(&[]).await;
-    let functions: Vec<Function> = (0..PROCESSES).map(|_| Function::start(&stores, &[])).collect();
+    let functions: Vec<Function> = (0..PROCESSES)
+        .map(|_| Function::start(&stores, &[]))
+        .collect();
     let names = ["ada", "bob", "cleo", "dan"];
     let clients = join_all(names.map(|name| Client::sign_up(&functions[0], name))).await;
     for (client, function) in clients.iter().zip(&functions) {
@@ -98,12 +138,25 @@ async fn last_money() {
         let discussion = client.discussion(function).await;
         assert_eq!(client.send(function, &discussion).await.0, 201);
     }
-    let spent: i64 = stores.value("select spent_microusd from budget_days").await.parse().unwrap();
+    let spent: i64 = stores
+        .value("select spent_microusd from budget_days")
+        .await
+        .parse()
+        .unwrap();
     let exact = stores.hold_of_the_last_prompt();
     stores.budget("day", spent + exact + exact / 2).await;
     let answers = send_all(&stores, &functions, &clients).await;
-    assert_eq!(answers.iter().filter(|(status, _)| *status == 201).count(), 1);
-    assert_eq!(answers.iter().filter(|answer| **answer == (503, "budget_spent".to_owned())).count(), MESSAGES - 1);
+    assert_eq!(
+        answers.iter().filter(|(status, _)| *status == 201).count(),
+        1
+    );
+    assert_eq!(
+        answers
+            .iter()
+            .filter(|answer| **answer == (503, "budget_spent".to_owned()))
+            .count(),
+        MESSAGES - 1
+    );
 }
 
 async fn logged() {
@@ -112,7 +165,9 @@ async fn logged() {
     let log = || std::fs::File::create(&path).unwrap().into();
     let lines = |message: &str| -> Vec<Value> {
         let text = std::fs::read_to_string(&path).unwrap();
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
         lines.filter(|line| line["message"] == message).collect()
     };
     let warm = Function::start_logging_to(log(), &stores, &[]);
@@ -121,20 +176,39 @@ async fn logged() {
         warm.session(&ada).await;
     }
     let told = lines("request").pop().unwrap();
-    assert_eq!((&told["cache_hits"], &told["redis_requests"], &told["degraded"]), (&json!(1), &json!(1), &Value::Null));
-    assert!(told["cache_age_ms"].as_i64().is_some_and(|age| age >= 0), "{told}");
+    assert_eq!(
+        (
+            &told["cache_hits"],
+            &told["redis_requests"],
+            &told["degraded"]
+        ),
+        (&json!(1), &json!(1), &Value::Null)
+    );
+    assert!(
+        told["cache_age_ms"].as_i64().is_some_and(|age| age >= 0),
+        "{told}"
+    );
     warm.kill();
 
-    let alone = Function::start_logging_to(log(), &stores, &[("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9")]);
+    let alone = Function::start_logging_to(
+        log(),
+        &stores,
+        &[("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9")],
+    );
     let discussion = ada.discussion(&alone).await;
     assert_eq!(ada.send(&alone, &discussion).await.0, 201);
     let told = lines("reply").pop().unwrap();
     assert!(
-        told["degraded"].as_str().is_some_and(|cause| cause.contains("Redis") || cause.contains("store")),
+        told["degraded"]
+            .as_str()
+            .is_some_and(|cause| cause.contains("Redis") || cause.contains("store")),
         "{told}"
     );
     let text = std::fs::read_to_string(&path).unwrap();
-    assert!(!text.contains(&stores.around.settings["UPSTASH_REDIS_REST_TOKEN"]), "{text}");
+    assert!(
+        !text.contains(&stores.around.settings["UPSTASH_REDIS_REST_TOKEN"]),
+        "{text}"
+    );
     std::fs::remove_file(&path).unwrap();
 }
 
@@ -178,15 +252,32 @@ async fn killed() {
             "select coalesce(max(status), '') from messages where role = 'assistant' and discussion_id = '{discussion}'"
         );
         assert_eq!(stores.value(&replies).await, status, "{step}: {report}");
-        assert_eq!(stores.redis("ZCARD", &["{rl}:open"]).await, 0, "{step}: {report}");
+        assert_eq!(
+            stores.redis("ZCARD", &["{rl}:open"]).await,
+            0,
+            "{step}: {report}"
+        );
         let counted = "select count(*) from usage_events where counted";
-        assert_eq!(stores.value(counted).await, if counts { "2" } else { "1" }, "{step}: {report}");
+        assert_eq!(
+            stores.value(counted).await,
+            if counts { "2" } else { "1" },
+            "{step}: {report}"
+        );
         // What the provider was asked for is paid for: at least as much as it reported.
         let asked = stores.around.claude.requests().len();
-        let paid = "select count(*) from usage_events where cost_microusd >= 20 and outcome <> 'running'";
+        let paid =
+            "select count(*) from usage_events where cost_microusd >= 20 and outcome <> 'running'";
         let expected = if step == "admitted" { 1 } else { 2 };
         assert!(asked >= expected, "{step}");
-        assert_eq!(stores.value(paid).await, expected.to_string(), "{step}: {report}");
-        assert_eq!(ada.send(&witness, &discussion).await.0, 201, "{step}: {report}");
+        assert_eq!(
+            stores.value(paid).await,
+            expected.to_string(),
+            "{step}: {report}"
+        );
+        assert_eq!(
+            ada.send(&witness, &discussion).await.0,
+            201,
+            "{step}: {report}"
+        );
     }
 }

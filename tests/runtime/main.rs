@@ -2,7 +2,10 @@
 //! function whose routes misbehave on demand, and plays the platform and the client towards it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(clippy::disallowed_methods, reason = "a test plays the platform: it has an environment and a client")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test plays the platform: it has an environment and a client"
+)]
 
 mod probe;
 
@@ -22,13 +25,34 @@ fn main() -> ExitCode {
         return probe::serve();
     }
     let trials = vec![
-        trial("an_upload_over_the_limit_is_refused_before_it_comes", upload_is_refused_early),
-        trial("a_stream_of_any_content_type_arrives_as_it_is_made", ndjson_streams),
-        trial("a_panic_is_a_problem_and_the_process_lives", panic_is_survived),
-        trial("registered_work_outlives_the_response_and_sigterm", work_outlives_sigterm),
-        trial("registered_work_goes_on_when_the_client_leaves", work_outlives_the_client),
-        trial("the_invocation_ends_after_its_registered_work", end_message_waits),
-        trial("a_function_without_any_setting_answers", bare_function_answers),
+        trial(
+            "an_upload_over_the_limit_is_refused_before_it_comes",
+            upload_is_refused_early,
+        ),
+        trial(
+            "a_stream_of_any_content_type_arrives_as_it_is_made",
+            ndjson_streams,
+        ),
+        trial(
+            "a_panic_is_a_problem_and_the_process_lives",
+            panic_is_survived,
+        ),
+        trial(
+            "registered_work_outlives_the_response_and_sigterm",
+            work_outlives_sigterm,
+        ),
+        trial(
+            "registered_work_goes_on_when_the_client_leaves",
+            work_outlives_the_client,
+        ),
+        trial(
+            "the_invocation_ends_after_its_registered_work",
+            end_message_waits,
+        ),
+        trial(
+            "a_function_without_any_setting_answers",
+            bare_function_answers,
+        ),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -46,8 +70,13 @@ struct Function {
 
 impl Function {
     fn start(settings: &[(&str, &str)]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = env::temp_dir().join(format!("iconoclash-probe-{}-{port}", std::process::id()));
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let folder =
+            env::temp_dir().join(format!("iconoclash-probe-{}-{port}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let mut command = Command::new(env::current_exe().unwrap());
         // A backtrace of a debug build takes seconds to print.
@@ -57,14 +86,22 @@ impl Function {
             .env("VERCEL_DEV_PORT", port.to_string())
             .stdout(Stdio::null());
         let process = command.envs(settings.iter().copied()).spawn().unwrap();
-        let function = Self { process, port, folder };
-        within("the function listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        let function = Self {
+            process,
+            port,
+            folder,
+        };
+        within("the function listens", || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
         function
     }
 
     fn request(&self, head: &str) -> TcpStream {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
         write!(stream, "{head}\r\nhost: localhost\r\n\r\n").unwrap();
         stream
     }
@@ -72,7 +109,9 @@ impl Function {
     /// Status line, headers and body of an answer that ends the connection.
     fn answer(&self, head: &str) -> String {
         let mut text = String::new();
-        self.request(&format!("{head}\r\nconnection: close")).read_to_string(&mut text).unwrap();
+        self.request(&format!("{head}\r\nconnection: close"))
+            .read_to_string(&mut text)
+            .unwrap();
         text
     }
 
@@ -85,7 +124,13 @@ impl Function {
     }
 
     fn terminate(&self) {
-        assert!(Command::new("kill").arg(self.process.id().to_string()).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .arg(self.process.id().to_string())
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 }
 
@@ -100,7 +145,10 @@ impl Drop for Function {
 fn within(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 seconds: {what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "not within 20 seconds: {what}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -108,8 +156,9 @@ fn within(what: &str, mut condition: impl FnMut() -> bool) {
 fn upload_is_refused_early() -> Result<(), Failed> {
     let function = Function::start(&[]);
     // The body is announced and never sent, so that the refusal cannot have waited for it.
-    let mut stream =
-        function.request("POST /echo HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 4000000000");
+    let mut stream = function.request(
+        "POST /echo HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 4000000000",
+    );
     let mut head = [0; 12];
     stream.read_exact(&mut head)?;
     assert_eq!(&head, b"HTTP/1.1 413");
@@ -121,11 +170,16 @@ fn upload_is_refused_early() -> Result<(), Failed> {
 fn ndjson_streams() -> Result<(), Failed> {
     let function = Function::start(&[]);
     let mut lines = BufReader::new(function.request("GET /ndjson HTTP/1.1")).lines();
-    let first = lines.by_ref().map_while(Result::ok).find(|line| line.starts_with('{'));
+    let first = lines
+        .by_ref()
+        .map_while(Result::ok)
+        .find(|line| line.starts_with('{'));
     assert_eq!(first.as_deref(), Some(r#"{"line":1}"#));
     // The second line is made only now, after the first has arrived.
     function.lets("second");
-    let second = lines.map_while(Result::ok).find(|line| line.starts_with('{'));
+    let second = lines
+        .map_while(Result::ok)
+        .find(|line| line.starts_with('{'));
     assert_eq!(second.as_deref(), Some(r#"{"line":2}"#));
     Ok(())
 }
@@ -134,18 +188,34 @@ fn panic_is_survived() -> Result<(), Failed> {
     let function = Function::start(&[]);
     let answer = function.answer("GET /panic HTTP/1.1");
     assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
-    assert!(answer.contains("application/problem+json") && answer.contains(r#""code":"internal""#), "{answer}");
+    assert!(
+        answer.contains("application/problem+json") && answer.contains(r#""code":"internal""#),
+        "{answer}"
+    );
     assert!(!answer.contains("on demand"), "{answer}");
-    assert!(function.answer("GET /alive HTTP/1.1").starts_with("HTTP/1.1 200"));
+    assert!(
+        function
+            .answer("GET /alive HTTP/1.1")
+            .starts_with("HTTP/1.1 200")
+    );
     Ok(())
 }
 
 fn work_outlives_sigterm() -> Result<(), Failed> {
     let mut function = Function::start(&[]);
-    assert!(function.answer("POST /work HTTP/1.1").starts_with("HTTP/1.1 200"));
+    assert!(
+        function
+            .answer("POST /work HTTP/1.1")
+            .starts_with("HTTP/1.1 200")
+    );
     function.terminate();
-    within("the signal is received", || function.file("terminating").exists());
-    assert!(function.process.try_wait()?.is_none(), "the process ended with its work undone");
+    within("the signal is received", || {
+        function.file("terminating").exists()
+    });
+    assert!(
+        function.process.try_wait()?.is_none(),
+        "the process ended with its work undone"
+    );
     function.lets("go");
     assert!(function.process.wait()?.success());
     assert!(function.file("done").exists());
@@ -155,10 +225,17 @@ fn work_outlives_sigterm() -> Result<(), Failed> {
 fn work_outlives_the_client() -> Result<(), Failed> {
     let function = Function::start(&[]);
     let mut lines = BufReader::new(function.request("GET /produce HTTP/1.1")).lines();
-    assert!(lines.by_ref().map_while(Result::ok).any(|line| line.contains("begun")));
+    assert!(
+        lines
+            .by_ref()
+            .map_while(Result::ok)
+            .any(|line| line.contains("begun"))
+    );
     drop(lines);
     function.lets("go");
-    within("the producer ends without its client", || function.file("done").exists());
+    within("the producer ends without its client", || {
+        function.file("done").exists()
+    });
     Ok(())
 }
 
@@ -171,12 +248,22 @@ fn end_message_waits() -> Result<(), Failed> {
     let (connection, _) = platform.accept()?;
     connection.set_read_timeout(Some(Duration::from_secs(20)))?;
     let invocation = "x-vercel-internal-invocation-id: i-1\r\nx-vercel-internal-request-id: 7";
-    assert!(function.answer(&format!("POST /work HTTP/1.1\r\n{invocation}")).starts_with("HTTP/1.1 200"));
+    assert!(
+        function
+            .answer(&format!("POST /work HTTP/1.1\r\n{invocation}"))
+            .starts_with("HTTP/1.1 200")
+    );
     function.lets("go");
     let mut messages = BufReader::new(connection).split(0).map_while(Result::ok);
     let end = messages.find(|message| String::from_utf8_lossy(message).contains(r#""type":"end""#));
-    assert!(end.is_some(), "the platform was not told that the invocation ended");
-    assert!(function.file("done").exists(), "the invocation ended before its work");
+    assert!(
+        end.is_some(),
+        "the platform was not told that the invocation ended"
+    );
+    assert!(
+        function.file("done").exists(),
+        "the invocation ended before its work"
+    );
     fs::remove_file(&socket)?;
     Ok(())
 }
@@ -184,7 +271,10 @@ fn end_message_waits() -> Result<(), Failed> {
 fn bare_function_answers() -> Result<(), Failed> {
     let function = Function::start(&[]);
     let answer = function.answer("GET /needs-postgres HTTP/1.1");
-    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("application/problem+json"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("application/problem+json"),
+        "{answer}"
+    );
     assert!(!answer.contains("DATABASE_URL"), "{answer}");
     Ok(())
 }

@@ -43,12 +43,21 @@ pub(crate) fn serve() -> ExitCode {
 fn router() -> OpenApiRouter<App> {
     let routes = Router::new()
         .route("/alive", get(async || "yes"))
-        .route("/echo", post(async |Json(body): Json<serde_json::Value>| axum::Json(body)))
-        .route("/panic", get(async || -> &'static str { panic!("on demand") }))
+        .route(
+            "/echo",
+            post(async |Json(body): Json<serde_json::Value>| axum::Json(body)),
+        )
+        .route(
+            "/panic",
+            get(async || -> &'static str { panic!("on demand") }),
+        )
         .route("/ndjson", get(ndjson))
         .route("/work", post(work))
         .route("/produce", get(produce))
-        .route("/needs-postgres", get(async |State(app): State<App>| -> Result<()> { app.db().map(|_| ()) }));
+        .route(
+            "/needs-postgres",
+            get(async |State(app): State<App>| -> Result<()> { app.db().map(|_| ()) }),
+        );
     OpenApiRouter::from(routes)
 }
 
@@ -77,7 +86,9 @@ async fn produce(background: Background) -> Response {
         appears("go").await;
         fs::write(file("done"), "").unwrap();
     });
-    let events = stream::unfold(told, async |mut told| Some((Ok::<_, std::io::Error>(told.recv().await?), told)));
+    let events = stream::unfold(told, async |mut told| {
+        Some((Ok::<_, std::io::Error>(told.recv().await?), told))
+    });
     Response::new(Body::from_stream(events))
 }
 

@@ -14,7 +14,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// Not an id of a customer.
-    #[error("{0:?} is no customer of Stripe: give the id that begins with cus_, from the customer's page at Stripe")]
+    #[error(
+        "{0:?} is no customer of Stripe: give the id that begins with cus_, from the customer's page at Stripe"
+    )]
     Malformed(String),
     /// Nobody has it.
     #[error(
@@ -29,12 +31,18 @@ pub enum Failure {
     )]
     Missing(String),
     /// A setting is missing, or something did not answer.
-    #[error("{0}. Nothing was written; set what is missing or try again when it answers, it is safe to repeat")]
+    #[error(
+        "{0}. Nothing was written; set what is missing or try again when it answers, it is safe to repeat"
+    )]
     Unavailable(String),
 }
 
 /// Asks Stripe about a customer, writes the answer and says, line by line, what changed.
-pub async fn sync(app: &App, customer: &str, say: &mut (dyn FnMut(String) + Send)) -> Result<(), Failure> {
+pub async fn sync(
+    app: &App,
+    customer: &str,
+    say: &mut (dyn FnMut(String) + Send),
+) -> Result<(), Failure> {
     if !customer.starts_with("cus_") || customer.len() < 5 {
         return Err(Failure::Malformed(customer.to_owned()));
     }
@@ -45,18 +53,31 @@ pub async fn sync(app: &App, customer: &str, say: &mut (dyn FnMut(String) + Send
                 say("subscriptions: none at Stripe".to_owned());
             }
             for held in &change.after {
-                say(line(held, change.before.iter().find(|before| before.id == held.id)));
+                say(line(
+                    held,
+                    change.before.iter().find(|before| before.id == held.id),
+                ));
             }
-            for gone in change.before.iter().filter(|before| change.after.iter().all(|held| held.id != before.id)) {
+            for gone in change
+                .before
+                .iter()
+                .filter(|before| change.after.iter().all(|held| held.id != before.id))
+            {
                 say(format!("{}: not at Stripe any more, removed", gone.id));
             }
             let (from, to) = (change.plan_before.name(), change.plan.name());
-            say(if from == to { format!("plan: {to}, unchanged") } else { format!("plan: {from} → {to}") });
+            say(if from == to {
+                format!("plan: {to}, unchanged")
+            } else {
+                format!("plan: {from} → {to}")
+            });
             subscription::tell(app, change.mails).await;
             Ok(())
         }
         Ok(Synced::Covered(_) | Synced::Repeated) => {
-            say(format!("customer {customer}: somebody else wrote Stripe's newest answer at this moment"));
+            say(format!(
+                "customer {customer}: somebody else wrote Stripe's newest answer at this moment"
+            ));
             Ok(())
         }
         Ok(Synced::Foreign) => Err(Failure::Foreign(customer.to_owned())),
@@ -67,7 +88,11 @@ pub async fn sync(app: &App, customer: &str, say: &mut (dyn FnMut(String) + Send
 
 fn line(held: &Held, before: Option<&Held>) -> String {
     let ends = held.current_period_end.map(|end| {
-        let verb = if held.cancel_at_period_end { "ends" } else { "renews" };
+        let verb = if held.cancel_at_period_end {
+            "ends"
+        } else {
+            "renews"
+        };
         format!(", {verb} {}", end.date())
     });
     let change = match before {

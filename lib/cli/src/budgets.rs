@@ -17,13 +17,18 @@ impl std::str::FromStr for Dollars {
 
     fn from_str(typed: &str) -> Result<Self, String> {
         let unreadable = || format!("{typed:?} is no amount: give dollars, such as 0.05 or 1500");
-        let (whole, cents) =
-            typed.trim().trim_start_matches('$').split_once('.').unwrap_or((typed.trim().trim_start_matches('$'), ""));
+        let (whole, cents) = typed
+            .trim()
+            .trim_start_matches('$')
+            .split_once('.')
+            .unwrap_or((typed.trim().trim_start_matches('$'), ""));
         let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
         if whole.is_empty() || !digits(whole) || !digits(cents) || cents.len() > 6 {
             return Err(unreadable());
         }
-        let micros = format!("{whole}{cents:0<6}").parse().map_err(|_| unreadable())?;
+        let micros = format!("{whole}{cents:0<6}")
+            .parse()
+            .map_err(|_| unreadable())?;
         Ok(Self(micros))
     }
 }
@@ -31,7 +36,10 @@ impl std::str::FromStr for Dollars {
 impl fmt::Display for Dollars {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
-        let (whole, micros) = (self.0.unsigned_abs() / 1_000_000, self.0.unsigned_abs() % 1_000_000);
+        let (whole, micros) = (
+            self.0.unsigned_abs() / 1_000_000,
+            self.0.unsigned_abs() % 1_000_000,
+        );
         let micros = format!("{micros:06}");
         // Cents always, and what is less than a cent only where there is any.
         let digits = 2.max(micros.trim_end_matches('0').len());
@@ -43,8 +51,16 @@ impl fmt::Display for Dollars {
 pub async fn show(app: &App) -> Result<Vec<String>, String> {
     let limits = budget::read(app).await.map_err(explain)?;
     let spent = budget::spending(app).await.map_err(explain)?;
-    let Budgets { guest, free, pro, day, month } = limits;
-    let line = |scope: &str, limit: i64, of: &str| format!("{scope:<6} {:>12} {of}", Dollars(limit).to_string());
+    let Budgets {
+        guest,
+        free,
+        pro,
+        day,
+        month,
+    } = limits;
+    let line = |scope: &str, limit: i64, of: &str| {
+        format!("{scope:<6} {:>12} {of}", Dollars(limit).to_string())
+    };
     let used = |spent: i64, when: &str| format!("by everybody {when}; {} spent", Dollars(spent));
     Ok(vec![
         line("guest", guest, "by a network a day"),
@@ -61,7 +77,9 @@ pub async fn set(app: &App, scope: &str, limit: Dollars) -> Result<String, Strin
     Ok(match followed {
         Followed::AtOnce => format!("{scope} is {limit} from the next message on"),
         Followed::WithinAMinute(cause) => {
-            format!("{scope} is {limit} within a minute; Redis could not be told to forget the old limit now: {cause}")
+            format!(
+                "{scope} is {limit} within a minute; Redis could not be told to forget the old limit now: {cause}"
+            )
         }
     })
 }
@@ -72,7 +90,9 @@ fn explain(error: Error) -> String {
             format!("{cause}: check DATABASE_URL, and whether `iconoclash migrate` has run")
         }
         Error::Internal(cause) => format!("{cause}: has `iconoclash migrate` of this release run?"),
-        Error::Invalid { .. } => format!("there is no such scope: give one of {}", SCOPES.join(", ")),
+        Error::Invalid { .. } => {
+            format!("there is no such scope: give one of {}", SCOPES.join(", "))
+        }
         other => other.to_string(),
     }
 }
@@ -91,9 +111,22 @@ mod tests {
             ("0", 0, "$0.00"),
         ] {
             let read: Dollars = typed.parse().unwrap();
-            assert_eq!((read.0, read.to_string().as_str()), (micros, shown), "{typed}");
+            assert_eq!(
+                (read.0, read.to_string().as_str()),
+                (micros, shown),
+                "{typed}"
+            );
         }
-        for typed in ["", "-1", "1.0000001", "ten", "1e3", "1,50", ".", "99999999999999999999"] {
+        for typed in [
+            "",
+            "-1",
+            "1.0000001",
+            "ten",
+            "1e3",
+            "1,50",
+            ".",
+            "99999999999999999999",
+        ] {
             assert!(typed.parse::<Dollars>().is_err(), "{typed}");
         }
     }

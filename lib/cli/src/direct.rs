@@ -95,7 +95,11 @@ impl Direct {
         if version < OLDEST_SERVER {
             return Err(Error::TooOld(version));
         }
-        Ok(Self { connection, address, version })
+        Ok(Self {
+            connection,
+            address,
+            version,
+        })
     }
 }
 
@@ -107,7 +111,9 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, Error> {
         _ => options,
     };
     // PgBouncer refuses a connection that sets it.
-    Ok(options.extra_float_digits(None).application_name("iconoclash-cli"))
+    Ok(options
+        .extra_float_digits(None)
+        .application_name("iconoclash-cli"))
 }
 
 pub(crate) fn address(options: &PgConnectOptions) -> String {

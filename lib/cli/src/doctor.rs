@@ -65,13 +65,17 @@ async fn look_at_pooled(url: &str, findings: &mut Findings) -> Option<Identity> 
     let server = match pooled::server(url).await {
         Ok(server) => server,
         Err(cause) => {
-            findings.failure(format!("DATABASE_URL: {cause}. Check host, port, password and sslmode"));
+            findings.failure(format!(
+                "DATABASE_URL: {cause}. Check host, port, password and sslmode"
+            ));
             return None;
         }
     };
     let version = server.version;
     if version < OLDEST_SERVER {
-        findings.failure(format!("DATABASE_URL: Postgres {version}; Iconoclash needs {OLDEST_SERVER} or later"));
+        findings.failure(format!(
+            "DATABASE_URL: Postgres {version}; Iconoclash needs {OLDEST_SERVER} or later"
+        ));
     } else {
         findings.fine(format!("DATABASE_URL: answers, Postgres {version}"));
     }
@@ -84,7 +88,9 @@ async fn look_at_pooled(url: &str, findings: &mut Findings) -> Option<Identity> 
     }
     match kind(url).await {
         Ok(kind) => findings.found(kind),
-        Err(cause) => findings.notice(format!("DATABASE_URL: its pooler is of no known kind: {cause}")),
+        Err(cause) => findings.notice(format!(
+            "DATABASE_URL: its pooler is of no known kind: {cause}"
+        )),
     }
     Some((server.database, server.started_at))
 }
@@ -103,18 +109,27 @@ async fn kind(url: &str) -> Result<Finding, direct::Error> {
     let mut connection = PgConnection::connect_with(&direct::options(url)?).await?;
     let mut transaction = connection.begin().await?;
     // In a transaction even a pooler that loses statements keeps them long enough to be asked.
-    let prepared = transaction.prepare(sqlx::SqlSafeStr::into_sql_str("select 1")).await;
-    let names = sqlx::raw_sql("select name from pg_prepared_statements").fetch_all(&mut *transaction).await;
+    let prepared = transaction
+        .prepare(sqlx::SqlSafeStr::into_sql_str("select 1"))
+        .await;
+    let names = sqlx::raw_sql("select name from pg_prepared_statements")
+        .fetch_all(&mut *transaction)
+        .await;
     drop(transaction);
     prepared?;
-    let tracked =
-        names?.iter().any(|row| row.try_get::<String, _>("name").is_ok_and(|name| name.starts_with("PGBOUNCER_")));
+    let tracked = names?.iter().any(|row| {
+        row.try_get::<String, _>("name")
+            .is_ok_and(|name| name.starts_with("PGBOUNCER_"))
+    });
     let text = if tracked {
         "DATABASE_URL: a pooler that tracks named statements"
     } else {
         "DATABASE_URL: a pooler that does not track named statements; Iconoclash uses none, other programs may"
     };
-    Ok(Finding { verdict: Verdict::Fine, text: text.to_owned() })
+    Ok(Finding {
+        verdict: Verdict::Fine,
+        text: text.to_owned(),
+    })
 }
 
 async fn look_at_direct(url: &str, findings: &mut Findings) -> Option<Identity> {
@@ -125,7 +140,10 @@ async fn look_at_direct(url: &str, findings: &mut Findings) -> Option<Identity> 
             return None;
         }
     };
-    findings.fine(format!("DATABASE_URL_UNPOOLED: direct, Postgres {}", direct.version));
+    findings.fine(format!(
+        "DATABASE_URL_UNPOOLED: direct, Postgres {}",
+        direct.version
+    ));
     match look_at_schema(&mut direct.connection).await {
         Ok(finding) => findings.found(finding),
         Err(cause) => findings.failure(cause.to_string()),
@@ -153,18 +171,29 @@ async fn look_at_schema(connection: &mut PgConnection) -> Result<Finding, direct
         MIGRATIONS.iter().collect()
     };
     Ok(if missing.is_empty() {
-        Finding { verdict: Verdict::Fine, text: "schema: up to date".to_owned() }
+        Finding {
+            verdict: Verdict::Fine,
+            text: "schema: up to date".to_owned(),
+        }
     } else {
-        let versions: Vec<_> = missing.iter().map(|migration| migration.version.to_string()).collect();
+        let versions: Vec<_> = missing
+            .iter()
+            .map(|migration| migration.version.to_string())
+            .collect();
         Finding {
             verdict: Verdict::Failure,
-            text: format!("schema: lacks {}; run `iconoclash migrate`", versions.join(", ")),
+            text: format!(
+                "schema: lacks {}; run `iconoclash migrate`",
+                versions.join(", ")
+            ),
         }
     })
 }
 
 async fn identity(connection: &mut PgConnection) -> Result<Identity, sqlx::Error> {
-    sqlx::query_as("select current_database()::text, pg_postmaster_start_time()::text").fetch_one(connection).await
+    sqlx::query_as("select current_database()::text, pg_postmaster_start_time()::text")
+        .fetch_one(connection)
+        .await
 }
 
 struct Findings(Vec<Finding>);

@@ -95,13 +95,19 @@ mod tests {
         let icons = built_in().unwrap();
         assert!(icons.len() >= 14, "{} icons", icons.len());
         let slugs: HashSet<_> = icons.iter().map(|icon| &icon.slug).collect();
-        let openings: HashSet<_> =
-            icons.iter().map(|icon| icon.system_prompt[0].split(' ').take(4).collect::<Vec<_>>()).collect();
+        let openings: HashSet<_> = icons
+            .iter()
+            .map(|icon| icon.system_prompt[0].split(' ').take(4).collect::<Vec<_>>())
+            .collect();
         assert_eq!((slugs.len(), openings.len()), (icons.len(), icons.len()));
         for icon in &icons {
             let words = icon.system_prompt.join(" ").split_whitespace().count();
             assert!((180..=300).contains(&words), "{}: {words} words", icon.slug);
-            assert!(icon.tagline.len() <= 120, "{}: a tagline is one line", icon.slug);
+            assert!(
+                icon.tagline.len() <= 120,
+                "{}: a tagline is one line",
+                icon.slug
+            );
             assert!(!icon.era.is_empty() && !icon.name.is_empty());
         }
     }

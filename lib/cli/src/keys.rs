@@ -71,7 +71,9 @@ pub enum Error {
     #[error("{0}")]
     Failed(String),
     /// There is no such key.
-    #[error("there is no stored key with the label {0}; `iconoclash keys list` shows those that there are")]
+    #[error(
+        "there is no stored key with the label {0}; `iconoclash keys list` shows those that there are"
+    )]
     Unknown(String),
     /// The provider does not answer to this key.
     #[error("{0} does not work: {1}")]
@@ -80,7 +82,9 @@ pub enum Error {
     #[error("no secret was read: {0}")]
     Secret(#[from] io::Error),
     /// Some keys cannot be read any more.
-    #[error("no key of CREDENTIALS_KEY opens {0}: put the one that sealed them back, or revoke them and add them anew")]
+    #[error(
+        "no key of CREDENTIALS_KEY opens {0}: put the one that sealed them back, or revoke them and add them anew"
+    )]
     Unreadable(String),
 }
 
@@ -103,38 +107,69 @@ pub async fn run(
     say: &mut (dyn FnMut(String) + Send),
 ) -> Result<(), Error> {
     match task {
-        Task::Add(Add { label, organisation, weight }) => {
-            let new = NewKey { label: label.clone(), organisation, weight, secret: secret()? };
-            store::add(app, &new).await.map_err(|error| Error::of(&label, error))?;
+        Task::Add(Add {
+            label,
+            organisation,
+            weight,
+        }) => {
+            let new = NewKey {
+                label: label.clone(),
+                organisation,
+                weight,
+                secret: secret()?,
+            };
+            store::add(app, &new)
+                .await
+                .map_err(|error| Error::of(&label, error))?;
             say(format!(
                 "{label} is stored and gets calls within a minute; `iconoclash keys test {label}` tries it now"
             ));
         }
         Task::List => {
-            let keys = store::list(app).await.map_err(|error| Error::of("", error))?;
+            let keys = store::list(app)
+                .await
+                .map_err(|error| Error::of("", error))?;
             table(&keys).into_iter().for_each(say);
         }
         Task::Drain(Label { label }) => {
-            store::drain(app, &label).await.map_err(|error| Error::of(&label, error))?;
-            say(format!("{label} gets no new calls within a minute; its last replies end within five"));
+            store::drain(app, &label)
+                .await
+                .map_err(|error| Error::of(&label, error))?;
+            say(format!(
+                "{label} gets no new calls within a minute; its last replies end within five"
+            ));
         }
         Task::Resume(Label { label }) => {
-            store::resume(app, &label).await.map_err(|error| Error::of(&label, error))?;
+            store::resume(app, &label)
+                .await
+                .map_err(|error| Error::of(&label, error))?;
             say(format!("{label} gets calls again within a minute"));
         }
         Task::Revoke(Label { label }) => {
-            store::revoke(app, &label).await.map_err(|error| Error::of(&label, error))?;
-            say(format!("{label} is erased and gets no new calls within a minute; disable it in the console, too"));
+            store::revoke(app, &label)
+                .await
+                .map_err(|error| Error::of(&label, error))?;
+            say(format!(
+                "{label} is erased and gets no new calls within a minute; disable it in the console, too"
+            ));
         }
         Task::Test(Label { label }) => {
-            match store::test(app, &label).await.map_err(|error| Error::of(&label, error))? {
+            match store::test(app, &label)
+                .await
+                .map_err(|error| Error::of(&label, error))?
+            {
                 Ok(()) => say(format!("{label} works")),
                 Err(error) => return Err(Error::Bad(label, telemetry::chain(&error))),
             }
         }
         Task::Reseal => {
-            let done = store::reseal(app).await.map_err(|error| Error::of("", error))?;
-            say(format!("{} sealed anew, {} already were", done.changed, done.current));
+            let done = store::reseal(app)
+                .await
+                .map_err(|error| Error::of("", error))?;
+            say(format!(
+                "{} sealed anew, {} already were",
+                done.changed, done.current
+            ));
             if !done.unreadable.is_empty() {
                 return Err(Error::Unreadable(done.unreadable.join(", ")));
             }
@@ -162,21 +197,40 @@ pub fn from_terminal() -> io::Result<Secret> {
         stdin.lock().read_line(&mut line)?;
     }
     match line.trim() {
-        "" => Err(io::Error::other("give it on standard input, as in `iconoclash keys add main < file`")),
+        "" => Err(io::Error::other(
+            "give it on standard input, as in `iconoclash keys add main < file`",
+        )),
         secret => Ok(Secret::new(secret)),
     }
 }
 
 /// Columns as wide as what they hold.
 fn table(keys: &[Listed]) -> Vec<String> {
-    let head = ["LABEL", "ORGANISATION", "WEIGHT", "STATE", "ENDS IN", "HEALTH", "LAST REPLY", "LAST ERROR"];
+    let head = [
+        "LABEL",
+        "ORGANISATION",
+        "WEIGHT",
+        "STATE",
+        "ENDS IN",
+        "HEALTH",
+        "LAST REPLY",
+        "LAST ERROR",
+    ];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(keys.iter().map(row));
     let widths: Vec<usize> = (0..head.len())
-        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default())
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or_default()
+        })
         .collect();
     let line = |row: &[String; 8]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect()
@@ -195,10 +249,16 @@ fn row(key: &Listed) -> [String; 8] {
     };
     [
         key.label.clone(),
-        key.organisation.clone().unwrap_or_else(|| "(its own)".to_owned()),
+        key.organisation
+            .clone()
+            .unwrap_or_else(|| "(its own)".to_owned()),
         key.weight.to_string(),
         key.state.clone(),
-        if key.hint.is_empty() { "-".to_owned() } else { format!("…{}", key.hint) },
+        if key.hint.is_empty() {
+            "-".to_owned()
+        } else {
+            format!("…{}", key.hint)
+        },
         health,
         key.last_ok_at.map_or_else(|| "-".to_owned(), minute),
         error,
@@ -206,7 +266,8 @@ fn row(key: &Listed) -> [String; 8] {
 }
 
 fn minute(at: OffsetDateTime) -> String {
-    at.format(format_description!("[year]-[month]-[day] [hour]:[minute]Z")).unwrap_or_default()
+    at.format(format_description!("[year]-[month]-[day] [hour]:[minute]Z"))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -230,12 +291,25 @@ mod tests {
             last_error_at: Some(now),
             created_at: now,
         };
-        let old = Listed { label: "old".to_owned(), organisation: None, state: "revoked".to_owned(), ..main.clone() };
+        let old = Listed {
+            label: "old".to_owned(),
+            organisation: None,
+            state: "revoked".to_owned(),
+            ..main.clone()
+        };
         let lines = table(&[main, old]);
-        assert!(lines[0].starts_with("LABEL  ORGANISATION  WEIGHT  STATE    ENDS IN  HEALTH"), "{}", lines[0]);
+        assert!(
+            lines[0].starts_with("LABEL  ORGANISATION  WEIGHT  STATE    ENDS IN  HEALTH"),
+            "{}",
+            lines[0]
+        );
         let expected = "main   acme          2       active   …WXYZ    cools until 2026-11-24 12:01Z  2026-11-24 12:00Z  \
                         2026-11-24 12:00Z rate limited";
         assert_eq!(lines[1], expected);
-        assert!(lines[2].starts_with("old    (its own)     2       revoked  …WXYZ    -  "), "{}", lines[2]);
+        assert!(
+            lines[2].starts_with("old    (its own)     2       revoked  …WXYZ    -  "),
+            "{}",
+            lines[2]
+        );
     }
 }

@@ -97,7 +97,12 @@ struct Database {
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
     /// The direct URL, which migrations use
-    #[arg(long, env = "DATABASE_URL_UNPOOLED", hide_env_values = true, value_name = "URL")]
+    #[arg(
+        long,
+        env = "DATABASE_URL_UNPOOLED",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     database_url_unpooled: Option<String>,
 }
 
@@ -152,7 +157,10 @@ async fn diagnose(database: Database) -> ExitCode {
         };
         say(&format!("{mark} {}", finding.text));
     }
-    match findings.iter().any(|finding| finding.verdict == Verdict::Failure) {
+    match findings
+        .iter()
+        .any(|finding| finding.verdict == Verdict::Failure)
+    {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     }
@@ -162,7 +170,9 @@ async fn budgets(action: Option<Budgets>) -> ExitCode {
     let app = App::from_env();
     let told = match action {
         None => budgets::show(&app).await,
-        Some(Budgets::Set { scope, dollars }) => budgets::set(&app, &scope, dollars).await.map(|line| vec![line]),
+        Some(Budgets::Set { scope, dollars }) => budgets::set(&app, &scope, dollars)
+            .await
+            .map(|line| vec![line]),
     };
     match told {
         Ok(lines) => {

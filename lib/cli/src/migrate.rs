@@ -18,8 +18,11 @@ pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// Set for the role, because a transaction-mode pooler forgets or spreads what a session sets.
-const TIMEOUTS: [(&str, &str); 3] =
-    [("statement_timeout", "5s"), ("lock_timeout", "3s"), ("idle_in_transaction_session_timeout", "10s")];
+const TIMEOUTS: [(&str, &str); 3] = [
+    ("statement_timeout", "5s"),
+    ("lock_timeout", "3s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+];
 
 /// Where progress goes, line by line.
 pub(crate) type Say<'a> = dyn FnMut(String) + Send + 'a;
@@ -27,13 +30,24 @@ pub(crate) type Say<'a> = dyn FnMut(String) + Send + 'a;
 /// Brings the database at the direct URL up to this release; safe to run twice and by several at once.
 ///
 /// `pooled_url` is what the functions use: its role gets the timeouts.
-pub async fn migrate(direct_url: &str, pooled_url: Option<&str>, say: &mut Say<'_>) -> Result<(), Error> {
-    let Direct { mut connection, address, version } = Direct::connect(direct_url).await?;
+pub async fn migrate(
+    direct_url: &str,
+    pooled_url: Option<&str>,
+    say: &mut Say<'_>,
+) -> Result<(), Error> {
+    let Direct {
+        mut connection,
+        address,
+        version,
+    } = Direct::connect(direct_url).await?;
     say(format!("connected to {address}, Postgres {version}"));
     with_progress(say, "waiting for another migration", connection.lock()).await?;
     apply(&mut connection, say).await?;
     let seeded = icons::seed(&mut connection).await?;
-    say(format!("icons: {} added, {} changed, {} retired", seeded.added, seeded.changed, seeded.retired));
+    say(format!(
+        "icons: {} added, {} changed, {} retired",
+        seeded.added, seeded.changed, seeded.retired
+    ));
     match pooled_url {
         Some(url) => set_timeouts(&mut connection, url, say).await?,
         None => say("timeouts: skipped, DATABASE_URL is not set".to_owned()),
@@ -43,32 +57,46 @@ pub async fn migrate(direct_url: &str, pooled_url: Option<&str>, say: &mut Say<'
 }
 
 async fn apply(connection: &mut PgConnection, say: &mut Say<'_>) -> Result<(), Error> {
-    connection.ensure_migrations_table(&MIGRATIONS.table_name).await?;
+    connection
+        .ensure_migrations_table(&MIGRATIONS.table_name)
+        .await?;
     let pending = pending(connection).await?;
     if pending.is_empty() {
         say("schema: up to date".to_owned());
     }
     for migration in pending {
-        let Migration { version, description, .. } = migration;
+        let Migration {
+            version,
+            description,
+            ..
+        } = migration;
         say(format!("applying {version} {description}"));
         let applying = connection.apply(&MIGRATIONS.table_name, migration);
         let took = with_progress(say, "applying", applying)
             .await
-            .map_err(|cause| Error::Migration { version: *version, cause })?;
+            .map_err(|cause| Error::Migration {
+                version: *version,
+                cause,
+            })?;
         say(format!("applied {version} in {:.2} s", took.as_secs_f64()));
     }
     Ok(())
 }
 
 /// The migrations that the database lacks, in order; an error if it has others than this release.
-pub(crate) async fn pending(connection: &mut PgConnection) -> Result<Vec<&'static Migration>, Error> {
+pub(crate) async fn pending(
+    connection: &mut PgConnection,
+) -> Result<Vec<&'static Migration>, Error> {
     let applied: HashMap<_, _> = connection
         .list_applied_migrations(&MIGRATIONS.table_name)
         .await?
         .into_iter()
         .map(|applied| (applied.version, applied.checksum))
         .collect();
-    if let Some(unknown) = applied.keys().find(|version| !MIGRATIONS.version_exists(**version)) {
+    if let Some(unknown) = applied
+        .keys()
+        .find(|version| !MIGRATIONS.version_exists(**version))
+    {
         return Err(Error::History(format!(
             "the database has migration {unknown}, which this release does not know: use the later release that \
              brought it"
@@ -90,12 +118,18 @@ pub(crate) async fn pending(connection: &mut PgConnection) -> Result<Vec<&'stati
     Ok(pending)
 }
 
-async fn set_timeouts(connection: &mut PgConnection, pooled_url: &str, say: &mut Say<'_>) -> Result<(), Error> {
+async fn set_timeouts(
+    connection: &mut PgConnection,
+    pooled_url: &str,
+    say: &mut Say<'_>,
+) -> Result<(), Error> {
     // A pooler's user is not always the role behind it, so the server is asked.
     let server = match pooled::server(pooled_url).await {
         Ok(server) => server,
         Err(cause) => {
-            say(format!("timeouts: skipped, DATABASE_URL does not answer: {cause}"));
+            say(format!(
+                "timeouts: skipped, DATABASE_URL does not answer: {cause}"
+            ));
             return Ok(());
         }
     };
@@ -106,14 +140,21 @@ async fn set_timeouts(connection: &mut PgConnection, pooled_url: &str, say: &mut
         match connection.execute(AssertSqlSafe(statement.clone())).await {
             Ok(_) => {}
             Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some("42501") => {
-                say(format!("timeouts: skipped, {refusal}; have somebody who may run: {statement}"));
+                say(format!(
+                    "timeouts: skipped, {refusal}; have somebody who may run: {statement}"
+                ));
                 return Ok(());
             }
             Err(cause) => return Err(cause.into()),
         }
     }
-    let set: Vec<_> = TIMEOUTS.map(|(name, value)| format!("{name} {value}")).into();
-    say(format!("timeouts of {role} for new server connections: {}", set.join(", ")));
+    let set: Vec<_> = TIMEOUTS
+        .map(|(name, value)| format!("{name} {value}"))
+        .into();
+    say(format!(
+        "timeouts of {role} for new server connections: {}",
+        set.join(", ")
+    ));
     Ok(())
 }
 

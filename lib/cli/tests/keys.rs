@@ -31,7 +31,10 @@ fn every_task_has_a_page() {
     for task in ["add", "list", "drain", "resume", "revoke", "test", "reseal"] {
         assert!(page.contains(&format!("\n  {task} ")), "{task}: {page}");
         let ran = iconoclash(&["keys", task, "--help"], "");
-        assert!(ran.status.success() && text(&ran.stdout).len() > 100, "{task}");
+        assert!(
+            ran.status.success() && text(&ran.stdout).len() > 100,
+            "{task}"
+        );
     }
     assert!(page.contains("To rotate a key"), "{page}");
 }
@@ -39,12 +42,21 @@ fn every_task_has_a_page() {
 #[test]
 fn a_secret_is_taken_from_standard_input_and_from_nowhere_else() {
     let ran = iconoclash(&["keys", "add", "main", "sk-ant-secret"], "");
-    assert!(!ran.status.success() && text(&ran.stderr).contains("unexpected argument"), "{ran:?}");
+    assert!(
+        !ran.status.success() && text(&ran.stderr).contains("unexpected argument"),
+        "{ran:?}"
+    );
     let empty = iconoclash(&["keys", "add", "main"], "\n");
-    assert!(text(&empty.stderr).contains("no secret was read"), "{empty:?}");
+    assert!(
+        text(&empty.stderr).contains("no secret was read"),
+        "{empty:?}"
+    );
     let without_settings = iconoclash(&["keys", "add", "main"], "sk-ant-secret\n");
     let said = text(&without_settings.stderr);
-    assert!(!without_settings.status.success() && said.contains("CREDENTIALS_KEY is not set"), "{said}");
+    assert!(
+        !without_settings.status.success() && said.contains("CREDENTIALS_KEY is not set"),
+        "{said}"
+    );
     assert!(!said.contains("sk-ant-secret"), "{said}");
 }
 
@@ -56,6 +68,9 @@ fn what_is_missing_is_named() {
         (&["keys", "reseal"], "CREDENTIALS_KEY is not set"),
     ] {
         let ran = iconoclash(arguments, "");
-        assert!(!ran.status.success() && text(&ran.stderr).contains(missing), "{arguments:?}: {ran:?}");
+        assert!(
+            !ran.status.success() && text(&ran.stderr).contains(missing),
+            "{arguments:?}: {ran:?}"
+        );
     }
 }

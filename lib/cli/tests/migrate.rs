@@ -29,9 +29,15 @@ struct Scratch {
 
 impl Scratch {
     async fn create() -> Self {
-        let name = format!("iconoclash_{:032x}", Uuid::from_u128(rand::random()).as_u128());
+        let name = format!(
+            "iconoclash_{:032x}",
+            Uuid::from_u128(rand::random()).as_u128()
+        );
         let mut server = PgConnection::connect(&test_database()).await.unwrap();
-        server.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
+        server
+            .execute(AssertSqlSafe(format!("create database {name}")))
+            .await
+            .unwrap();
         let base = test_database();
         let (address, query) = base.split_once('?').unwrap_or((&base, ""));
         let (server, _) = address.rsplit_once('/').unwrap();
@@ -45,7 +51,13 @@ impl Scratch {
 
     async fn drop(self) {
         let mut server = PgConnection::connect(&test_database()).await.unwrap();
-        server.execute(AssertSqlSafe(format!("drop database {} with (force)", self.name))).await.unwrap();
+        server
+            .execute(AssertSqlSafe(format!(
+                "drop database {} with (force)",
+                self.name
+            )))
+            .await
+            .unwrap();
     }
 }
 
@@ -60,7 +72,9 @@ async fn number(connection: &mut PgConnection, sql: &'static str) -> i64 {
 }
 
 fn said(findings: &[Finding], verdict: Verdict, text: &str) -> bool {
-    findings.iter().any(|finding| finding.verdict == verdict && finding.text.contains(text))
+    findings
+        .iter()
+        .any(|finding| finding.verdict == verdict && finding.text.contains(text))
 }
 
 #[tokio::test]
@@ -71,12 +85,27 @@ async fn four_at_once_on_an_empty_database_all_succeed() {
         let url = scratch.url.clone();
         runs.spawn(async move { migrated(&url, Some(&url)).await });
     }
-    let runs = timeout(Duration::from_secs(60), runs.join_all()).await.unwrap();
-    let applying = runs.iter().filter(|lines| lines.as_ref().unwrap().iter().any(|line| line.starts_with("applied ")));
+    let runs = timeout(Duration::from_secs(60), runs.join_all())
+        .await
+        .unwrap();
+    let applying = runs.iter().filter(|lines| {
+        lines
+            .as_ref()
+            .unwrap()
+            .iter()
+            .any(|line| line.starts_with("applied "))
+    });
     assert_eq!(applying.count(), 1, "{runs:?}");
 
     let mut connection = scratch.connect().await;
-    assert!(number(&mut connection, "select count(*) from icons where not retired").await >= 14);
+    assert!(
+        number(
+            &mut connection,
+            "select count(*) from icons where not retired"
+        )
+        .await
+            >= 14
+    );
     // Of this database: other tests migrate theirs on the same server.
     let held = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
          where l.locktype = 'advisory' and d.datname = current_database()";
@@ -97,9 +126,18 @@ async fn seeding_again_mends_icons_and_retires_what_the_file_lacks() {
     let scratch = Scratch::create().await;
     migrated(&scratch.url, None).await.unwrap();
     let again = migrated(&scratch.url, None).await.unwrap();
-    assert!(again.contains(&"schema: up to date".to_owned()), "{again:?}");
-    assert!(again.contains(&"icons: 0 added, 0 changed, 0 retired".to_owned()), "{again:?}");
-    assert!(again.contains(&"timeouts: skipped, DATABASE_URL is not set".to_owned()), "{again:?}");
+    assert!(
+        again.contains(&"schema: up to date".to_owned()),
+        "{again:?}"
+    );
+    assert!(
+        again.contains(&"icons: 0 added, 0 changed, 0 retired".to_owned()),
+        "{again:?}"
+    );
+    assert!(
+        again.contains(&"timeouts: skipped, DATABASE_URL is not set".to_owned()),
+        "{again:?}"
+    );
 
     let mut connection = scratch.connect().await;
     connection
@@ -112,7 +150,10 @@ async fn seeding_again_mends_icons_and_retires_what_the_file_lacks() {
         .await
         .unwrap();
     let mended = migrated(&scratch.url, None).await.unwrap();
-    assert!(mended.contains(&"icons: 1 added, 2 changed, 1 retired".to_owned()), "{mended:?}");
+    assert!(
+        mended.contains(&"icons: 1 added, 2 changed, 1 retired".to_owned()),
+        "{mended:?}"
+    );
     let kept = "select count(*) from icons where slug = 'nobody' and retired";
     assert_eq!(number(&mut connection, kept).await, 1);
     scratch.drop().await;
@@ -135,8 +176,18 @@ async fn a_role_that_may_not_set_timeouts_is_told_what_to_ask_for() {
     let (_, address) = rest.split_once('@').unwrap();
     let direct = format!("{scheme}://{owner}:of%20a%20test@{address}");
     let lines = migrated(&direct, Some(&scratch.url)).await.unwrap();
-    assert!(lines.iter().any(|line| line.starts_with("timeouts: skipped") && line.contains("alter role")), "{lines:?}");
-    connection.execute(AssertSqlSafe(format!("drop owned by {owner}; drop role {owner}"))).await.unwrap();
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.starts_with("timeouts: skipped") && line.contains("alter role")),
+        "{lines:?}"
+    );
+    connection
+        .execute(AssertSqlSafe(format!(
+            "drop owned by {owner}; drop role {owner}"
+        )))
+        .await
+        .unwrap();
     scratch.drop().await;
 }
 
@@ -144,7 +195,9 @@ async fn a_role_that_may_not_set_timeouts_is_told_what_to_ask_for() {
 async fn a_pooler_is_refused_before_anything_is_done() {
     let scratch = Scratch::create().await;
     let bouncer = Bouncer::start().await;
-    let refused = migrated(&bouncer.url_of(&scratch.name), None).await.unwrap_err();
+    let refused = migrated(&bouncer.url_of(&scratch.name), None)
+        .await
+        .unwrap_err();
     assert!(matches!(refused, Error::Pooler(_)), "{refused:?}");
     let mut connection = scratch.connect().await;
     let tables = "select count(*) from pg_tables where schemaname = 'public'";
@@ -159,7 +212,10 @@ async fn a_history_that_is_not_ours_is_refused() {
     migrated(&scratch.url, None).await.unwrap();
     let mut connection = scratch.connect().await;
     for (fault, expected) in [
-        ("update _sqlx_migrations set checksum = '\\x00'", "was edited after"),
+        (
+            "update _sqlx_migrations set checksum = '\\x00'",
+            "was edited after",
+        ),
         (
             "update _sqlx_migrations set version = 99990101000000
              where version = (select max(version) from _sqlx_migrations)",
@@ -180,27 +236,58 @@ async fn the_doctor_says_what_to_do_next() {
     let pooled = bouncer.url_of(&scratch.name);
 
     let findings = doctor(None, None).await;
-    assert!(said(&findings, Verdict::Failure, "DATABASE_URL is not set"), "{findings:?}");
-    assert!(said(&findings, Verdict::Failure, "DATABASE_URL_UNPOOLED is not set"), "{findings:?}");
+    assert!(
+        said(&findings, Verdict::Failure, "DATABASE_URL is not set"),
+        "{findings:?}"
+    );
+    assert!(
+        said(
+            &findings,
+            Verdict::Failure,
+            "DATABASE_URL_UNPOOLED is not set"
+        ),
+        "{findings:?}"
+    );
 
     let findings = doctor(Some(&pooled), Some(&scratch.url)).await;
-    assert!(said(&findings, Verdict::Failure, "run `iconoclash migrate`"), "{findings:?}");
-    assert!(said(&findings, Verdict::Fine, "does not track named statements"), "{findings:?}");
+    assert!(
+        said(&findings, Verdict::Failure, "run `iconoclash migrate`"),
+        "{findings:?}"
+    );
+    assert!(
+        said(&findings, Verdict::Fine, "does not track named statements"),
+        "{findings:?}"
+    );
 
     migrated(&scratch.url, Some(&pooled)).await.unwrap();
     let findings = doctor(Some(&pooled), Some(&scratch.url)).await;
     assert!(!said(&findings, Verdict::Failure, ""), "{findings:?}");
-    assert!(said(&findings, Verdict::Fine, "the same database"), "{findings:?}");
+    assert!(
+        said(&findings, Verdict::Fine, "the same database"),
+        "{findings:?}"
+    );
 
     let swapped = doctor(Some(&scratch.url), Some(&pooled)).await;
     assert!(said(&swapped, Verdict::Notice, "no pooler"), "{swapped:?}");
-    assert!(said(&swapped, Verdict::Failure, "leads to a pooler"), "{swapped:?}");
+    assert!(
+        said(&swapped, Verdict::Failure, "leads to a pooler"),
+        "{swapped:?}"
+    );
 
     let elsewhere = doctor(Some(&bouncer.url()), Some(&scratch.url)).await;
-    assert!(said(&elsewhere, Verdict::Failure, "different databases"), "{elsewhere:?}");
+    assert!(
+        said(&elsewhere, Verdict::Failure, "different databases"),
+        "{elsewhere:?}"
+    );
     let nonsense = doctor(Some("postgres://u:secret@127.0.0.1:1/d"), Some("nonsense")).await;
-    assert!(said(&nonsense, Verdict::Failure, "DATABASE_URL: "), "{nonsense:?}");
-    assert!(said(&nonsense, Verdict::Failure, "no Postgres URL"), "{nonsense:?}");
+    assert!(
+        said(&nonsense, Verdict::Failure, "DATABASE_URL: "),
+        "{nonsense:?}"
+    );
+    assert!(
+        said(&nonsense, Verdict::Failure, "no Postgres URL"),
+        "{nonsense:?}"
+    );
     assert!(!format!("{nonsense:?}").contains("secret"), "{nonsense:?}");
 
     drop(bouncer);

@@ -140,9 +140,21 @@ impl<'a> Admission<'a> {
         let prices = Plan::ALL.map(|plan| {
             let rates = price::dearest(plan.model(&models), longest, now);
             let rates = rates.expect("configuration takes only models with a price");
-            (rates.prompt, rates.output * u64::from(plan.max_output_tokens()))
+            (
+                rates.prompt,
+                rates.output * u64::from(plan.max_output_tokens()),
+            )
         });
-        Ok(Self { app, subject, session, request, now, quotas, prices, held: AtomicI64::new(-1) })
+        Ok(Self {
+            app,
+            subject,
+            session,
+            request,
+            now,
+            quotas,
+            prices,
+            held: AtomicI64::new(-1),
+        })
     }
 
     /// Asks Redis with what is known before Postgres has answered: a prompt of `bytes` at the most.
@@ -150,13 +162,20 @@ impl<'a> Admission<'a> {
         let plan = self.subject.is_network().then_some(Plan::Guest);
         let command = self.take(plan, bytes, None);
         let redis = self.app.redis().map_err(|_| redis::Error::LeftAlone)?;
-        let verdict = redis.exec::<[i64; 8]>(&command).await.map(|words| Verdict::read(words, bytes))?;
+        let verdict = redis
+            .exec::<[i64; 8]>(&command)
+            .await
+            .map(|words| Verdict::read(words, bytes))?;
         self.remember(&verdict);
         Ok(verdict)
     }
 
     /// Compares what Redis said with what Postgres knows, and asks again where it said it without knowing.
-    pub async fn decide(&self, said: Result<Verdict, redis::Error>, ledger: &Ledger) -> Result<Gate> {
+    pub async fn decide(
+        &self,
+        said: Result<Verdict, redis::Error>,
+        ledger: &Ledger,
+    ) -> Result<Gate> {
         let verdict = match said {
             Ok(verdict) if verdict.stands(ledger) => Ok(verdict),
             Ok(_) => self.ask_again(ledger).await,
@@ -174,10 +193,17 @@ impl<'a> Admission<'a> {
     /// The same question by one who knows, after Redis was told what the ledger knows.
     async fn ask_again(&self, ledger: &Ledger) -> Result<Verdict, redis::Error> {
         let bytes = ledger.prompt_bytes;
-        let commands = [self.raise(ledger), self.take(Some(ledger.plan), bytes, Some(&ledger.budgets))];
+        let commands = [
+            self.raise(ledger),
+            self.take(Some(ledger.plan), bytes, Some(&ledger.budgets)),
+        ];
         let redis = self.app.redis().map_err(|_| redis::Error::LeftAlone)?;
         let ask = async || {
-            let words = redis.pipeline(&commands).await?.pop().unwrap_or(Err(upstash_redis_rs::Error::Timeout))?;
+            let words = redis
+                .pipeline(&commands)
+                .await?
+                .pop()
+                .unwrap_or(Err(upstash_redis_rs::Error::Timeout))?;
             let words = serde_json::from_value(words);
             let words = words.map_err(|error| upstash_redis_rs::Error::Redis(error.to_string()))?;
             Ok::<_, redis::Error>(Verdict::read(words, bytes))
@@ -193,12 +219,18 @@ impl<'a> Admission<'a> {
 
     fn judge(&self, verdict: &Verdict, ledger: &Ledger) -> Result<Gate> {
         let gate = self.gate(ledger, verdict.hold);
-        let (today, month) = (gate.quota(0).reset_at, budget::month_ends(budget::day(self.now)));
+        let (today, month) = (
+            gate.quota(0).reset_at,
+            budget::month_ends(budget::day(self.now)),
+        );
         match verdict.code {
             0 => Ok(gate),
             1 => Err(auth::INVALID_TOKEN),
             2 => Err(Error::QuotaExceeded(gate.quota(gate.messages), ledger.plan)),
-            3 => Err(Error::BurstExceeded { quota: gate.quota(verdict.messages), wait: verdict.wait }),
+            3 => Err(Error::BurstExceeded {
+                quota: gate.quota(verdict.messages),
+                wait: verdict.wait,
+            }),
             4 => Err(Error::SpendLimit(gate.quota(verdict.messages))),
             5 => Err(budget_spent(today, self.now)),
             6 => Err(budget_spent(month, self.now)),
@@ -217,7 +249,11 @@ impl<'a> Admission<'a> {
         let wait = ledger.burst_ms.max(now) + every - now - most;
         let wait = if wait > 0 { wait } else { every };
         let burst_wait = Duration::from_millis(u64::try_from(wait).unwrap_or_default());
-        let gate = Gate { burst_most_ms: Some(most), burst_wait, ..self.gate(ledger, hold) };
+        let gate = Gate {
+            burst_most_ms: Some(most),
+            burst_wait,
+            ..self.gate(ledger, hold)
+        };
         if ledger.messages >= gate.messages {
             return Err(Error::QuotaExceeded(gate.quota(gate.messages), ledger.plan));
         }
@@ -245,7 +281,8 @@ impl<'a> Admission<'a> {
     /// A plan's day as answers show it.
     pub fn quota(&self, plan: Plan, taken: i64) -> Quota {
         let taken = u32::try_from(taken).unwrap_or_default();
-        Quota::new(plan.messages_per_day(&self.quotas), taken, self.now).with_burst(self.quotas.burst_per_minute)
+        Quota::new(plan.messages_per_day(&self.quotas), taken, self.now)
+            .with_burst(self.quotas.burst_per_minute)
     }
 
     /// Puts the cost in the hold's place. Best effort: what is not settled here, reconciling settles.
@@ -269,7 +306,13 @@ impl<'a> Admission<'a> {
             return;
         }
         let (day, subject) = (budget::day(self.now), self.subject.0.clone());
-        let open = OpenHold { day, subject, request: self.request, amount, is_message: true };
+        let open = OpenHold {
+            day,
+            subject,
+            request: self.request,
+            amount,
+            is_message: true,
+        };
         let command = open.settle(cost_microusd, give_back);
         let settled = async { Ok::<_, Error>(self.app.redis()?.exec::<i64>(&command).await?) };
         if let Err(error) = settled.await {
@@ -295,8 +338,14 @@ impl<'a> Admission<'a> {
 
     fn take(&self, plan: Option<Plan>, bytes: usize, budgets: Option<&Budgets>) -> Command {
         let (day, claims) = (budget::day(self.now), &self.session.claims);
-        let mut keys = vec![stored::subject_key(&self.subject.0, day), OPEN_HOLDS.to_owned()];
-        keys.push(stored::subject_key(&self.subject.0, day.previous_day().unwrap_or(day)));
+        let mut keys = vec![
+            stored::subject_key(&self.subject.0, day),
+            OPEN_HOLDS.to_owned(),
+        ];
+        keys.push(stored::subject_key(
+            &self.subject.0,
+            day.previous_day().unwrap_or(day),
+        ));
         keys.push(stored::day_key(day));
         keys.extend([
             stored::revoked_key(claims.sid),
@@ -306,7 +355,11 @@ impl<'a> Admission<'a> {
         keys.extend([budget::REDIS_KEY.to_owned(), stored::month_key(day)]);
         keys.extend(stored::earlier_days(day));
         // That a network is a guest is no news, and each command is billed.
-        let keep_plan = if self.subject.is_network() { 0 } else { KEEP_PLAN.as_secs() };
+        let keep_plan = if self.subject.is_network() {
+            0
+        } else {
+            KEEP_PLAN.as_secs()
+        };
         let mut args: Vec<Arg> = vec![
             self.request.to_string().into(),
             epoch_ms(self.now).into(),
@@ -321,7 +374,11 @@ impl<'a> Admission<'a> {
             KEEP_SUBJECT_DAY.as_secs().into(),
         ];
         for (plan, (rate, reply)) in Plan::ALL.into_iter().zip(self.prices) {
-            args.extend([plan.messages_per_day(&self.quotas).into(), rate.into(), reply.into()]);
+            args.extend([
+                plan.messages_per_day(&self.quotas).into(),
+                rate.into(),
+                reply.into(),
+            ]);
         }
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         TAKE.command(&keys, &args).idempotent()
@@ -329,7 +386,11 @@ impl<'a> Admission<'a> {
 
     fn raise(&self, ledger: &Ledger) -> Command {
         let day = budget::day(self.now);
-        let mut keys = vec![stored::subject_key(&self.subject.0, day), OPEN_HOLDS.to_owned(), stored::day_key(day)];
+        let mut keys = vec![
+            stored::subject_key(&self.subject.0, day),
+            OPEN_HOLDS.to_owned(),
+            stored::day_key(day),
+        ];
         keys.push(stored::month_key(day));
         keys.extend(stored::earlier_days(day));
         // This request's own message and hold are on top of what the ledger knows.
@@ -347,7 +408,13 @@ impl<'a> Admission<'a> {
         ];
         args.extend(ledger.running.iter().map(|(request, hold)| {
             let (subject, request, amount) = (self.subject.0.clone(), *request, *hold);
-            let open = OpenHold { day, subject, request, amount, is_message: true };
+            let open = OpenHold {
+                day,
+                subject,
+                request,
+                amount,
+                is_message: true,
+            };
             Arg::from(open.to_string())
         }));
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
@@ -356,8 +423,14 @@ impl<'a> Admission<'a> {
 }
 
 impl Verdict {
-    fn read([code, plan, hold, messages, spent, today, month, wait]: [i64; 8], bytes: usize) -> Self {
-        let plan = usize::try_from(plan - 1).ok().and_then(|plan| Plan::ALL.get(plan)).copied();
+    fn read(
+        [code, plan, hold, messages, spent, today, month, wait]: [i64; 8],
+        bytes: usize,
+    ) -> Self {
+        let plan = usize::try_from(plan - 1)
+            .ok()
+            .and_then(|plan| Plan::ALL.get(plan))
+            .copied();
         Self {
             code: u8::try_from(code).unwrap_or(u8::MAX),
             plan: plan.unwrap_or(Plan::Free),
@@ -373,7 +446,11 @@ impl Verdict {
 
     /// Whether Redis knew all that it judged by, and no less than the ledger.
     fn stands(&self, ledger: &Ledger) -> bool {
-        let (own_message, own_hold) = if self.code == 0 { (1, self.hold) } else { (0, 0) };
+        let (own_message, own_hold) = if self.code == 0 {
+            (1, self.hold)
+        } else {
+            (0, 0)
+        };
         let behind = self.messages - own_message < ledger.messages
             || self.spent - own_hold < ledger.spent
             // Others who were asked a moment later are in the one and not yet in the other: a trip for each would help
@@ -393,12 +470,20 @@ impl Verdict {
 
 /// Has Redis refuse the messages of a session, or of all tokens below a version, that Postgres has ended. Best effort:
 /// the statement that Postgres answers meanwhile refuses them by itself.
-pub(crate) async fn revoke(app: &App, session: Option<(Uuid, Duration)>, user: Uuid, version: Option<i32>) {
+pub(crate) async fn revoke(
+    app: &App,
+    session: Option<(Uuid, Duration)>,
+    user: Uuid,
+    version: Option<i32>,
+) {
     let commands = stored::revoke_commands(session, user, version);
     let told = async {
         let redis = app.redis().map_err(|_| redis::Error::LeftAlone)?;
         let results = redis.pipeline(&commands).await?;
-        results.into_iter().try_for_each(|told| told.map(drop)).map_err(redis::Error::from)
+        results
+            .into_iter()
+            .try_for_each(|told| told.map(drop))
+            .map_err(redis::Error::from)
     };
     if let Err(cause) = told.await {
         telemetry::note(|notes| notes.degraded = Some(telemetry::chain(&cause)));
@@ -408,11 +493,22 @@ pub(crate) async fn revoke(app: &App, session: Option<(Uuid, Duration)>, user: U
 /// The subject's messages today, as Postgres counts them; Redis is told, so that it knows the next time.
 pub async fn messages(app: &App, subject: &Subject, now: OffsetDateTime) -> Result<i64> {
     let day = budget::day(now);
-    let messages = app.db()?.optional(&MESSAGES, &[&subject.as_str(), &day]).await?.unwrap_or_default();
+    let messages = app
+        .db()?
+        .optional(&MESSAGES, &[&subject.as_str(), &day])
+        .await?
+        .unwrap_or_default();
     let key = stored::subject_key(&subject.0, day);
     // Not where it knows by now: a message that is being admitted is in Redis first.
-    let tell = Command::new("HSETNX").arg(&key).arg("n").arg(messages).idempotent();
-    let keep = Command::new("EXPIRE").arg(&key).arg(KEEP_SUBJECT_DAY.as_secs()).idempotent();
+    let tell = Command::new("HSETNX")
+        .arg(&key)
+        .arg("n")
+        .arg(messages)
+        .idempotent();
+    let keep = Command::new("EXPIRE")
+        .arg(&key)
+        .arg(KEEP_SUBJECT_DAY.as_secs())
+        .idempotent();
     if let Ok(redis) = app.redis()
         && let Err(cause) = redis.pipeline(&[tell, keep]).await
     {

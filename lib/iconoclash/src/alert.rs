@@ -34,13 +34,22 @@ pub async fn operators(app: &App, alert: Alert) {
     if !is_news(app, &alert.key).await.unwrap_or(true) {
         return;
     }
-    tracing::warn!(alert.key = alert.key, alert.subject = alert.subject, "operators are told");
+    tracing::warn!(
+        alert.key = alert.key,
+        alert.subject = alert.subject,
+        "operators are told"
+    );
     tokio::join!(by_mail(app, &alert), by_chat(app, &alert));
 }
 
 /// Whether this is the first to tell it. Not sent again where the answer is lost: it would find itself.
 async fn is_news(app: &App, key: &str) -> Result<bool> {
-    let first = Command::new("SET").arg(format!("alert:{key}")).arg(1).arg("NX").arg("EX").arg(ONCE_IN.as_secs());
+    let first = Command::new("SET")
+        .arg(format!("alert:{key}"))
+        .arg(1)
+        .arg("NX")
+        .arg("EX")
+        .arg(ONCE_IN.as_secs());
     Ok(app.redis()?.exec::<Option<String>>(&first).await?.is_some())
 }
 
@@ -49,22 +58,51 @@ async fn by_mail(app: &App, alert: &Alert) {
     if to.is_empty() {
         return;
     }
-    let Alert { subject, text, link, key } = alert.clone();
-    mail::send(app, Mail { to, subject, paragraphs: vec![text], link, key }).await;
+    let Alert {
+        subject,
+        text,
+        link,
+        key,
+    } = alert.clone();
+    mail::send(
+        app,
+        Mail {
+            to,
+            subject,
+            paragraphs: vec![text],
+            link,
+            key,
+        },
+    )
+    .await;
 }
 
 async fn by_chat(app: &App, alert: &Alert) {
     let (Some(url), Ok(http)) = (&app.config().alerts.webhook_url, app.http()) else {
         return;
     };
-    let link = alert.link.as_ref().map(|(label, url)| format!("\n{label}: {url}")).unwrap_or_default();
+    let link = alert
+        .link
+        .as_ref()
+        .map(|(label, url)| format!("\n{label}: {url}"))
+        .unwrap_or_default();
     let words = format!("{}\n{}{link}", alert.subject, alert.text);
     // Slack and its likes read `text`, Discord reads `content`; each ignores the other.
-    let request = http.post(url.expose()).json(&json!({"text": words, "content": words})).timeout(DEADLINE);
-    let told = request.send().await.and_then(reqwest::Response::error_for_status);
+    let request = http
+        .post(url.expose())
+        .json(&json!({"text": words, "content": words}))
+        .timeout(DEADLINE);
+    let told = request
+        .send()
+        .await
+        .and_then(reqwest::Response::error_for_status);
     if let Err(error) = told {
         // The address is the webhook's only secret.
         let cause = error.without_url().to_string();
-        tracing::warn!(alert.key = alert.key, cause, "the operators' chat was not told");
+        tracing::warn!(
+            alert.key = alert.key,
+            cause,
+            "the operators' chat was not told"
+        );
     }
 }

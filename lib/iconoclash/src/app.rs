@@ -51,7 +51,10 @@ struct Shared {
 
 impl App {
     /// The app of a process that runs for real.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the clock"
+    )]
     pub fn from_env() -> Self {
         Self::new(Config::from_env(), Arc::new(OffsetDateTime::now_utc))
     }
@@ -81,7 +84,8 @@ impl App {
     /// The time, to the microsecond that Postgres stores.
     pub fn now(&self) -> OffsetDateTime {
         let now = (self.0.clock)();
-        now.replace_microsecond(now.microsecond()).expect("a time's own microsecond is in range")
+        now.replace_microsecond(now.microsecond())
+            .expect("a time's own microsecond is in range")
     }
 
     /// A UUIDv7 of now, greater than those made before it in this process.
@@ -103,8 +107,16 @@ impl App {
     pub fn redis(&self) -> Result<&Redis> {
         once(&self.0.redis, || {
             let redis = self.0.config.redis.clone()?;
-            let client = upstash_redis_rs::Redis::new(&redis.url, redis.token.expose(), self.http()?.clone());
-            Ok(Redis::new(client.map_err(Error::unavailable)?.with_deadline(REDIS_DEADLINE)))
+            let client = upstash_redis_rs::Redis::new(
+                &redis.url,
+                redis.token.expose(),
+                self.http()?.clone(),
+            );
+            Ok(Redis::new(
+                client
+                    .map_err(Error::unavailable)?
+                    .with_deadline(REDIS_DEADLINE),
+            ))
         })
     }
 
@@ -119,7 +131,13 @@ impl App {
             let claude = self.0.config.claude.clone()?;
             let clock = Arc::clone(&self.0.clock);
             let http = self.http()?.clone();
-            Ok(Pool::new(http, claude.base_url, claude.deadlines, claude.keys, move || clock()))
+            Ok(Pool::new(
+                http,
+                claude.base_url,
+                claude.deadlines,
+                claude.keys,
+                move || clock(),
+            ))
         })
     }
 
@@ -127,7 +145,11 @@ impl App {
     pub fn stripe(&self) -> Result<&Stripe> {
         once(&self.0.stripe, || {
             let stripe = self.0.config.stripe.clone()?;
-            Ok(Stripe::new(self.http()?.clone(), stripe.base_url, stripe.key))
+            Ok(Stripe::new(
+                self.http()?.clone(),
+                stripe.base_url,
+                stripe.key,
+            ))
         })
     }
 
@@ -138,14 +160,19 @@ impl App {
 
     /// The keys of session tokens.
     pub fn tokens(&self) -> Result<&Tokens> {
-        once(&self.0.tokens, || Tokens::new(&self.0.config.public_url, &self.0.config.jwt_keys.clone()?))
+        once(&self.0.tokens, || {
+            Tokens::new(&self.0.config.public_url, &self.0.config.jwt_keys.clone()?)
+        })
     }
 
     /// The one HTTP client, whose connections stay warm between requests.
     #[expect(clippy::disallowed_methods, reason = "this is the one client")]
     pub(crate) fn http(&self) -> Result<&reqwest::Client> {
         once(&self.0.http, || {
-            let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build();
+            let client = reqwest::Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .tcp_nodelay(true)
+                .build();
             client.map_err(|error| Error::Internal(error.into()))
         })
     }
@@ -153,7 +180,9 @@ impl App {
 
 impl fmt::Debug for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("App").field("config", &self.0.config).finish_non_exhaustive()
+        f.debug_struct("App")
+            .field("config", &self.0.config)
+            .finish_non_exhaustive()
     }
 }
 

@@ -71,11 +71,16 @@ impl Cron {
     /// Checks the secret in constant time. Without a secret in the configuration nobody is let in.
     pub fn of(headers: &HeaderMap, app: &App) -> Result<Self> {
         let secret = app.config().cron_secret.clone()?;
-        let shown = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        let shown = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
         if shown.is_some_and(|shown| shown.as_bytes().ct_eq(secret.expose().as_bytes()).into()) {
             Ok(Self)
         } else {
-            Err(Error::Unauthorized { code: "unauthorized", detail: "This needs the cron secret." })
+            Err(Error::Unauthorized {
+                code: "unauthorized",
+                detail: "This needs the cron secret.",
+            })
         }
     }
 }
@@ -123,10 +128,19 @@ impl FromRequestParts<App> for Visitor {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
         let network = Network::of(&parts.headers, app);
         let Some(token) = presented_token(parts, app)? else {
-            return Ok(Self { session: None, network });
+            return Ok(Self {
+                session: None,
+                network,
+            });
         };
-        let claims = app.tokens()?.verify(&token, app.now()).ok_or(INVALID_TOKEN)?;
-        Ok(Self { session: Some(Session { claims, network }), network })
+        let claims = app
+            .tokens()?
+            .verify(&token, app.now())
+            .ok_or(INVALID_TOKEN)?;
+        Ok(Self {
+            session: Some(Session { claims, network }),
+            network,
+        })
     }
 }
 
@@ -144,7 +158,10 @@ impl FromRequestParts<App> for Session {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        Visitor::from_request_parts(parts, app).await?.session.ok_or(SIGN_IN)
+        Visitor::from_request_parts(parts, app)
+            .await?
+            .session
+            .ok_or(SIGN_IN)
     }
 }
 
@@ -175,7 +192,9 @@ impl Session {
         let load = async || self.active(app).await;
         // A token tells of its version: a value that knows none so high was kept before a write that Redis missed.
         let fresh = |active: &Active| active.version >= self.claims.ver;
-        let active = cached.or_load(app, found.pop().flatten(), fresh, load).await?;
+        let active = cached
+            .or_load(app, found.pop().flatten(), fresh, load)
+            .await?;
         Ok((self.into_user(active)?, beside))
     }
 
@@ -186,13 +205,26 @@ impl Session {
     }
 
     async fn active(&self, app: &App) -> Result<Active> {
-        app.db()?.optional(&ACTIVE, &[&self.claims.sub, &app.now()]).await?.ok_or(INVALID_TOKEN)?.try_into()
+        app.db()?
+            .optional(&ACTIVE, &[&self.claims.sub, &app.now()])
+            .await?
+            .ok_or(INVALID_TOKEN)?
+            .try_into()
     }
 
     fn into_user(self, active: Active) -> Result<User> {
         let Claims { sub, sid, ver, .. } = self.claims;
-        let is_live = active.profile.id == sub && active.version == ver && !active.revoked.contains(&sid);
-        if is_live { Ok(User { id: sub, session: self, profile: active.profile }) } else { Err(INVALID_TOKEN) }
+        let is_live =
+            active.profile.id == sub && active.version == ver && !active.revoked.contains(&sid);
+        if is_live {
+            Ok(User {
+                id: sub,
+                session: self,
+                profile: active.profile,
+            })
+        } else {
+            Err(INVALID_TOKEN)
+        }
     }
 }
 
@@ -210,23 +242,40 @@ impl FromRequestParts<App> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
         // What an operator may do is never told from a cache.
-        let user = Session::from_request_parts(parts, app).await?.live_now(app).await?;
+        let user = Session::from_request_parts(parts, app)
+            .await?
+            .live_now(app)
+            .await?;
         if user.profile.role == Role::Admin {
             Ok(Self(user))
         } else {
-            Err(Error::Forbidden { code: "admin_only", detail: "This is for operators." })
+            Err(Error::Forbidden {
+                code: "admin_only",
+                detail: "This is for operators.",
+            })
         }
     }
 }
 
 /// The token was signed by nobody we know, has run out, or its session has ended.
-pub const INVALID_TOKEN: Error = Error::Unauthorized { code: "invalid_token", detail: "Sign in again." };
-const SIGN_IN: Error = Error::Unauthorized { code: "unauthorized", detail: "Sign in first." };
+pub const INVALID_TOKEN: Error = Error::Unauthorized {
+    code: "invalid_token",
+    detail: "Sign in again.",
+};
+const SIGN_IN: Error = Error::Unauthorized {
+    code: "unauthorized",
+    detail: "Sign in first.",
+};
 
 /// To be called before a write that changes what a session shows or may do: plan, role, suspension, name. The next
 /// request of every session of the user sees that write.
 pub async fn before_change(app: &App, user: Uuid) -> Result<()> {
-    cache::forget(app, &[Cached::Session(user)], vec![admission::forget_plan_command(user)]).await
+    cache::forget(
+        app,
+        &[Cached::Session(user)],
+        vec![admission::forget_plan_command(user)],
+    )
+    .await
 }
 
 sql! {
@@ -255,9 +304,30 @@ impl TryFrom<ActiveRow> for Active {
     type Error = Error;
 
     fn try_from(row: ActiveRow) -> Result<Self> {
-        let ActiveRow { id, email, name, plan, role, token_version, created_at, revoked } = row;
-        let profile = UserRow { id, email, name, plan, role, token_version, created_at };
-        Ok(Self { version: token_version, profile: profile.try_into()?, revoked })
+        let ActiveRow {
+            id,
+            email,
+            name,
+            plan,
+            role,
+            token_version,
+            created_at,
+            revoked,
+        } = row;
+        let profile = UserRow {
+            id,
+            email,
+            name,
+            plan,
+            role,
+            token_version,
+            created_at,
+        };
+        Ok(Self {
+            version: token_version,
+            profile: profile.try_into()?,
+            revoked,
+        })
     }
 }
 
@@ -278,9 +348,21 @@ impl TryFrom<UserRow> for Profile {
     type Error = Error;
 
     fn try_from(row: UserRow) -> Result<Self> {
-        let plan = Plan::from_name(&row.plan).ok_or_else(|| Error::Internal("users.plan is not a plan".into()))?;
-        let role = if row.role == "admin" { Role::Admin } else { Role::User };
-        Ok(Self { id: row.id, email: row.email, name: row.name, plan, role, created_at: row.created_at })
+        let plan = Plan::from_name(&row.plan)
+            .ok_or_else(|| Error::Internal("users.plan is not a plan".into()))?;
+        let role = if row.role == "admin" {
+            Role::Admin
+        } else {
+            Role::User
+        };
+        Ok(Self {
+            id: row.id,
+            email: row.email,
+            name: row.name,
+            plan,
+            role,
+            created_at: row.created_at,
+        })
     }
 }
 
@@ -289,25 +371,40 @@ impl TryFrom<UserRow> for Profile {
 fn presented_token(parts: &Parts, app: &App) -> Result<Option<String>> {
     if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
         let token = value.to_str().ok().and_then(|value| value.split_once(' '));
-        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).ok_or(INVALID_TOKEN)?;
+        let token = token
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .ok_or(INVALID_TOKEN)?;
         return Ok(Some(token.1.trim().to_owned()));
     }
     let Some(token) = cookie(&parts.headers) else {
         return Ok(None);
     };
     let safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
-    let origin = parts.headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    let origin = parts
+        .headers
+        .get(header::ORIGIN)
+        .and_then(|origin| origin.to_str().ok());
     if safe || origin.is_some_and(|origin| app.config().allows_origin(origin)) {
         Ok(Some(token))
     } else {
-        Err(Error::Forbidden { code: "origin_not_allowed", detail: "This page may not act for you." })
+        Err(Error::Forbidden {
+            code: "origin_not_allowed",
+            detail: "This page may not act for you.",
+        })
     }
 }
 
 fn cookie(headers: &HeaderMap) -> Option<String> {
-    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value.to_owned())
+    let cookies = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let mut pairs = cookies
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='));
+    pairs
+        .find(|(name, _)| *name == COOKIE)
+        .map(|(_, value)| value.to_owned())
 }
 
 /// Whether a request shows a session by the browser's cookie alone.
@@ -317,8 +414,10 @@ pub(crate) fn comes_with_cookie(headers: &HeaderMap) -> bool {
 
 /// The cookie that keeps a browser signed in; an empty token takes it away.
 pub fn session_cookie(token: &str, max_age_secs: i64) -> HeaderValue {
-    HeaderValue::try_from(format!("{COOKIE}={token}; Path=/; Max-Age={max_age_secs}; Secure; HttpOnly; SameSite=Lax"))
-        .expect("a token is visible ASCII")
+    HeaderValue::try_from(format!(
+        "{COOKIE}={token}; Path=/; Max-Age={max_age_secs}; Secure; HttpOnly; SameSite=Lax"
+    ))
+    .expect("a token is visible ASCII")
 }
 
 /// The network that a request came from: an IPv4 address, or the first 64 bits of an IPv6 one, which one household
@@ -330,16 +429,26 @@ impl Network {
     /// Reads the platform's own header. Behind Cloudflare that holds Cloudflare's address, so the visitor's comes from
     /// `cf-connecting-ip`, but only with the secret that our rule there adds: anybody can send the header.
     pub fn of(headers: &HeaderMap, app: &App) -> Self {
-        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let text = |name| {
+            headers
+                .get(name)
+                .and_then(|value: &HeaderValue| value.to_str().ok())
+        };
         let trusted = app
             .config()
             .proxy_secret
             .as_ref()
             .zip(text("x-proxy-secret"))
-            .is_some_and(|(secret, shown)| bool::from(secret.expose().as_bytes().ct_eq(shown.as_bytes())));
-        let address = if trusted { text("cf-connecting-ip") } else { None }
-            .or_else(|| text(ADDRESS))
-            .and_then(|value| value.split(',').next()?.trim().parse().ok());
+            .is_some_and(|(secret, shown)| {
+                bool::from(secret.expose().as_bytes().ct_eq(shown.as_bytes()))
+            });
+        let address = if trusted {
+            text("cf-connecting-ip")
+        } else {
+            None
+        }
+        .or_else(|| text(ADDRESS))
+        .and_then(|value| value.split(',').next()?.trim().parse().ok());
         // Callers without an address share one allowance rather than having none.
         Self::from(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
     }
@@ -356,7 +465,12 @@ pub(crate) fn pseudonym(kind: &str, of: &str, key: &[u8; 32]) -> String {
     for part in [kind.as_bytes(), b"\0", of.as_bytes()] {
         mac.update(part);
     }
-    mac.finalize().into_bytes().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    mac.finalize()
+        .into_bytes()
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 impl From<IpAddr> for Network {
@@ -375,7 +489,10 @@ mod tests {
     #[test]
     fn a_household_is_one_network() {
         let network = |text: &str| Network::from(text.parse::<IpAddr>().unwrap());
-        assert_eq!(network("2001:db8:1:2:aaaa::1"), network("2001:db8:1:2:bbbb::2"));
+        assert_eq!(
+            network("2001:db8:1:2:aaaa::1"),
+            network("2001:db8:1:2:bbbb::2")
+        );
         assert_ne!(network("2001:db8:1:2::1"), network("2001:db8:1:3::1"));
         assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
         assert_ne!(network("192.0.2.1"), network("192.0.2.2"));
@@ -392,7 +509,10 @@ mod tests {
     #[test]
     fn the_cookie_is_found_among_others() {
         let mut headers = HeaderMap::new();
-        headers.insert(header::COOKIE, HeaderValue::from_static("a=b; __Host-session=tok.en; c=d"));
+        headers.insert(
+            header::COOKIE,
+            HeaderValue::from_static("a=b; __Host-session=tok.en; c=d"),
+        );
         assert_eq!(cookie(&headers).as_deref(), Some("tok.en"));
         headers.insert(header::COOKIE, HeaderValue::from_static("session=tok.en"));
         assert_eq!(cookie(&headers), None);

@@ -34,7 +34,8 @@ pub struct Budgets {
 impl Budgets {
     /// From `{scope: micro-dollars}`, as Postgres aggregates the table.
     pub fn from_json(scopes: Value) -> Result<Self> {
-        serde_json::from_value(scopes).map_err(|error| Error::Internal(format!("the table budgets: {error}").into()))
+        serde_json::from_value(scopes)
+            .map_err(|error| Error::Internal(format!("the table budgets: {error}").into()))
     }
 
     /// What one user of a plan may cost a day.
@@ -48,7 +49,13 @@ impl Budgets {
 
     /// As the admission script reads them.
     pub(crate) fn as_words(&self) -> String {
-        let Self { guest, free, pro, day, month } = self;
+        let Self {
+            guest,
+            free,
+            pro,
+            day,
+            month,
+        } = self;
         format!("{guest} {free} {pro} {day} {month}")
     }
 }
@@ -63,14 +70,23 @@ pub async fn read(app: &App) -> Result<Budgets> {
 
 /// Sets one limit. Every instance follows with its next message, or within a minute if Redis cannot be told.
 pub async fn set(app: &App, scope: &str, limit_microusd: i64) -> Result<Followed> {
-    match app.db()?.execute(&SET, &[&scope, &limit_microusd, &app.now()]).await? {
-        0 => Err(Error::invalid("scope", format!("must be one of {}", SCOPES.join(", ")))),
+    match app
+        .db()?
+        .execute(&SET, &[&scope, &limit_microusd, &app.now()])
+        .await?
+    {
+        0 => Err(Error::invalid(
+            "scope",
+            format!("must be one of {}", SCOPES.join(", ")),
+        )),
         _ => {
             let forget = Command::new("DEL").arg(REDIS_KEY).idempotent();
             let told = async { Ok::<_, Error>(app.redis()?.exec::<i64>(&forget).await?) };
             match told.await {
                 Ok(_) => Ok(Followed::AtOnce),
-                Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => Ok(Followed::WithinAMinute(cause)),
+                Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => {
+                    Ok(Followed::WithinAMinute(cause))
+                }
                 Err(other) => Err(other),
             }
         }
@@ -138,16 +154,27 @@ mod tests {
 
     #[test]
     fn days_and_months_are_utc() {
-        assert_eq!(day(datetime!(2026-11-30 23:30 -02:00)), date!(2026 - 12 - 01));
+        assert_eq!(
+            day(datetime!(2026-11-30 23:30 -02:00)),
+            date!(2026 - 12 - 01)
+        );
         assert_eq!(month(date!(2026 - 12 - 31)), date!(2026 - 12 - 01));
-        assert_eq!(month_ends(date!(2026 - 12 - 31)), datetime!(2027-01-01 0:00 UTC));
-        assert_eq!(month_ends(date!(2026 - 02 - 01)), datetime!(2026-03-01 0:00 UTC));
+        assert_eq!(
+            month_ends(date!(2026 - 12 - 31)),
+            datetime!(2027-01-01 0:00 UTC)
+        );
+        assert_eq!(
+            month_ends(date!(2026 - 02 - 01)),
+            datetime!(2026-03-01 0:00 UTC)
+        );
     }
 
     #[test]
     fn a_table_that_lacks_a_scope_says_so() {
         let scopes = serde_json::json!({"guest": 1, "free": 2, "pro": 3, "day": 4});
-        let Err(Error::Internal(cause)) = Budgets::from_json(scopes) else { panic!("it was taken") };
+        let Err(Error::Internal(cause)) = Budgets::from_json(scopes) else {
+            panic!("it was taken")
+        };
         assert!(cause.to_string().contains("month"), "{cause}");
     }
 }

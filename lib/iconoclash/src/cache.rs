@@ -103,7 +103,12 @@ impl Cached {
     }
 
     async fn keep(self, app: &App, text: &str) {
-        let keep = Command::new("SET").arg(self.key()).arg(text).arg("EX").arg(self.kept().as_secs()).arg("NX");
+        let keep = Command::new("SET")
+            .arg(self.key())
+            .arg(text)
+            .arg("EX")
+            .arg(self.kept().as_secs())
+            .arg("NX");
         if let Ok(redis) = app.redis()
             && let Err(cause) = redis.exec::<Option<String>>(&keep.idempotent()).await
         {
@@ -112,8 +117,11 @@ impl Cached {
     }
 
     fn seal<T: Serialize>(self, app: &App, value: &T) -> Result<String> {
-        let json = serde_json::to_string(&Kept { at: epoch_ms(app.now()), value })
-            .map_err(|error| Error::Internal(error.into()))?;
+        let json = serde_json::to_string(&Kept {
+            at: epoch_ms(app.now()),
+            value,
+        })
+        .map_err(|error| Error::Internal(error.into()))?;
         Ok(format!("{}{json}", self.tag(app, &json)?))
     }
 
@@ -128,12 +136,19 @@ impl Cached {
 
     fn tag(self, app: &App, json: &str) -> Result<String> {
         let key = app.config().credentials_key.clone()?;
-        let mut mac = Hmac::<Sha256>::new_from_slice(&key.0).expect("HMAC takes a key of any length");
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&key.0).expect("HMAC takes a key of any length");
         for part in ["cache", &self.key(), json] {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part.as_bytes());
         }
-        Ok(mac.finalize().into_bytes().iter().take(TAG_CHARS / 2).map(|byte| format!("{byte:02x}")).collect())
+        Ok(mac
+            .finalize()
+            .into_bytes()
+            .iter()
+            .take(TAG_CHARS / 2)
+            .map(|byte| format!("{byte:02x}"))
+            .collect())
     }
 }
 
@@ -173,7 +188,12 @@ pub async fn forget(app: &App, stale: &[Cached], beside: Vec<Command>) -> Result
 }
 
 fn bury(key: &str) -> Command {
-    Command::new("SET").arg(key).arg(TOMBSTONE).arg("EX").arg(TOMBSTONE_LIES.as_secs()).idempotent()
+    Command::new("SET")
+        .arg(key)
+        .arg(TOMBSTONE)
+        .arg("EX")
+        .arg(TOMBSTONE_LIES.as_secs())
+        .idempotent()
 }
 
 /// Tells Redis of writes that it could not be told of when they happened; says of how many values.
@@ -184,8 +204,12 @@ pub async fn tell_stale(app: &App) -> Result<usize> {
     }
     let commands: Vec<Command> = keys.iter().map(|key| bury(key)).collect();
     let results = app.redis()?.pipeline(&commands).await?;
-    let told: Vec<String> =
-        keys.into_iter().zip(results).filter(|(_, told)| told.is_ok()).map(|(key, _)| key).collect();
+    let told: Vec<String> = keys
+        .into_iter()
+        .zip(results)
+        .filter(|(_, told)| told.is_ok())
+        .map(|(key, _)| key)
+        .collect();
     app.db()?.execute(&FORGET_STALE, &[&told]).await?;
     Ok(told.len())
 }
@@ -196,11 +220,18 @@ pub(crate) struct Flights(Mutex<HashMap<String, Arc<OnceCell<String>>>>);
 
 impl Flights {
     /// Loads, or waits for who does. Where that one fails or leaves, the next one loads.
-    async fn join(&self, key: String, load: impl AsyncFnOnce() -> Result<String>) -> Result<String> {
+    async fn join(
+        &self,
+        key: String,
+        load: impl AsyncFnOnce() -> Result<String>,
+    ) -> Result<String> {
         let cell = Arc::clone(self.lock().entry(key.clone()).or_default());
         let loaded = cell.get_or_try_init(async || load().await).await.cloned();
         let mut flights = self.lock();
-        if flights.get(&key).is_some_and(|current| Arc::ptr_eq(current, &cell)) {
+        if flights
+            .get(&key)
+            .is_some_and(|current| Arc::ptr_eq(current, &cell))
+        {
             flights.remove(&key);
         }
         loaded

@@ -105,13 +105,19 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { aside: Duration::from_secs(20), follow: Duration::from_secs(280) }
+        Self {
+            aside: Duration::from_secs(20),
+            follow: Duration::from_secs(280),
+        }
     }
 }
 
 /// Whether AWS Lambda runs this process.
 #[cfg(feature = "lambda")]
-#[expect(clippy::disallowed_methods, reason = "the environment is read in this file")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the environment is read in this file"
+)]
 pub(crate) fn on_lambda() -> bool {
     std::env::var("AWS_LAMBDA_RUNTIME_API").is_ok()
 }
@@ -168,14 +174,21 @@ pub struct JwtKey {
 
 impl Config {
     /// Reads the process environment.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the environment"
+    )]
     pub fn from_env() -> Self {
         Self::from_lookup(|name| std::env::var(name).ok())
     }
 
     /// Reads settings from any source; an empty value counts as absent, as Vercel's dashboard stores it.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
-        let env = Env(&|name| lookup(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty()));
+        let env = Env(&|name| {
+            lookup(name)
+                .map(|v| v.trim().to_owned())
+                .filter(|v| !v.is_empty())
+        });
         let (credentials_key, former_credentials_key) = env.credentials_keys();
         Self {
             database: env.database(),
@@ -186,7 +199,10 @@ impl Config {
             credentials_key,
             former_credentials_key,
             cron_secret: env.required("CRON_SECRET").map(Secret),
-            public_url: env.or("PUBLIC_URL", "http://localhost:3000").trim_end_matches('/').to_owned(),
+            public_url: env
+                .or("PUBLIC_URL", "http://localhost:3000")
+                .trim_end_matches('/')
+                .to_owned(),
             allowed_origins: env
                 .or("CORS_ALLOWED_ORIGINS", "")
                 .split(',')
@@ -204,9 +220,13 @@ impl Config {
                 .optional("VERCEL_REGION")
                 .or_else(|| env.optional("AWS_REGION"))
                 .unwrap_or_else(|| "local".to_owned()),
-            version: env.optional("VERCEL_GIT_COMMIT_SHA").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+            version: env
+                .optional("VERCEL_GIT_COMMIT_SHA")
+                .unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
             patience: Patience::default(),
-            freeze: env.optional("ICONOCLASH_FREEZE_AT").and_then(|place| Freeze::parse(&place)),
+            freeze: env
+                .optional("ICONOCLASH_FREEZE_AT")
+                .and_then(|place| Freeze::parse(&place)),
         }
     }
 
@@ -228,13 +248,16 @@ impl Env<'_> {
     }
 
     fn required(&self, name: &'static str) -> Setting<String> {
-        self.optional(name).ok_or_else(|| invalid(name, "is not set"))
+        self.optional(name)
+            .ok_or_else(|| invalid(name, "is not set"))
     }
 
     fn number<T: std::str::FromStr>(&self, name: &'static str, default: T) -> Setting<T> {
         match self.optional(name) {
             None => Ok(default),
-            Some(value) => value.parse().map_err(|_| invalid(name, "is not a whole number")),
+            Some(value) => value
+                .parse()
+                .map_err(|_| invalid(name, "is not a whole number")),
         }
     }
 
@@ -243,12 +266,19 @@ impl Env<'_> {
         if pool_size == 0 {
             return Err(invalid("DATABASE_POOL_SIZE", "must be at least 1"));
         }
-        Ok(Database { url: Secret(self.required("DATABASE_URL")?), pool_size })
+        Ok(Database {
+            url: Secret(self.required("DATABASE_URL")?),
+            pool_size,
+        })
     }
 
     fn redis(&self) -> Setting<Redis> {
-        let url = self.optional("UPSTASH_REDIS_REST_URL").or_else(|| self.optional("KV_REST_API_URL"));
-        let token = self.optional("UPSTASH_REDIS_REST_TOKEN").or_else(|| self.optional("KV_REST_API_TOKEN"));
+        let url = self
+            .optional("UPSTASH_REDIS_REST_URL")
+            .or_else(|| self.optional("KV_REST_API_URL"));
+        let token = self
+            .optional("UPSTASH_REDIS_REST_TOKEN")
+            .or_else(|| self.optional("KV_REST_API_TOKEN"));
         Ok(Redis {
             url: url.ok_or_else(|| invalid("UPSTASH_REDIS_REST_URL", "is not set"))?,
             token: Secret(token.ok_or_else(|| invalid("UPSTASH_REDIS_REST_TOKEN", "is not set"))?),
@@ -258,8 +288,15 @@ impl Env<'_> {
     fn credentials_keys(&self) -> (Setting<Key>, Option<Key>) {
         const VARIABLE: &str = "CREDENTIALS_KEY";
         let listed = self.required(VARIABLE).and_then(|list| {
-            let keys: Vec<Key> = list.split(',').map(|it| key(VARIABLE, it.trim())).collect::<Setting<_>>()?;
-            if keys.len() > 2 { Err(invalid(VARIABLE, "holds more than two keys")) } else { Ok(keys) }
+            let keys: Vec<Key> = list
+                .split(',')
+                .map(|it| key(VARIABLE, it.trim()))
+                .collect::<Setting<_>>()?;
+            if keys.len() > 2 {
+                Err(invalid(VARIABLE, "holds more than two keys"))
+            } else {
+                Ok(keys)
+            }
         });
         match listed.map(|keys| (keys.first().cloned(), keys.get(1).cloned())) {
             Ok((Some(first), former)) => (Ok(first), former),
@@ -271,7 +308,12 @@ impl Env<'_> {
     fn jwt_keys(&self) -> Setting<Vec<JwtKey>> {
         pairs("JWT_KEYS", &self.required("JWT_KEYS")?, ':')?
             .into_iter()
-            .map(|(kid, seed)| Ok(JwtKey { kid, seed: key("JWT_KEYS", &seed)? }))
+            .map(|(kid, seed)| {
+                Ok(JwtKey {
+                    kid,
+                    seed: key("JWT_KEYS", &seed)?,
+                })
+            })
             .collect()
     }
 
@@ -290,28 +332,50 @@ impl Env<'_> {
 }
 
 fn invalid(variable: &'static str, problem: &str) -> Invalid {
-    Invalid { variable, problem: problem.to_owned() }
+    Invalid {
+        variable,
+        problem: problem.to_owned(),
+    }
 }
 
 fn key(variable: &'static str, value: &str) -> Setting<Key> {
-    let bytes = BASE64.decode(value).ok().and_then(|bytes| bytes.try_into().ok());
-    bytes.map(Key).ok_or_else(|| invalid(variable, "must hold 32 bytes in base64"))
+    let bytes = BASE64
+        .decode(value)
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok());
+    bytes
+        .map(Key)
+        .ok_or_else(|| invalid(variable, "must hold 32 bytes in base64"))
 }
 
 /// `name<separator>value, …`, at least one, no name twice.
 fn pairs(variable: &'static str, list: &str, separator: char) -> Setting<Vec<(String, String)>> {
     let mut found: Vec<(String, String)> = Vec::new();
-    for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+    for item in list
+        .split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+    {
         let (name, value) = item
             .split_once(separator)
             .filter(|(name, value)| !name.is_empty() && !value.is_empty())
-            .ok_or_else(|| Invalid { variable, problem: format!("must list name{separator}value, …") })?;
+            .ok_or_else(|| Invalid {
+                variable,
+                problem: format!("must list name{separator}value, …"),
+            })?;
         if found.iter().any(|(known, _)| known == name) {
-            return Err(Invalid { variable, problem: format!("names {name} twice") });
+            return Err(Invalid {
+                variable,
+                problem: format!("names {name} twice"),
+            });
         }
         found.push((name.to_owned(), value.to_owned()));
     }
-    if found.is_empty() { Err(invalid(variable, "lists nothing")) } else { Ok(found) }
+    if found.is_empty() {
+        Err(invalid(variable, "lists nothing"))
+    } else {
+        Ok(found)
+    }
 }
 
 #[cfg(test)]
@@ -319,20 +383,46 @@ mod tests {
     use super::*;
 
     fn config(settings: &[(&str, &str)]) -> Config {
-        let settings: Vec<(String, String)> =
-            settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Config::from_lookup(|name| settings.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone()))
+        let settings: Vec<(String, String)> = settings
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        Config::from_lookup(|name| {
+            settings
+                .iter()
+                .find(|(k, _)| k == name)
+                .map(|(_, v)| v.clone())
+        })
     }
 
     #[test]
     fn an_empty_environment_names_each_variable_that_is_missing() {
         let config = config(&[]);
-        assert_eq!(config.database.unwrap_err().to_string(), "DATABASE_URL is not set");
-        assert_eq!(config.redis.unwrap_err().to_string(), "UPSTASH_REDIS_REST_URL is not set");
-        assert_eq!(config.claude.unwrap().keys.len(), 0, "they may all be in the database");
-        assert_eq!(config.jwt_keys.unwrap_err().to_string(), "JWT_KEYS is not set");
-        assert_eq!(config.stripe.unwrap_err().to_string(), "STRIPE_SECRET_KEY is not set");
-        assert_eq!(config.mail.unwrap_err().to_string(), "RESEND_API_KEY is not set");
+        assert_eq!(
+            config.database.unwrap_err().to_string(),
+            "DATABASE_URL is not set"
+        );
+        assert_eq!(
+            config.redis.unwrap_err().to_string(),
+            "UPSTASH_REDIS_REST_URL is not set"
+        );
+        assert_eq!(
+            config.claude.unwrap().keys.len(),
+            0,
+            "they may all be in the database"
+        );
+        assert_eq!(
+            config.jwt_keys.unwrap_err().to_string(),
+            "JWT_KEYS is not set"
+        );
+        assert_eq!(
+            config.stripe.unwrap_err().to_string(),
+            "STRIPE_SECRET_KEY is not set"
+        );
+        assert_eq!(
+            config.mail.unwrap_err().to_string(),
+            "RESEND_API_KEY is not set"
+        );
         assert_eq!(config.quotas.unwrap().free, 10);
     }
 
@@ -344,10 +434,22 @@ mod tests {
             ("CLAUDE_MODEL_PRO", "gpt"),
             ("ANTHROPIC_API_KEYS", "a=secret-1,a=secret-2"),
         ]);
-        assert_eq!(config.jwt_keys.unwrap_err().to_string(), "JWT_KEYS must hold 32 bytes in base64");
-        assert_eq!(config.quotas.unwrap_err().to_string(), "QUOTA_FREE is not a whole number");
-        assert_eq!(config.claude.unwrap_err().to_string(), "ANTHROPIC_API_KEYS names a twice");
-        assert_eq!(config.models.unwrap_err().to_string(), "CLAUDE_MODEL_PRO names a model without a price");
+        assert_eq!(
+            config.jwt_keys.unwrap_err().to_string(),
+            "JWT_KEYS must hold 32 bytes in base64"
+        );
+        assert_eq!(
+            config.quotas.unwrap_err().to_string(),
+            "QUOTA_FREE is not a whole number"
+        );
+        assert_eq!(
+            config.claude.unwrap_err().to_string(),
+            "ANTHROPIC_API_KEYS names a twice"
+        );
+        assert_eq!(
+            config.models.unwrap_err().to_string(),
+            "CLAUDE_MODEL_PRO names a model without a price"
+        );
     }
 
     #[test]
@@ -355,7 +457,10 @@ mod tests {
         let base64 = |byte: u8| BASE64.encode([byte; 32]);
         let keys = |list: &str| {
             let config = config(&[("CREDENTIALS_KEY", list)]);
-            (config.credentials_key.map(|key| key.0[0]), config.former_credentials_key.map(|key| key.0[0]))
+            (
+                config.credentials_key.map(|key| key.0[0]),
+                config.former_credentials_key.map(|key| key.0[0]),
+            )
         };
         let (first, former) = keys(&base64(1));
         assert_eq!((first.unwrap(), former), (1, None));
@@ -366,8 +471,11 @@ mod tests {
 
     #[test]
     fn vercels_own_names_for_redis_are_accepted_and_empty_values_are_absent() {
-        let config =
-            config(&[("UPSTASH_REDIS_REST_URL", " "), ("KV_REST_API_URL", "https://kv"), ("KV_REST_API_TOKEN", "t")]);
+        let config = config(&[
+            ("UPSTASH_REDIS_REST_URL", " "),
+            ("KV_REST_API_URL", "https://kv"),
+            ("KV_REST_API_TOKEN", "t"),
+        ]);
         assert_eq!(config.redis.unwrap().url, "https://kv");
     }
 

@@ -46,22 +46,37 @@ impl Db {
     /// `prefer`, the default, accepts a server that has no TLS.
     pub fn new(url: &str, pool_size: usize) -> Result<Self, Error> {
         let (pool, canceller) = connect::pool(url, pool_size)?;
-        Ok(Self { pool, canceller, deadline: DEADLINE })
+        Ok(Self {
+            pool,
+            canceller,
+            deadline: DEADLINE,
+        })
     }
 
     /// The same connections for statements that may take longer, or less, than five seconds.
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { deadline, ..self.clone() }
+        Self {
+            deadline,
+            ..self.clone()
+        }
     }
 
     /// Every row, in the statement's order.
-    pub async fn all<R: Row>(&self, sql: &Sql<R>, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<R>, Error> {
+    pub async fn all<R: Row>(
+        &self,
+        sql: &Sql<R>,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<R>, Error> {
         let (rows, _) = self.fetch(sql, params).await?;
         rows.iter().map(decode).collect()
     }
 
     /// The row if there is one; more than one is an error.
-    pub async fn optional<R: Row>(&self, sql: &Sql<R>, params: &[&(dyn ToSql + Sync)]) -> Result<Option<R>, Error> {
+    pub async fn optional<R: Row>(
+        &self,
+        sql: &Sql<R>,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<R>, Error> {
         let (rows, _) = self.fetch(sql, params).await?;
         match rows.as_slice() {
             [] => Ok(None),
@@ -71,13 +86,21 @@ impl Db {
     }
 
     /// The row that there always is, as of an aggregate or an unconditional `returning`.
-    pub async fn one<R: Row>(&self, sql: &Sql<R>, params: &[&(dyn ToSql + Sync)]) -> Result<R, Error> {
+    pub async fn one<R: Row>(
+        &self,
+        sql: &Sql<R>,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<R, Error> {
         let row = self.optional(sql, params).await?;
         row.ok_or_else(|| Error::other("no row where one was due"))
     }
 
     /// The number of rows that the statement touched.
-    pub async fn execute(&self, sql: &Sql<()>, params: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
+    pub async fn execute(
+        &self,
+        sql: &Sql<()>,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, Error> {
         let (_, touched) = self.fetch(sql, params).await?;
         Ok(touched)
     }
@@ -90,7 +113,9 @@ impl Db {
         let (due, given) = (sql.params.len(), params.len());
         if due != given {
             let text = sql.text;
-            return Err(Error::other(format!("{given} parameters given where {due} are due: {text}")));
+            return Err(Error::other(format!(
+                "{given} parameters given where {due} are due: {text}"
+            )));
         }
         let until = Instant::now() + self.deadline;
         match self.fly(sql, params, until).await {

@@ -97,7 +97,9 @@ pub enum Error {
         message: &'static str,
     },
     /// 402: what the plan lets one user cost a day is used up.
-    #[error("Today's replies have cost all that your plan includes. You can go on at midnight UTC.")]
+    #[error(
+        "Today's replies have cost all that your plan includes. You can go on at midnight UTC."
+    )]
     SpendLimit(Quota),
     /// 503: what the service may cost is used up; by how much is nobody's business.
     #[error("Iconoclash has answered as much as it can afford for now; you can go on in {}.", spoken(*.wait))]
@@ -126,18 +128,26 @@ pub enum Error {
 impl Error {
     /// A field that does not hold.
     pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Invalid { field: field.into(), message: message.into() }
+        Self::Invalid {
+            field: field.into(),
+            message: message.into(),
+        }
     }
 
     /// Something that cannot be reached for a short while.
     pub fn unavailable(cause: impl Into<Cause>) -> Self {
-        Self::Unavailable { retry_after: Duration::from_secs(5), cause: cause.into() }
+        Self::Unavailable {
+            retry_after: Duration::from_secs(5),
+            cause: cause.into(),
+        }
     }
 
     /// What the log says: behind a failure of ours its cause, which no client sees.
     pub fn cause(&self) -> String {
         match self {
-            Self::Unavailable { cause, .. } | Self::Internal(cause) => telemetry::chain(cause.as_ref()),
+            Self::Unavailable { cause, .. } | Self::Internal(cause) => {
+                telemetry::chain(cause.as_ref())
+            }
             told => told.to_string(),
         }
     }
@@ -166,7 +176,9 @@ impl Error {
     pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad_request",
-            Self::Unauthorized { code, .. } | Self::Forbidden { code, .. } | Self::Conflict { code, .. } => code,
+            Self::Unauthorized { code, .. }
+            | Self::Forbidden { code, .. }
+            | Self::Conflict { code, .. } => code,
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::TooLarge => "body_too_large",
@@ -192,7 +204,9 @@ impl Error {
                 Self::QuotaExceeded(..)
                 | Self::BurstExceeded { .. }
                 | Self::RateLimited { .. }
-                | Self::SpendLimit(_) => "https://iana.org/assignments/http-problem-types#quota-exceeded",
+                | Self::SpendLimit(_) => {
+                    "https://iana.org/assignments/http-problem-types#quota-exceeded"
+                }
                 Self::BudgetSpent { .. } | Self::Unavailable { .. } => {
                     "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"
                 }
@@ -227,7 +241,9 @@ impl Error {
                 problem.retry_after = Some(wait_secs(*wait));
                 problem.reset_at = Some(*reset_at);
             }
-            Self::Unavailable { retry_after, .. } => problem.retry_after = Some(wait_secs(*retry_after)),
+            Self::Unavailable { retry_after, .. } => {
+                problem.retry_after = Some(wait_secs(*retry_after))
+            }
             _ => {}
         }
         problem
@@ -259,7 +275,10 @@ pub struct Problem {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub errors: BTreeMap<String, String>,
     /// When the limit is renewed.
-    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub reset_at: Option<OffsetDateTime>,
     /// Seconds after which trying again may help.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -283,7 +302,9 @@ impl IntoResponse for Error {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         match &self {
-            Self::QuotaExceeded(quota, _) | Self::SpendLimit(quota) => headers.extend(quota.headers()),
+            Self::QuotaExceeded(quota, _) | Self::SpendLimit(quota) => {
+                headers.extend(quota.headers())
+            }
             Self::BurstExceeded { quota, wait } => headers.extend(quota.burst_headers(*wait)),
             Self::RateLimited { allowance, .. } => headers.extend(allowance.headers()),
             _ => {}
@@ -324,7 +345,9 @@ impl From<stripe::Error> for Error {
     fn from(error: stripe::Error) -> Self {
         match &error {
             stripe::Error::Unreachable(_) => Self::unavailable(error),
-            stripe::Error::Refused { status, .. } if status.is_server_error() || status.as_u16() == 429 => {
+            stripe::Error::Refused { status, .. }
+                if status.is_server_error() || status.as_u16() == 429 =>
+            {
                 Self::unavailable(error)
             }
             _ => Self::Internal(error.into()),
@@ -362,7 +385,13 @@ pub trait OnConstraint<T> {
 
 impl<T> OnConstraint<T> for std::result::Result<T, db::Error> {
     fn on_constraint(self, name: &str, error: Error) -> Result<T> {
-        self.map_err(|refused| if refused.constraint() == Some(name) { error } else { refused.into() })
+        self.map_err(|refused| {
+            if refused.constraint() == Some(name) {
+                error
+            } else {
+                refused.into()
+            }
+        })
     }
 }
 

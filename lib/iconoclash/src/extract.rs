@@ -69,7 +69,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
         let query = axum::extract::Query::from_request_parts(parts, state).await;
-        query.map(|query| Self(query.0)).map_err(|rejection| Error::BadRequest(rejection.body_text()))
+        query
+            .map(|query| Self(query.0))
+            .map_err(|rejection| Error::BadRequest(rejection.body_text()))
     }
 }
 
@@ -83,18 +85,30 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
 }
 
 fn is_json(request: &Request) -> bool {
-    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let content_type = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let essence = content_type
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
     essence.eq_ignore_ascii_case("application/json")
 }
 
 async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
-    Bytes::from_request(request, state).await.map_err(|rejection| match rejection {
-        BytesRejection::FailedToBufferBody(broken) if broken.status() == http::StatusCode::PAYLOAD_TOO_LARGE => {
-            Error::TooLarge
-        }
-        broken => Error::BadRequest(broken.body_text()),
-    })
+    Bytes::from_request(request, state)
+        .await
+        .map_err(|rejection| match rejection {
+            BytesRejection::FailedToBufferBody(broken)
+                if broken.status() == http::StatusCode::PAYLOAD_TOO_LARGE =>
+            {
+                Error::TooLarge
+            }
+            broken => Error::BadRequest(broken.body_text()),
+        })
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
@@ -103,19 +117,30 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
         let field = error.path().to_string();
         let cause = error.into_inner();
         if cause.is_data() {
-            Error::invalid(if field == "." { "body".to_owned() } else { field }, without_position(&cause))
+            Error::invalid(
+                if field == "." {
+                    "body".to_owned()
+                } else {
+                    field
+                },
+                without_position(&cause),
+            )
         } else {
             Error::BadRequest(format!("The body is not JSON: {cause}."))
         }
     })?;
-    deserializer.end().map_err(|error| Error::BadRequest(format!("The body is not JSON: {error}.")))?;
+    deserializer
+        .end()
+        .map_err(|error| Error::BadRequest(format!("The body is not JSON: {error}.")))?;
     Ok(parsed)
 }
 
 /// serde_json appends "at line 1 column 20", which says nothing to the person who filled in a form.
 fn without_position(error: &serde_json::Error) -> String {
     let message = error.to_string();
-    message.rsplit_once(" at line ").map_or(message.clone(), |(text, _)| text.to_owned())
+    message
+        .rsplit_once(" at line ")
+        .map_or(message.clone(), |(text, _)| text.to_owned())
 }
 
 /// `?limit=1..100&cursor=…` of every list. A cursor is the id of the last row seen.
@@ -161,7 +186,11 @@ impl TryFrom<i64> for Limit {
     type Error = &'static str;
 
     fn try_from(limit: i64) -> Result<Self, Self::Error> {
-        if (1..=100).contains(&limit) { Ok(Self(limit)) } else { Err("limit must be between 1 and 100") }
+        if (1..=100).contains(&limit) {
+            Ok(Self(limit))
+        } else {
+            Err("limit must be between 1 and 100")
+        }
     }
 }
 
@@ -190,11 +219,15 @@ impl<'de, const MAX: usize> Deserialize<'de> for Text<MAX> {
             return Err(serde::de::Error::custom("must not be empty"));
         }
         if text.chars().count() > MAX {
-            return Err(serde::de::Error::custom(format_args!("must be at most {MAX} characters")));
+            return Err(serde::de::Error::custom(format_args!(
+                "must be at most {MAX} characters"
+            )));
         }
         // Postgres cannot store it, and no person types it.
         if text.contains('\0') {
-            return Err(serde::de::Error::custom("must not contain a null character"));
+            return Err(serde::de::Error::custom(
+                "must not contain a null character",
+            ));
         }
         Ok(Self(text.to_owned()))
     }
@@ -228,12 +261,27 @@ mod tests {
     #[test]
     fn a_body_that_does_not_hold_names_the_field() {
         check(r#"{"name":" Ada "}"#, Ok(()));
-        check(r#"{"name":7}"#, Err(("name", "invalid type: integer `7`, expected a string")));
+        check(
+            r#"{"name":7}"#,
+            Err(("name", "invalid type: integer `7`, expected a string")),
+        );
         check(r#"{"name":"  "}"#, Err(("name", "must not be empty")));
-        check(r#"{"name":"éééééé"}"#, Err(("name", "must be at most 5 characters")));
-        check(r#"{"name":"a\u0000"}"#, Err(("name", "must not contain a null character")));
+        check(
+            r#"{"name":"éééééé"}"#,
+            Err(("name", "must be at most 5 characters")),
+        );
+        check(
+            r#"{"name":"a\u0000"}"#,
+            Err(("name", "must not contain a null character")),
+        );
         check("{}", Err(("body", "missing field `name`")));
-        check("[]", Err(("body", "invalid length 0, expected struct Form with 1 element")));
+        check(
+            "[]",
+            Err((
+                "body",
+                "invalid length 0, expected struct Form with 1 element",
+            )),
+        );
         check("{\"name\":", Err(("", "The body is not JSON")));
         check(r#"{"name":"Ada"} x"#, Err(("", "The body is not JSON")));
     }
@@ -241,7 +289,10 @@ mod tests {
     #[test]
     fn a_page_knows_whether_there_is_another() {
         let ids: Vec<Uuid> = (1..=3).map(Uuid::from_u128).collect();
-        assert_eq!(Limit(2).cut(ids.clone(), |id| *id), (ids[..2].to_vec(), Some(ids[1])));
+        assert_eq!(
+            Limit(2).cut(ids.clone(), |id| *id),
+            (ids[..2].to_vec(), Some(ids[1]))
+        );
         assert_eq!(Limit(3).cut(ids.clone(), |id| *id), (ids, None));
     }
 }

@@ -20,7 +20,9 @@ impl Freeze {
     pub(crate) fn parse(place: &str) -> Option<Self> {
         let (step, file) = place.split_once(':')?;
         let (step, file) = (step.to_owned(), file.to_owned());
-        Some(Self::when(move |reached| reached == step && std::fs::write(&file, "").is_ok()))
+        Some(Self::when(move |reached| {
+            reached == step && std::fs::write(&file, "").is_ok()
+        }))
     }
 }
 
@@ -32,7 +34,13 @@ impl fmt::Debug for Freeze {
 
 /// Marks a step.
 pub(crate) async fn step(app: &App, name: &str) {
-    if cfg!(debug_assertions) && app.config().freeze.as_ref().is_some_and(|freeze| (freeze.0)(name)) {
+    if cfg!(debug_assertions)
+        && app
+            .config()
+            .freeze
+            .as_ref()
+            .is_some_and(|freeze| (freeze.0)(name))
+    {
         std::future::pending::<()>().await;
     }
 }

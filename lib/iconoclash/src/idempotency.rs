@@ -23,7 +23,9 @@ impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
         if (1..=255).contains(&key.len()) && key.iter().all(u8::is_ascii_graphic) {
             Ok(Self(Some(String::from_utf8_lossy(key).into_owned())))
         } else {
-            Err(Error::BadRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.".to_owned()))
+            Err(Error::BadRequest(
+                "Idempotency-Key must be 1 to 255 visible ASCII characters.".to_owned(),
+            ))
         }
     }
 }

@@ -102,7 +102,9 @@ pub async fn up_to_date(app: &App) -> Result<&Pool> {
 pub async fn beside<T>(app: &App, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     let chores = async {
-        let Ok(pool) = app.claude() else { return std::future::pending().await };
+        let Ok(pool) = app.claude() else {
+            return std::future::pending().await;
+        };
         loop {
             follow(app, pool).await;
             let news = pool.news();
@@ -131,7 +133,15 @@ pub async fn beside<T>(app: &App, work: impl Future<Output = T>) -> T {
 }
 
 /// Once a day for each key or organisation, however many instances notice: the mail provider knows the alert's key.
-async fn tell_operators(app: &App, Alarm { of, matter, what, cause }: Alarm) {
+async fn tell_operators(
+    app: &App,
+    Alarm {
+        of,
+        matter,
+        what,
+        cause,
+    }: Alarm,
+) {
     let today = app.now().date();
     let text = format!("{what} It is about {of}: {cause}. `iconoclash keys list` shows all keys.");
     let alert = Alert {
@@ -144,12 +154,17 @@ async fn tell_operators(app: &App, Alarm { of, matter, what, cause }: Alarm) {
 }
 
 async fn follow(app: &App, pool: &Pool) {
-    tokio::join!(Box::pin(follow_keys(app, pool)), Box::pin(follow_deadlines(app, pool, TELL_EVERY)));
+    tokio::join!(
+        Box::pin(follow_keys(app, pool)),
+        Box::pin(follow_deadlines(app, pool, TELL_EVERY))
+    );
 }
 
 async fn follow_keys(app: &App, pool: &Pool) {
     let following = app.following();
-    let Ok(_turn) = following.loading.try_lock() else { return };
+    let Ok(_turn) = following.loading.try_lock() else {
+        return;
+    };
     let last = {
         let times = following.times();
         times.loaded.max(times.load_failed)
@@ -162,9 +177,19 @@ async fn follow_keys(app: &App, pool: &Pool) {
 
 async fn follow_deadlines(app: &App, pool: &Pool, tell_every: Duration) {
     let following = app.following();
-    let Ok(_turn) = following.sharing.try_lock() else { return };
+    let Ok(_turn) = following.sharing.try_lock() else {
+        return;
+    };
     let (now, untold, asked) = (app.now(), pool.untold(), following.times().asked);
-    if is_due(asked, if untold.is_empty() { ASK_EVERY } else { tell_every }, now) {
+    if is_due(
+        asked,
+        if untold.is_empty() {
+            ASK_EVERY
+        } else {
+            tell_every
+        },
+        now,
+    ) {
         following.times().asked = Some(now);
         match share(app, &untold).await {
             Ok(known) => pool.follow(&untold, known),
@@ -190,18 +215,27 @@ async fn load(app: &App, pool: &Pool) {
     };
     // Counted from the failure, which takes a deadline where Postgres hangs: whoever waited for it does not try again.
     app.following().times().load_failed = Some(app.now());
-    tracing::warn!(cause, "the stored keys could not be read: those known last go on");
+    tracing::warn!(
+        cause,
+        "the stored keys could not be read: those known last go on"
+    );
 }
 
 async fn read(app: &App) -> Result<Vec<ApiKey>> {
     let rows = app.db()?.all(&USABLE, &[]).await?;
     let stored: HashSet<String> = rows.iter().map(|row| row.label.clone()).collect();
     let environment = app.config().claude.clone()?.keys;
-    let mut keys: Vec<ApiKey> = environment.into_iter().filter(|key| !stored.contains(&key.label)).collect();
+    let mut keys: Vec<ApiKey> = environment
+        .into_iter()
+        .filter(|key| !stored.contains(&key.label))
+        .collect();
     if !rows.is_empty() {
         let seal = Seal::new(app.config())?;
         for row in rows.into_iter().filter(|row| row.state == "active") {
-            match row.sealed.and_then(|sealed| seal.open(row.id, &row.label, &sealed)) {
+            match row
+                .sealed
+                .and_then(|sealed| seal.open(row.id, &row.label, &sealed))
+            {
                 Some(opened) => keys.push(
                     ApiKey::new(row.label, opened.secret)
                         .within(row.organisation)
@@ -210,7 +244,10 @@ async fn read(app: &App) -> Result<Vec<ApiKey>> {
                 None => {
                     let is_news = app.following().times().unreadable.insert(row.label.clone());
                     if is_news {
-                        tracing::error!(key = row.label, "a stored key opens with no key of CREDENTIALS_KEY");
+                        tracing::error!(
+                            key = row.label,
+                            "a stored key opens with no key of CREDENTIALS_KEY"
+                        );
                     }
                 }
             }
@@ -226,26 +263,52 @@ async fn share(app: &App, untold: &[Deadline]) -> Result<Vec<Deadline>> {
     let mut commands = Vec::new();
     if !untold.is_empty() {
         let add = Command::new("ZADD").arg(COOLING).arg("GT");
-        commands.push(untold.iter().fold(add, |add, (scope, until_ms)| add.arg(*until_ms).arg(scope)).idempotent());
-        commands.push(Command::new("ZREMRANGEBYSCORE").arg(COOLING).arg("-inf").arg(now_ms).idempotent());
-        commands.push(Command::new("EXPIRE").arg(COOLING).arg(KEEP_COOLING_SECS).idempotent());
+        commands.push(
+            untold
+                .iter()
+                .fold(add, |add, (scope, until_ms)| add.arg(*until_ms).arg(scope))
+                .idempotent(),
+        );
+        commands.push(
+            Command::new("ZREMRANGEBYSCORE")
+                .arg(COOLING)
+                .arg("-inf")
+                .arg(now_ms)
+                .idempotent(),
+        );
+        commands.push(
+            Command::new("EXPIRE")
+                .arg(COOLING)
+                .arg(KEEP_COOLING_SECS)
+                .idempotent(),
+        );
     }
     commands.push(cooling_command(now_ms));
     let results = app.redis()?.pipeline(&commands).await?;
-    let results: Vec<serde_json::Value> =
-        results.into_iter().collect::<Result<_, _>>().map_err(crate::redis::Error::from)?;
+    let results: Vec<serde_json::Value> = results
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .map_err(crate::redis::Error::from)?;
     deadlines(results.into_iter().next_back().unwrap_or_default())
 }
 
 fn cooling_command(now_ms: i64) -> Command {
-    Command::new("ZRANGEBYSCORE").arg(COOLING).arg(now_ms).arg("+inf").arg("WITHSCORES").idempotent()
+    Command::new("ZRANGEBYSCORE")
+        .arg(COOLING)
+        .arg(now_ms)
+        .arg("+inf")
+        .arg("WITHSCORES")
+        .idempotent()
 }
 
 /// Scopes and scores in turn.
 fn deadlines(words: serde_json::Value) -> Result<Vec<Deadline>> {
-    let words: Vec<String> = serde_json::from_value(words).map_err(|error| Error::Internal(error.into()))?;
+    let words: Vec<String> =
+        serde_json::from_value(words).map_err(|error| Error::Internal(error.into()))?;
     let pairs = words.chunks_exact(2);
-    Ok(pairs.filter_map(|pair| Some((pair[0].clone(), pair[1].parse::<f64>().ok()? as i64))).collect())
+    Ok(pairs
+        .filter_map(|pair| Some((pair[0].clone(), pair[1].parse::<f64>().ok()? as i64)))
+        .collect())
 }
 
 /// Writes down how the stored keys fared, for operators to read. Best effort.
@@ -257,8 +320,17 @@ async fn tell_outcomes(app: &App, pool: &Pool) {
     }
     let (labels, outcomes): (Vec<String>, Vec<Outcome>) = outcomes.into_iter().unzip();
     let ok_at: Vec<Option<OffsetDateTime>> = outcomes.iter().map(|outcome| outcome.ok_at).collect();
-    let (error, error_at): (Vec<_>, Vec<_>) = outcomes.into_iter().map(|outcome| outcome.error.unzip()).unzip();
-    let told = async { Ok::<_, Error>(app.db()?.execute(&NOTE, &[&labels, &ok_at, &error, &error_at]).await?) };
+    let (error, error_at): (Vec<_>, Vec<_>) = outcomes
+        .into_iter()
+        .map(|outcome| outcome.error.unzip())
+        .unzip();
+    let told = async {
+        Ok::<_, Error>(
+            app.db()?
+                .execute(&NOTE, &[&labels, &ok_at, &error, &error_at])
+                .await?,
+        )
+    };
     if let Err(error) = told.await {
         tracing::info!(cause = ?error, "how the keys fared could not be written down");
     }

@@ -124,7 +124,10 @@ impl Limit {
 /// Counts one attempt under each limit, or refuses it in the name of the one that lasts longest.
 pub async fn check(app: &App, limits: &[(Limit, Of<'_>)]) -> Result<()> {
     let now = app.now();
-    let counters = limits.iter().map(|(limit, of)| Counter::new(app, *limit, of)).collect::<Result<Vec<_>>>()?;
+    let counters = limits
+        .iter()
+        .map(|(limit, of)| Counter::new(app, *limit, of))
+        .collect::<Result<Vec<_>>>()?;
     let arrivals = match ask_redis(app, &counters, now).await {
         Ok(arrivals) => arrivals,
         Err(cause) => {
@@ -132,12 +135,24 @@ pub async fn check(app: &App, limits: &[(Limit, Of<'_>)]) -> Result<()> {
             ask_postgres(app, &counters, now).await?
         }
     };
-    let allowances = counters.iter().zip(arrivals).map(|(counter, arrival)| counter.allowance(arrival, now));
-    let nearest = allowances
-        .max_by_key(|(allowance, refused)| (*refused, std::cmp::Reverse(allowance.remaining), allowance.reset_in_secs));
-    let Some((allowance, refused)) = nearest else { return Ok(()) };
+    let allowances = counters
+        .iter()
+        .zip(arrivals)
+        .map(|(counter, arrival)| counter.allowance(arrival, now));
+    let nearest = allowances.max_by_key(|(allowance, refused)| {
+        (
+            *refused,
+            std::cmp::Reverse(allowance.remaining),
+            allowance.reset_in_secs,
+        )
+    });
+    let Some((allowance, refused)) = nearest else {
+        return Ok(());
+    };
     if refused {
-        let over = counters.iter().find(|counter| counter.limit.name() == allowance.name);
+        let over = counters
+            .iter()
+            .find(|counter| counter.limit.name() == allowance.name);
         let message = over.map_or("Too many requests.", |counter| counter.limit.message());
         return Err(Error::RateLimited { allowance, message });
     }
@@ -166,7 +181,12 @@ impl Counter {
         let (count, window) = limit.budget();
         let most_ms = i64::try_from(window.as_millis()).unwrap_or(i64::MAX);
         let key = format!("{{rl}}:l:{}:{whom}", limit.name());
-        Ok(Self { limit, key, every_ms: most_ms / i64::from(count), most_ms })
+        Ok(Self {
+            limit,
+            key,
+            every_ms: most_ms / i64::from(count),
+            most_ms,
+        })
     }
 
     /// What is left, and whether this attempt is over it, by the moment at which the budget is whole again.
@@ -174,9 +194,17 @@ impl Counter {
         let (count, window) = self.limit.budget();
         let used_ms = (arrival_ms - epoch_ms(now)).max(0);
         let refused = used_ms > self.most_ms;
-        let left = if refused { 0 } else { (self.most_ms - used_ms) / self.every_ms };
+        let left = if refused {
+            0
+        } else {
+            (self.most_ms - used_ms) / self.every_ms
+        };
         // Refused: until one more may come. Otherwise: until all may.
-        let wait_ms = if refused { used_ms - self.most_ms } else { used_ms };
+        let wait_ms = if refused {
+            used_ms - self.most_ms
+        } else {
+            used_ms
+        };
         let wait = Duration::from_millis(u64::try_from(wait_ms).unwrap_or_default());
         let allowance = Allowance {
             name: self.limit.name(),
@@ -192,9 +220,16 @@ impl Counter {
 
 /// When each budget would be whole again with this attempt; all of them count it, or none.
 async fn ask_redis(app: &App, counters: &[Counter], now: OffsetDateTime) -> Result<Vec<i64>> {
-    let keys: Vec<&str> = counters.iter().map(|counter| counter.key.as_str()).collect();
+    let keys: Vec<&str> = counters
+        .iter()
+        .map(|counter| counter.key.as_str())
+        .collect();
     let mut args: Vec<Arg> = vec![epoch_ms(now).into()];
-    args.extend(counters.iter().flat_map(|counter| [counter.every_ms.into(), counter.most_ms.into()]));
+    args.extend(
+        counters
+            .iter()
+            .flat_map(|counter| [counter.every_ms.into(), counter.most_ms.into()]),
+    );
     Ok(app.redis()?.exec(&COUNT.command(&keys, &args)).await?)
 }
 
@@ -207,8 +242,19 @@ async fn ask_postgres(app: &App, counters: &[Counter], now: OffsetDateTime) -> R
             arrivals.push(epoch_ms(now));
             continue;
         }
-        let Counter { key, every_ms, most_ms, .. } = counter;
-        let counted = app.db()?.optional(&COUNT_IN_POSTGRES, &[key, &epoch_ms(now), every_ms, most_ms]).await?;
+        let Counter {
+            key,
+            every_ms,
+            most_ms,
+            ..
+        } = counter;
+        let counted = app
+            .db()?
+            .optional(
+                &COUNT_IN_POSTGRES,
+                &[key, &epoch_ms(now), every_ms, most_ms],
+            )
+            .await?;
         arrivals.push(counted.unwrap_or(epoch_ms(now) + most_ms + every_ms));
         if counted.is_none() {
             break;
@@ -238,9 +284,17 @@ mod tests {
     fn check(used_secs: i64, remaining: u32, reset_in_secs: u64, refused: bool) {
         let (count, window) = Limit::SignInTo.budget();
         assert_eq!((count, window.as_secs()), (10, 600));
-        let counter = Counter { limit: Limit::SignInTo, key: String::new(), every_ms: 60_000, most_ms: 600_000 };
+        let counter = Counter {
+            limit: Limit::SignInTo,
+            key: String::new(),
+            every_ms: 60_000,
+            most_ms: 600_000,
+        };
         let (allowance, over) = counter.allowance(epoch_ms(NOW) + used_secs * 1000, NOW);
-        assert_eq!((allowance.remaining, allowance.reset_in_secs, over), (remaining, reset_in_secs, refused));
+        assert_eq!(
+            (allowance.remaining, allowance.reset_in_secs, over),
+            (remaining, reset_in_secs, refused)
+        );
     }
 
     #[test]
@@ -277,6 +331,9 @@ mod tests {
     #[test]
     fn an_address_is_counted_under_a_name_that_does_not_tell_it() {
         assert_eq!(pseudonym("email", "ada@example.org", &[1; 32]).len(), 32);
-        assert_ne!(pseudonym("email", "ada@example.org", &[1; 32]), pseudonym("email", "ada@example.org", &[2; 32]));
+        assert_ne!(
+            pseudonym("email", "ada@example.org", &[1; 32]),
+            pseudonym("email", "ada@example.org", &[2; 32])
+        );
     }
 }

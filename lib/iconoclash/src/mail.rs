@@ -33,7 +33,12 @@ pub struct Mail {
 /// Sends it, or logs why not.
 pub async fn send(app: &App, mail: Mail) {
     if let Err(error) = try_to_send(app, &mail).await {
-        tracing::warn!(mail.key = mail.key, mail.subject = mail.subject, cause = error.cause(), "a mail was not sent");
+        tracing::warn!(
+            mail.key = mail.key,
+            mail.subject = mail.subject,
+            cause = error.cause(),
+            "a mail was not sent"
+        );
     }
 }
 
@@ -45,15 +50,24 @@ async fn try_to_send(app: &App, mail: &Mail) -> Result<(), Error> {
     let mut left = TRIES;
     loop {
         left -= 1;
-        let request = app.http()?.post(format!("{}/emails", settings.base_url)).bearer_auth(settings.key.expose());
-        let request = request.header("idempotency-key", &mail.key).json(&body).timeout(DEADLINE);
+        let request = app
+            .http()?
+            .post(format!("{}/emails", settings.base_url))
+            .bearer_auth(settings.key.expose());
+        let request = request
+            .header("idempotency-key", &mail.key)
+            .json(&body)
+            .timeout(DEADLINE);
         let (failure, pause) = match request.send().await {
             Ok(answer) if answer.status().is_success() => return Ok(()),
             Ok(answer) => {
                 let (status, pause) = (answer.status(), pause(answer.status(), answer.headers()));
                 let said = answer.text().await.unwrap_or_default();
                 let said: String = said.chars().take(300).collect();
-                (Error::Internal(format!("the mail provider answered {status}: {said}").into()), pause)
+                (
+                    Error::Internal(format!("the mail provider answered {status}: {said}").into()),
+                    pause,
+                )
             }
             Err(error) => (Error::unavailable(error.without_url()), Some(PAUSE)),
         };
@@ -67,7 +81,9 @@ async fn try_to_send(app: &App, mail: &Mail) -> Result<(), Error> {
 /// How long to wait for another try, where one may help.
 fn pause(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     let again = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
-    let wanted = headers.get(header::RETRY_AFTER).and_then(|wanted| wanted.to_str().ok()?.parse().ok());
+    let wanted = headers
+        .get(header::RETRY_AFTER)
+        .and_then(|wanted| wanted.to_str().ok()?.parse().ok());
     again.then(|| wanted.map_or(PAUSE, Duration::from_secs).min(LONGEST_PAUSE))
 }
 
@@ -83,9 +99,17 @@ impl Mail {
 
     /// The words as a page that every mail program shows.
     pub fn html(&self) -> String {
-        let paragraphs: String = self.paragraphs.iter().map(|text| format!("<p>{}</p>", escaped(text))).collect();
+        let paragraphs: String = self
+            .paragraphs
+            .iter()
+            .map(|text| format!("<p>{}</p>", escaped(text)))
+            .collect();
         let link = self.link.as_ref().map_or_else(String::new, |(label, url)| {
-            format!(r#"<p><a href="{}">{}</a></p>"#, escaped(url), escaped(label))
+            format!(
+                r#"<p><a href="{}">{}</a></p>"#,
+                escaped(url),
+                escaped(label)
+            )
         });
         format!(
             r#"<div style="font:16px/1.5 Georgia,serif;max-width:34em;color:#1c1917">{paragraphs}{link}<p style="color:#78716c">Iconoclash</p></div>"#
@@ -94,7 +118,10 @@ impl Mail {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -104,9 +131,17 @@ mod tests {
     #[test]
     fn another_try_waits_for_as_long_as_the_provider_wants_within_reason() {
         let check = |status: u16, retry_after: Option<&'static str>, expected: Option<u64>| {
-            let wanted = retry_after.map(|wanted| (header::RETRY_AFTER, http::HeaderValue::from_static(wanted)));
-            let waits = pause(StatusCode::from_u16(status).unwrap(), &wanted.into_iter().collect());
-            assert_eq!(waits, expected.map(Duration::from_secs), "{status} {retry_after:?}");
+            let wanted = retry_after
+                .map(|wanted| (header::RETRY_AFTER, http::HeaderValue::from_static(wanted)));
+            let waits = pause(
+                StatusCode::from_u16(status).unwrap(),
+                &wanted.into_iter().collect(),
+            );
+            assert_eq!(
+                waits,
+                expected.map(Duration::from_secs),
+                "{status} {retry_after:?}"
+            );
         };
         for status in [429, 500, 503] {
             check(status, None, Some(1));
@@ -128,9 +163,18 @@ mod tests {
             link: Some(("Pay".into(), "https://x.test/?a=1&b=\"".into())),
             key: "k".into(),
         };
-        assert_eq!(mail.text(), "Dear <Ada> & Bob,\n\npay.\n\nPay: https://x.test/?a=1&b=\"\n");
+        assert_eq!(
+            mail.text(),
+            "Dear <Ada> & Bob,\n\npay.\n\nPay: https://x.test/?a=1&b=\"\n"
+        );
         let html = mail.html();
-        assert!(html.contains("<p>Dear &lt;Ada&gt; &amp; Bob,</p><p>pay.</p>"), "{html}");
-        assert!(html.contains(r#"<a href="https://x.test/?a=1&amp;b=&quot;">Pay</a>"#), "{html}");
+        assert!(
+            html.contains("<p>Dear &lt;Ada&gt; &amp; Bob,</p><p>pay.</p>"),
+            "{html}"
+        );
+        assert!(
+            html.contains(r#"<a href="https://x.test/?a=1&amp;b=&quot;">Pay</a>"#),
+            "{html}"
+        );
     }
 }

@@ -14,7 +14,8 @@ const AT_ONCE: usize = 4;
 static SLOTS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(AT_ONCE)));
 
 /// Verified where there is no account, so that a sign-in takes the same time for an unknown address.
-static NOBODY: LazyLock<String> = LazyLock::new(|| hash_now("nobody signs in with this").unwrap_or_default());
+static NOBODY: LazyLock<String> =
+    LazyLock::new(|| hash_now("nobody signs in with this").unwrap_or_default());
 
 /// The PHC string of a password, with its own salt.
 pub async fn hash(password: String) -> Result<String> {
@@ -27,25 +28,37 @@ pub async fn verify(password: String, stored: Option<String>) -> Result<bool> {
     off_the_runtime(move || {
         let known = stored.is_some();
         let stored = stored.as_deref().unwrap_or(&NOBODY);
-        let right = PasswordHash::new(stored)
-            .is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok());
+        let right = PasswordHash::new(stored).is_ok_and(|hash| {
+            Argon2::default()
+                .verify_password(password.as_bytes(), &hash)
+                .is_ok()
+        });
         known && right
     })
     .await
 }
 
 fn hash_now(password: &str) -> argon2::password_hash::Result<String> {
-    Argon2::default().hash_password(password.as_bytes()).map(|hash| hash.to_string())
+    Argon2::default()
+        .hash_password(password.as_bytes())
+        .map(|hash| hash.to_string())
 }
 
-async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let slot = SLOTS.clone().acquire_owned().await.expect("nobody closes the semaphore");
+async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let slot = SLOTS
+        .clone()
+        .acquire_owned()
+        .await
+        .expect("nobody closes the semaphore");
     let done = spawn_blocking(move || {
         let result = work();
         drop(slot);
         result
     });
-    done.await.map_err(|panicked| Error::Internal(panicked.into()))
+    done.await
+        .map_err(|panicked| Error::Internal(panicked.into()))
 }
 
 #[cfg(test)]
@@ -55,10 +68,29 @@ mod tests {
     #[tokio::test]
     async fn only_the_right_password_of_a_known_account_verifies() {
         let stored = hash("correct horse".to_owned()).await.unwrap();
-        assert!(stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{stored}");
-        assert!(verify("correct horse".to_owned(), Some(stored.clone())).await.unwrap());
-        assert!(!verify("wrong horse".to_owned(), Some(stored)).await.unwrap());
-        assert!(!verify("nobody signs in with this".to_owned(), None).await.unwrap());
-        assert!(!verify("x".to_owned(), Some("not a hash".to_owned())).await.unwrap());
+        assert!(
+            stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
+            "{stored}"
+        );
+        assert!(
+            verify("correct horse".to_owned(), Some(stored.clone()))
+                .await
+                .unwrap()
+        );
+        assert!(
+            !verify("wrong horse".to_owned(), Some(stored))
+                .await
+                .unwrap()
+        );
+        assert!(
+            !verify("nobody signs in with this".to_owned(), None)
+                .await
+                .unwrap()
+        );
+        assert!(
+            !verify("x".to_owned(), Some("not a hash".to_owned()))
+                .await
+                .unwrap()
+        );
     }
 }

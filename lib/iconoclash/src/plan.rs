@@ -61,7 +61,10 @@ impl Plan {
     pub fn fallback(self, models: &Models, now: OffsetDateTime) -> Option<&str> {
         let longest = u32::try_from(Self::MAX_PROMPT_BYTES).expect("a prompt is short");
         let (own, other) = (self.model(models), models.small.as_str());
-        let (rates, cheaper) = (price::dearest(own, longest, now)?, price::dearest(other, longest, now)?);
+        let (rates, cheaper) = (
+            price::dearest(own, longest, now)?,
+            price::dearest(other, longest, now)?,
+        );
         let covered = cheaper.prompt <= rates.prompt && cheaper.output <= rates.output;
         (other != own && covered).then_some(other)
     }
@@ -105,14 +108,26 @@ mod tests {
     fn a_fallback_never_costs_more_than_what_is_held() {
         #[track_caller]
         fn check(free: &str, small: &str, expected: [Option<&str>; 3]) {
-            let models = Models { pro: "claude-sonnet-5-5".into(), free: free.into(), small: small.into() };
+            let models = Models {
+                pro: "claude-sonnet-5-5".into(),
+                free: free.into(),
+                small: small.into(),
+            };
             let now = datetime!(2026-11-24 12:00 UTC);
-            assert_eq!(Plan::ALL.map(|plan| plan.fallback(&models, now)), expected, "{free} {small}");
+            assert_eq!(
+                Plan::ALL.map(|plan| plan.fallback(&models, now)),
+                expected,
+                "{free} {small}"
+            );
         }
         let (haiku, older) = (Some("claude-haiku-5-5"), Some("claude-haiku-4-5"));
         check("claude-haiku-5-5", "claude-haiku-5-5", [None, None, haiku]);
         check("claude-haiku-5-5", "claude-haiku-4-5", [None, None, older]);
-        check("claude-haiku-4-5", "claude-haiku-5-5", [haiku, haiku, haiku]);
+        check(
+            "claude-haiku-4-5",
+            "claude-haiku-5-5",
+            [haiku, haiku, haiku],
+        );
         check("claude-haiku-5-5", "claude-opus-5-5", [None, None, None]);
     }
 }

@@ -36,13 +36,34 @@ impl Quota {
         let reset_at = next_day(now);
         let reset_in_secs = wait_secs((reset_at - now).unsigned_abs());
         let used = used.min(limit);
-        Self { limit, used, remaining: limit - used, reset_at, reset_in_secs, asked_at: now, burst: 0 }
+        Self {
+            limit,
+            used,
+            remaining: limit - used,
+            reset_at,
+            reset_in_secs,
+            asked_at: now,
+            burst: 0,
+        }
     }
 
     /// As one of the limits of an answer.
     pub fn allowance(&self) -> Allowance {
-        let Self { limit, remaining, reset_at, reset_in_secs, .. } = *self;
-        Allowance { name: "daily", limit, window_secs: SECONDS_A_DAY, remaining, reset_at, reset_in_secs }
+        let Self {
+            limit,
+            remaining,
+            reset_at,
+            reset_in_secs,
+            ..
+        } = *self;
+        Allowance {
+            name: "daily",
+            limit,
+            window_secs: SECONDS_A_DAY,
+            remaining,
+            reset_at,
+            reset_in_secs,
+        }
     }
 
     /// The same with the burst that refusals tell.
@@ -58,7 +79,10 @@ impl Quota {
     /// The headers of a message that came too fast: both policies, and of the burst that it is used up.
     pub fn burst_headers(&self, wait: std::time::Duration) -> HeaderMap {
         let mut headers = self.headers();
-        let policies = format!(r#""daily";q={};w={SECONDS_A_DAY}, "burst";q={};w=60"#, self.limit, self.burst);
+        let policies = format!(
+            r#""daily";q={};w={SECONDS_A_DAY}, "burst";q={};w=60"#,
+            self.limit, self.burst
+        );
         let left = format!(r#""burst";r=0;t={}"#, wait_secs(wait));
         for (name, value) in [("ratelimit-policy", policies), ("ratelimit", left)] {
             let value = HeaderValue::try_from(value).expect("digits and quotes are visible ASCII");
@@ -89,10 +113,23 @@ impl Allowance {
     /// The two fields of draft-ietf-httpapi-ratelimit-headers-10, and the older three that many clients still read.
     /// `X-RateLimit-Reset` is in epoch seconds.
     pub fn headers(&self) -> HeaderMap {
-        let Self { name, limit, window_secs, remaining, reset_at, reset_in_secs } = self;
+        let Self {
+            name,
+            limit,
+            window_secs,
+            remaining,
+            reset_at,
+            reset_in_secs,
+        } = self;
         [
-            ("ratelimit-policy", format!(r#""{name}";q={limit};w={window_secs}"#)),
-            ("ratelimit", format!(r#""{name}";r={remaining};t={reset_in_secs}"#)),
+            (
+                "ratelimit-policy",
+                format!(r#""{name}";q={limit};w={window_secs}"#),
+            ),
+            (
+                "ratelimit",
+                format!(r#""{name}";r={remaining};t={reset_in_secs}"#),
+            ),
             ("x-ratelimit-limit", limit.to_string()),
             ("x-ratelimit-remaining", remaining.to_string()),
             ("x-ratelimit-reset", reset_at.unix_timestamp().to_string()),

@@ -65,11 +65,18 @@ pub struct Report {
 pub async fn run(app: &App) -> Result<Report> {
     let (started, db) = (app.now(), app.db()?);
     let mut report = Report::default();
-    let ended = end_expired(app, None).await.map(|ended| report.replies_ended = ended);
-    let forgotten = db.execute(&FORGET_LIMITS, &[&epoch_ms(started - Duration::DAY)]).await;
+    let ended = end_expired(app, None)
+        .await
+        .map(|ended| report.replies_ended = ended);
+    let forgotten = db
+        .execute(&FORGET_LIMITS, &[&epoch_ms(started - Duration::DAY)])
+        .await;
     let redis = match reconcile_redis(app, started, &mut report).await {
         Err(Error::Unavailable { cause, .. }) => {
-            tracing::warn!(cause = telemetry::chain(cause.as_ref()), "Redis is left as it is");
+            tracing::warn!(
+                cause = telemetry::chain(cause.as_ref()),
+                "Redis is left as it is"
+            );
             report.redis = Some("unavailable".to_owned());
             Ok(())
         }
@@ -79,24 +86,47 @@ pub async fn run(app: &App) -> Result<Report> {
         }
         Ok(()) => Ok(()),
     };
-    let confirmed = subscription::confirm_stale(app).await.map(|Confirmed { asked, healed, failed }| {
-        (report.subscriptions_confirmed, report.subscriptions_healed, report.subscriptions_failed) =
-            (asked, healed, failed);
-    });
+    let confirmed = subscription::confirm_stale(app).await.map(
+        |Confirmed {
+             asked,
+             healed,
+             failed,
+         }| {
+            (
+                report.subscriptions_confirmed,
+                report.subscriptions_healed,
+                report.subscriptions_failed,
+            ) = (asked, healed, failed);
+        },
+    );
     let told = serde_json::to_value(&report).map_err(|error| Error::Internal(error.into()))?;
-    let noted = db.execute(&NOTE_RUN, &[&app.new_id(), &"reconcile", &started, &app.now(), &told]).await;
-    ended.and(forgotten.map_err(Error::from)).and(redis).and(confirmed).and(noted.map_err(Error::from))?;
+    let noted = db
+        .execute(
+            &NOTE_RUN,
+            &[&app.new_id(), &"reconcile", &started, &app.now(), &told],
+        )
+        .await;
+    ended
+        .and(forgotten.map_err(Error::from))
+        .and(redis)
+        .and(confirmed)
+        .and(noted.map_err(Error::from))?;
     Ok(report)
 }
 
 /// Ends replies whose lease ran out, of one discussion or of all. What was written stays, the ledger keeps the most that
 /// the call can have cost, and where nothing was written the message does not count.
 pub async fn end_expired(app: &App, discussion: Option<Uuid>) -> Result<i64> {
-    Ok(app.db()?.one(&END_EXPIRED, &[&app.now(), &discussion]).await?)
+    Ok(app
+        .db()?
+        .one(&END_EXPIRED, &[&app.now(), &discussion])
+        .await?)
 }
 
 async fn reconcile_redis(app: &App, now: OffsetDateTime, report: &mut Report) -> Result<()> {
-    let told = cache::tell_stale(app).await.map(|told| report.stale_values = told);
+    let told = cache::tell_stale(app)
+        .await
+        .map(|told| report.stale_values = told);
     let settled = settle_open_holds(app, now, report).await;
     let compared = counters::compare(app, now, report).await;
     told.and(settled).and(compared)
@@ -107,7 +137,10 @@ async fn settle_open_holds(app: &App, now: OffsetDateTime, report: &mut Report) 
     let (open, _) = open_holds(app).await?;
     let requests: Vec<Uuid> = open.iter().map(|(hold, _)| hold.request).collect();
     let ledger = app.db()?.all(&BY_REQUEST, &[&requests]).await?;
-    let ledger: HashMap<Uuid, LedgerRow> = ledger.into_iter().map(|row| (row.request_id, row)).collect();
+    let ledger: HashMap<Uuid, LedgerRow> = ledger
+        .into_iter()
+        .map(|row| (row.request_id, row))
+        .collect();
     let mut settling = Vec::new();
     for (hold, admitted_ms) in &open {
         match ledger.get(&hold.request) {
@@ -139,11 +172,21 @@ async fn settle_open_holds(app: &App, now: OffsetDateTime, report: &mut Report) 
 async fn open_holds(app: &App) -> Result<(Vec<(OpenHold, i64)>, bool)> {
     let (mut holds, mut seen, mut from) = (Vec::new(), HashSet::new(), "-inf".to_owned());
     for _ in 0..PAGES {
-        let range = Command::new("ZRANGE").arg(OPEN_HOLDS).args([from.as_str(), "+inf", "BYSCORE", "LIMIT", "0"]);
-        let words: Vec<String> = app.redis()?.exec(&range.arg(PAGE).arg("WITHSCORES").idempotent()).await?;
+        let range = Command::new("ZRANGE").arg(OPEN_HOLDS).args([
+            from.as_str(),
+            "+inf",
+            "BYSCORE",
+            "LIMIT",
+            "0",
+        ]);
+        let words: Vec<String> = app
+            .redis()?
+            .exec(&range.arg(PAGE).arg("WITHSCORES").idempotent())
+            .await?;
         for (member, score) in words.iter().zip(words.iter().skip(1)).step_by(2) {
             if seen.insert(member.clone())
-                && let (Some(hold), Ok(admitted_ms)) = (OpenHold::parse(member), score.parse::<f64>())
+                && let (Some(hold), Ok(admitted_ms)) =
+                    (OpenHold::parse(member), score.parse::<f64>())
             {
                 holds.push((hold, admitted_ms as i64));
             }

@@ -37,7 +37,10 @@ pub struct Redis {
 impl Redis {
     /// Puts a breaker before a client.
     pub fn new(client: upstash_redis_rs::Redis) -> Self {
-        Self { client, breaker: Breaker::default() }
+        Self {
+            client,
+            breaker: Breaker::default(),
+        }
     }
 
     /// Runs one command.
@@ -50,7 +53,10 @@ impl Redis {
         self.ask(self.client.pipeline(commands)).await
     }
 
-    async fn ask<T>(&self, call: impl Future<Output = Result<T, upstash_redis_rs::Error>>) -> Result<T, Error> {
+    async fn ask<T>(
+        &self,
+        call: impl Future<Output = Result<T, upstash_redis_rs::Error>>,
+    ) -> Result<T, Error> {
         let Some(attempt) = self.breaker.attempt(Instant::now()) else {
             return Err(Error::LeftAlone);
         };
@@ -83,10 +89,16 @@ impl Breaker {
     fn attempt(&self, now: Instant) -> Option<Attempt<'_>> {
         let mut state = self.state();
         match &mut state.open {
-            None => Some(Attempt { breaker: self, is_probe: false }),
+            None => Some(Attempt {
+                breaker: self,
+                is_probe: false,
+            }),
             Some((until, probing)) if now >= *until && !*probing => {
                 *probing = true;
-                Some(Attempt { breaker: self, is_probe: true })
+                Some(Attempt {
+                    breaker: self,
+                    is_probe: true,
+                })
             }
             Some(_) => None,
         }

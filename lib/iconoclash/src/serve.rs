@@ -60,14 +60,20 @@ pub fn stack(router: Router<App>, app: App) -> Router {
         .layer(middleware::map_request(limit_body))
         .layer(CatchPanicLayer::custom(answer_panic))
         .layer(cors(app.clone()))
-        .layer(middleware::from_fn_with_state(app.clone(), telemetry::observe));
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            telemetry::observe,
+        ));
     router.with_state(app)
 }
 
 /// Makes reading a body fail beyond the limit; at once, unread, where its length says that it is beyond. Not a refusal
 /// of the request: what a body that is too large comes to is the route's to say, and a webhook's sender knows 400 only.
 async fn limit_body(request: Request) -> Request {
-    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let length = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse().ok());
     let too_large = length.is_some_and(|length: usize| length > MAX_BODY);
     request.map(|body| match too_large {
         true => Body::new(Limited::new(Full::new(Bytes::from_static(b"-")), 0)),
@@ -75,10 +81,15 @@ async fn limit_body(request: Request) -> Request {
     })
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the layer hands the payload over")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the layer hands the payload over"
+)]
 fn answer_panic(payload: Box<dyn std::any::Any + Send>) -> Response {
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a value");
+    let text = text
+        .or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("a value");
     Error::Internal(format!("panicked: {text}").into()).into_response()
 }
 
@@ -95,11 +106,21 @@ fn cors(app: App) -> CorsLayer {
         "idempotent-replayed",
     ];
     CorsLayer::new()
-        .allow_origin(AllowOrigin::predicate(move |origin: &HeaderValue, _: &Parts| {
-            origin.to_str().is_ok_and(|origin| app.config().allows_origin(origin))
-        }))
+        .allow_origin(AllowOrigin::predicate(
+            move |origin: &HeaderValue, _: &Parts| {
+                origin
+                    .to_str()
+                    .is_ok_and(|origin| app.config().allows_origin(origin))
+            },
+        ))
         .allow_credentials(true)
-        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_methods([
+            Method::GET,
+            Method::POST,
+            Method::PUT,
+            Method::PATCH,
+            Method::DELETE,
+        ])
         .allow_headers([
             header::AUTHORIZATION,
             header::CONTENT_TYPE,
@@ -121,7 +142,10 @@ pub struct Background {
 impl Background {
     /// Work that a long-lived process, such as the development server or a test, can wait for.
     pub fn in_process() -> Self {
-        Self { platform: None, tasks: TaskTracker::new() }
+        Self {
+            platform: None,
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// Starts the work and registers it.
@@ -147,13 +171,20 @@ impl<S: Sync> FromRequestParts<S> for Background {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> std::result::Result<Self, Infallible> {
-        Ok(parts.extensions.get::<Self>().expect("every way to run a router adds `Background`").clone())
+        Ok(parts
+            .extensions
+            .get::<Self>()
+            .expect("every way to run a router adds `Background`")
+            .clone())
     }
 }
 
 async fn vercel(router: Router) -> Result {
     let handle = move |request: vercel_runtime::Request, state: AppState| {
-        let background = Background { platform: Some(state), tasks: TaskTracker::new() };
+        let background = Background {
+            platform: Some(state),
+            tasks: TaskTracker::new(),
+        };
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(background);
         let answer = router.clone().oneshot(request);
@@ -219,8 +250,15 @@ struct FrameByFrame {
 
 impl From<Body> for FrameByFrame {
     fn from(body: Body) -> Self {
-        let (left, ended) = (http_body::Body::size_hint(&body), http_body::Body::is_end_stream(&body));
-        Self { body: SyncWrapper::new(body), left, ended }
+        let (left, ended) = (
+            http_body::Body::size_hint(&body),
+            http_body::Body::is_end_stream(&body),
+        );
+        Self {
+            body: SyncWrapper::new(body),
+            left,
+            ended,
+        }
     }
 }
 
@@ -234,7 +272,10 @@ impl http_body::Body for FrameByFrame {
     ) -> Poll<Option<std::result::Result<Frame<Bytes>, Self::Error>>> {
         let body = self.body.get_mut();
         let frame = Pin::new(&mut *body).poll_frame(cx);
-        let (left, ended) = (http_body::Body::size_hint(body), http_body::Body::is_end_stream(body));
+        let (left, ended) = (
+            http_body::Body::size_hint(body),
+            http_body::Body::is_end_stream(body),
+        );
         (self.left, self.ended) = (left, ended);
         frame.map_err(Into::into)
     }
@@ -260,8 +301,14 @@ mod tests {
     fn check(source_ip: Value, expected: Option<&str>) {
         let context = json!({"http": {"method": "GET", "sourceIp": source_ip}, "timeEpoch": 0});
         let context = RequestContext::ApiGatewayV2(serde_json::from_value(context).unwrap());
-        let request = Request::builder().header(ADDRESS, "192.0.2.1").header(ADDRESS, "192.0.2.2");
-        let (mut parts, _) = request.extension(context).body(Body::empty()).unwrap().into_parts();
+        let request = Request::builder()
+            .header(ADDRESS, "192.0.2.1")
+            .header(ADDRESS, "192.0.2.2");
+        let (mut parts, _) = request
+            .extension(context)
+            .body(Body::empty())
+            .unwrap()
+            .into_parts();
         name_network(&mut parts);
         let named: Vec<_> = parts.headers.get_all(ADDRESS).iter().collect();
         assert_eq!(named, expected.into_iter().collect::<Vec<_>>());

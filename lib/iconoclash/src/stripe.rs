@@ -64,7 +64,13 @@ impl Error {
 
     /// Whether what was asked cannot be done to the object as it is now.
     fn is_too_late(&self) -> bool {
-        matches!(self, Self::Refused { status: StatusCode::BAD_REQUEST, .. })
+        matches!(
+            self,
+            Self::Refused {
+                status: StatusCode::BAD_REQUEST,
+                ..
+            }
+        )
     }
 }
 
@@ -160,7 +166,12 @@ impl Subscription {
 
     /// When the period that is paid for ends: the latest one, where parts differ.
     pub fn current_period_end(&self) -> Option<OffsetDateTime> {
-        let latest = self.items.data.iter().filter_map(|item| item.current_period_end).max()?;
+        let latest = self
+            .items
+            .data
+            .iter()
+            .filter_map(|item| item.current_period_end)
+            .max()?;
         OffsetDateTime::from_unix_timestamp(latest).ok()
     }
 }
@@ -168,17 +179,35 @@ impl Subscription {
 impl Stripe {
     /// A client; `base_url` is Stripe's or a stand-in's, without `/v1`.
     pub fn new(http: reqwest::Client, base_url: String, key: Secret) -> Self {
-        Self { http, base_url, key, deadline: DEADLINE }
+        Self {
+            http,
+            base_url,
+            key,
+            deadline: DEADLINE,
+        }
     }
 
     /// The same client for a call that may take less, or more, than ten seconds.
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { deadline, ..self.clone() }
+        Self {
+            deadline,
+            ..self.clone()
+        }
     }
 
     /// Makes a customer; the same `key` gives the same one.
-    pub async fn create_customer(&self, email: &str, user_id: &str, key: &str) -> Result<Customer, Error> {
-        self.post("/v1/customers", &[("email", email), ("metadata[user_id]", user_id)], key).await
+    pub async fn create_customer(
+        &self,
+        email: &str,
+        user_id: &str,
+        key: &str,
+    ) -> Result<Customer, Error> {
+        self.post(
+            "/v1/customers",
+            &[("email", email), ("metadata[user_id]", user_id)],
+            key,
+        )
+        .await
     }
 
     /// All subscriptions of a customer, ended ones too.
@@ -208,7 +237,10 @@ impl Stripe {
     /// or expired before where Stripe would not close it.
     pub async fn expire_checkout(&self, id: &str) -> Result<CheckoutSession, Error> {
         let path = format!("/v1/checkout/sessions/{id}");
-        match self.post(&format!("{path}/expire"), &[], &format!("expire-{id}")).await {
+        match self
+            .post(&format!("{path}/expire"), &[], &format!("expire-{id}"))
+            .await
+        {
             Err(error) if error.is_too_late() => self.get(&path, &[]).await,
             closed => closed,
         }
@@ -221,33 +253,69 @@ impl Stripe {
         previous: Option<&str>,
     ) -> Result<CheckoutSession, Error> {
         let mut hash = Sha256::new();
-        for part in params.iter().flat_map(|(name, value)| [*name, *value]).chain(previous) {
+        for part in params
+            .iter()
+            .flat_map(|(name, value)| [*name, *value])
+            .chain(previous)
+        {
             hash.update(part.len().to_be_bytes());
             hash.update(part.as_bytes());
         }
-        let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        self.post("/v1/checkout/sessions", params, &format!("checkout-{digest}")).await
+        let digest: String = hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        self.post(
+            "/v1/checkout/sessions",
+            params,
+            &format!("checkout-{digest}"),
+        )
+        .await
     }
 
     /// Opens the page on which a customer manages subscriptions; it lives for minutes, so each call makes a new one.
-    pub async fn create_portal(&self, customer: &str, return_url: &str, key: &str) -> Result<String, Error> {
+    pub async fn create_portal(
+        &self,
+        customer: &str,
+        return_url: &str,
+        key: &str,
+    ) -> Result<String, Error> {
         let params = [("customer", customer), ("return_url", return_url)];
-        Ok(self.post::<PortalSession>("/v1/billing_portal/sessions", &params, key).await?.url)
+        Ok(self
+            .post::<PortalSession>("/v1/billing_portal/sessions", &params, key)
+            .await?
+            .url)
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<T, Error> {
+    async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<T, Error> {
         let url = self.url(path, query)?;
         self.tries(|_| self.http.get(url.clone())).await
     }
 
-    async fn post<T: DeserializeOwned>(&self, path: &str, form: &[(&str, &str)], key: &str) -> Result<T, Error> {
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        form: &[(&str, &str)],
+        key: &str,
+    ) -> Result<T, Error> {
         let url = self.url(path, &[])?;
         let body = self.url(path, form)?.query().unwrap_or_default().to_owned();
         self.tries(|stored_failures| {
             // A failure that Stripe stored under a key is what that key answers for a day.
-            let key = if stored_failures == 0 { key.to_owned() } else { format!("{key}-{stored_failures}") };
+            let key = if stored_failures == 0 {
+                key.to_owned()
+            } else {
+                format!("{key}-{stored_failures}")
+            };
             let request = self.http.post(url.clone()).header("idempotency-key", key);
-            request.header("content-type", "application/x-www-form-urlencoded").body(body.clone())
+            request
+                .header("content-type", "application/x-www-form-urlencoded")
+                .body(body.clone())
         })
         .await
     }
@@ -255,23 +323,39 @@ impl Stripe {
     /// A query and a form are written the same way.
     fn url(&self, path: &str, query: &[(&str, &str)]) -> Result<Url, Error> {
         let address = format!("{}{path}", self.base_url);
-        let url = if query.is_empty() { Url::parse(&address) } else { Url::parse_with_params(&address, query) };
+        let url = if query.is_empty() {
+            Url::parse(&address)
+        } else {
+            Url::parse_with_params(&address, query)
+        };
         url.map_err(|error| Error::Unreachable(error.into()))
     }
 
-    async fn tries<T: DeserializeOwned>(&self, request: impl Fn(u32) -> reqwest::RequestBuilder) -> Result<T, Error> {
+    async fn tries<T: DeserializeOwned>(
+        &self,
+        request: impl Fn(u32) -> reqwest::RequestBuilder,
+    ) -> Result<T, Error> {
         let until = Instant::now() + self.deadline;
         let mut pauses = PAUSES.into_iter();
         let mut stored_failures = 0;
         loop {
-            let request = request(stored_failures).bearer_auth(self.key.expose()).header("stripe-version", API_VERSION);
+            let request = request(stored_failures)
+                .bearer_auth(self.key.expose())
+                .header("stripe-version", API_VERSION);
             let (error, again) = match timeout_at(until, answer(request)).await {
-                Ok(Ok((status, _, body))) if status.is_success() => return Ok(serde_json::from_slice(&body)?),
+                Ok(Ok((status, _, body))) if status.is_success() => {
+                    return Ok(serde_json::from_slice(&body)?);
+                }
                 Ok(Ok((status, headers, body))) => {
-                    let replayed = headers.get("idempotent-replayed").is_some_and(|value| value == "true");
+                    let replayed = headers
+                        .get("idempotent-replayed")
+                        .is_some_and(|value| value == "true");
                     let stored_failure = replayed && status.is_server_error();
                     stored_failures += u32::from(stored_failure);
-                    (refused(status, &headers, &body), stored_failure || worth_another_try(status, &headers))
+                    (
+                        refused(status, &headers, &body),
+                        stored_failure || worth_another_try(status, &headers),
+                    )
                 }
                 Ok(Err(error)) => (Error::Unreachable(error.without_url().into()), true),
                 Err(_) => return Err(Error::Unreachable("no answer within the deadline".into())),
@@ -284,7 +368,9 @@ impl Stripe {
     }
 }
 
-async fn answer(request: reqwest::RequestBuilder) -> Result<(StatusCode, HeaderMap, bytes::Bytes), reqwest::Error> {
+async fn answer(
+    request: reqwest::RequestBuilder,
+) -> Result<(StatusCode, HeaderMap, bytes::Bytes), reqwest::Error> {
     let response = request.send().await?;
     let (status, headers) = (response.status(), response.headers().clone());
     Ok((status, headers, response.bytes().await?))
@@ -292,7 +378,10 @@ async fn answer(request: reqwest::RequestBuilder) -> Result<(StatusCode, HeaderM
 
 /// Stripe says so itself, else a conflict of two requests and faults of Stripe's own are.
 fn worth_another_try(status: StatusCode, headers: &HeaderMap) -> bool {
-    match headers.get("stripe-should-retry").map(http::HeaderValue::as_bytes) {
+    match headers
+        .get("stripe-should-retry")
+        .map(http::HeaderValue::as_bytes)
+    {
         Some(b"true") => true,
         Some(b"false") => false,
         _ => status == StatusCode::CONFLICT || status.is_server_error(),
@@ -310,10 +399,27 @@ fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
         param: Option<String>,
         message: Option<String>,
     }
-    let Detail { code, param, message } = serde_json::from_slice::<Answer>(body).unwrap_or_default().error;
-    let request = headers.get("request-id").and_then(|id| id.to_str().ok()).unwrap_or("no request id");
-    let message = format!("{} ({request})", message.unwrap_or_else(|| "no reason given".to_owned()));
-    Error::Refused { status, code, param, message }
+    let Detail {
+        code,
+        param,
+        message,
+    } = serde_json::from_slice::<Answer>(body)
+        .unwrap_or_default()
+        .error;
+    let request = headers
+        .get("request-id")
+        .and_then(|id| id.to_str().ok())
+        .unwrap_or("no request id");
+    let message = format!(
+        "{} ({request})",
+        message.unwrap_or_else(|| "no reason given".to_owned())
+    );
+    Error::Refused {
+        status,
+        code,
+        param,
+        message,
+    }
 }
 
 #[cfg(test)]
@@ -325,12 +431,26 @@ mod tests {
         let check = |status: u16, should: Option<&'static str>, expected: bool| {
             let mut headers = HeaderMap::new();
             headers.extend(should.map(|should| {
-                (http::HeaderName::from_static("stripe-should-retry"), http::HeaderValue::from_static(should))
+                (
+                    http::HeaderName::from_static("stripe-should-retry"),
+                    http::HeaderValue::from_static(should),
+                )
             }));
             let status = StatusCode::from_u16(status).unwrap();
-            assert_eq!(worth_another_try(status, &headers), expected, "{status} {should:?}");
+            assert_eq!(
+                worth_another_try(status, &headers),
+                expected,
+                "{status} {should:?}"
+            );
         };
-        for (status, expected) in [(400, false), (402, false), (409, true), (429, false), (500, true), (503, true)] {
+        for (status, expected) in [
+            (400, false),
+            (402, false),
+            (409, true),
+            (429, false),
+            (500, true),
+            (503, true),
+        ] {
             check(status, None, expected);
             check(status, Some("true"), true);
             check(status, Some("false"), false);
@@ -340,14 +460,18 @@ mod tests {
 
     #[test]
     fn a_refusal_tells_what_stripe_said_and_survives_what_it_did_not() {
-        let said = |body: &str| refused(StatusCode::BAD_REQUEST, &HeaderMap::new(), body.as_bytes());
+        let said =
+            |body: &str| refused(StatusCode::BAD_REQUEST, &HeaderMap::new(), body.as_bytes());
         let missing = r#"{"error":{"code":"resource_missing","param":"customer","message":"No such customer"}}"#;
         assert!(said(missing).customer_is_missing());
         assert_eq!(
             said(missing).to_string(),
             "Stripe refused with 400 Bad Request resource_missing: No such customer (no request id)"
         );
-        assert_eq!(said("<html>").to_string(), "Stripe refused with 400 Bad Request: no reason given (no request id)");
+        assert_eq!(
+            said("<html>").to_string(),
+            "Stripe refused with 400 Bad Request: no reason given (no request id)"
+        );
     }
 
     #[test]
@@ -357,6 +481,9 @@ mod tests {
                 {"current_period_end":10,"price":{"id":"a"}},{"current_period_end":20,"price":{"id":"b"}}]}}"#,
         )
         .unwrap();
-        assert_eq!(subscription.current_period_end().unwrap().unix_timestamp(), 20);
+        assert_eq!(
+            subscription.current_period_end().unwrap().unix_timestamp(),
+            20
+        );
     }
 }

@@ -63,7 +63,12 @@ pub struct Change {
 ///
 /// Asks twice at the most. An answer whose version was overtaken is fetched again; one that is overtaken again can be
 /// dropped, because whoever overtook it asked Stripe after this call had begun.
-pub async fn sync(app: &App, customer: &str, event: Option<&Event>, deadline: Duration) -> Result<Synced> {
+pub async fn sync(
+    app: &App,
+    customer: &str,
+    event: Option<&Event>,
+    deadline: Duration,
+) -> Result<Synced> {
     let until = tokio::time::Instant::now() + deadline;
     let event_id = event.map(|event| event.id.as_str());
     let kind = event.map(|event| event.kind.as_str());
@@ -76,11 +81,18 @@ pub async fn sync(app: &App, customer: &str, event: Option<&Event>, deadline: Du
             return Ok(Synced::Repeated);
         }
         if known.version >= *first_version.get_or_insert(known.version) + 2 {
-            app.db()?.execute(&RECORD, &[&event_id, &kind, &customer, &app.now()]).await?;
+            app.db()?
+                .execute(&RECORD, &[&event_id, &kind, &customer, &app.now()])
+                .await?;
             return Ok(Synced::Covered(parse(known.held)?));
         }
         let left = until.saturating_duration_since(tokio::time::Instant::now());
-        let fetched = match app.stripe()?.with_deadline(left).subscriptions(customer).await {
+        let fetched = match app
+            .stripe()?
+            .with_deadline(left)
+            .subscriptions(customer)
+            .await
+        {
             Ok(fetched) => fetched,
             Err(error) if error.customer_is_missing() => return Ok(Synced::Missing),
             Err(error) => return Err(error.into()),
@@ -101,7 +113,10 @@ async fn write(
 ) -> Result<Option<Change>> {
     let now = app.now();
     let before = parse(known.held)?;
-    let after: Vec<Held> = fetched.iter().map(|fetched| Held::new(fetched, &before, now)).collect();
+    let after: Vec<Held> = fetched
+        .iter()
+        .map(|fetched| Held::new(fetched, &before, now))
+        .collect();
     let plan = plan(&after, now);
     let check_at = standing::check_at(&after, known.checkout_at, now);
     let held = serde_json::to_value(&after).map_err(|error| Error::Internal(error.into()))?;
@@ -113,17 +128,39 @@ async fn write(
         .db()?
         .optional(
             &WRITE,
-            &[&customer, &known.version, &now, &check_at, &known.checkout_at, &held, &name, &event_id, &kind],
+            &[
+                &customer,
+                &known.version,
+                &now,
+                &check_at,
+                &known.checkout_at,
+                &held,
+                &name,
+                &event_id,
+                &kind,
+            ],
         )
         .await?;
-    let Some(plan_changed) = written else { return Ok(None) };
+    let Some(plan_changed) = written else {
+        return Ok(None);
+    };
     if plan_changed && known.plan == name {
         // Somebody else changed it meanwhile, and this changed it back.
         auth::before_change(app, known.user_id).await?;
     }
     let plan_before = Plan::from_name(&known.plan).unwrap_or(Plan::Free);
-    let mails = known.email.map(|email| past_due_mails(app, &email, &before, &after)).unwrap_or_default();
-    Ok(Some(Change { user: known.user_id, before, after, plan_before, plan, mails }))
+    let mails = known
+        .email
+        .map(|email| past_due_mails(app, &email, &before, &after))
+        .unwrap_or_default();
+    Ok(Some(Change {
+        user: known.user_id,
+        before,
+        after,
+        plan_before,
+        plan,
+        mails,
+    }))
 }
 
 fn parse(held: Value) -> Result<Vec<Held>> {
@@ -139,8 +176,14 @@ pub async fn tell(app: &App, mails: Vec<Mail>) {
 
 /// One mail for each subscription of which a payment has become due: only one write can be the first to see it.
 fn past_due_mails(app: &App, email: &str, before: &[Held], after: &[Held]) -> Vec<Mail> {
-    let is_due = |known: &[Held], id: &str| known.iter().any(|held| held.id == id && held.past_due_since.is_some());
-    let newly_due = after.iter().filter(|held| is_due(after, &held.id) && !is_due(before, &held.id));
+    let is_due = |known: &[Held], id: &str| {
+        known
+            .iter()
+            .any(|held| held.id == id && held.past_due_since.is_some())
+    };
+    let newly_due = after
+        .iter()
+        .filter(|held| is_due(after, &held.id) && !is_due(before, &held.id));
     newly_due
         .filter_map(|held| {
             let (since, ends) = (held.past_due_since?, held.grace_ends()?);
@@ -165,14 +208,22 @@ fn past_due_mails(app: &App, email: &str, before: &[Held], after: &[Held]) -> Ve
 /// Notes that a checkout begins, so that what becomes of it is looked at even if every event is lost.
 pub async fn checkout_begins(app: &App, customer: &str) -> Result<()> {
     let now = app.now();
-    app.db()?.execute(&CHECKOUT_BEGINS, &[&customer, &now, &standing::first_look(now)]).await?;
+    app.db()?
+        .execute(
+            &CHECKOUT_BEGINS,
+            &[&customer, &now, &standing::first_look(now)],
+        )
+        .await?;
     Ok(())
 }
 
 /// Has the next [`confirm_stale`] ask about a customer. Where that cannot be written, Stripe sends the event again anyway.
 pub async fn check_soon(app: &App, customer: &str) {
     let noted = match app.db() {
-        Ok(db) => db.execute(&CHECK_SOON, &[&customer, &app.now()]).await.map_err(Error::from),
+        Ok(db) => db
+            .execute(&CHECK_SOON, &[&customer, &app.now()])
+            .await
+            .map_err(Error::from),
         Err(error) => Err(error),
     };
     if let Err(error) = noted {
@@ -185,16 +236,24 @@ pub async fn check_soon(app: &App, customer: &str) {
 /// Here an event is believed without asking Stripe, which says the same of a customer of another account. It can be
 /// neither out of date nor out of order: a deleted customer never comes back.
 pub async fn forget(app: &App, customer: &str, event: &Event) -> Result<bool> {
-    let Some(known) = app.db()?.optional(&KNOWN, &[&customer, &event.id]).await? else { return Ok(false) };
+    let Some(known) = app.db()?.optional(&KNOWN, &[&customer, &event.id]).await? else {
+        return Ok(false);
+    };
     auth::before_change(app, known.user_id).await?;
-    let forgotten = app.db()?.optional(&FORGET, &[&customer, &event.id, &event.kind, &app.now()]).await?;
+    let forgotten = app
+        .db()?
+        .optional(&FORGET, &[&customer, &event.id, &event.kind, &app.now()])
+        .await?;
     Ok(forgotten.is_some())
 }
 
 /// Records an event that changes no subscription; false where it was recorded before or concerns somebody else.
 pub async fn record(app: &App, event: &Event) -> Result<bool> {
     let values = (&event.id, &event.kind, event.customer());
-    let recorded = app.db()?.execute(&RECORD_OURS, &[values.0, values.1, &values.2, &app.now()]).await?;
+    let recorded = app
+        .db()?
+        .execute(&RECORD_OURS, &[values.0, values.1, &values.2, &app.now()])
+        .await?;
     Ok(recorded > 0)
 }
 

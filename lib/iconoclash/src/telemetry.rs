@@ -27,7 +27,10 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(*parts.extensions.get::<Self>().expect("`observe` names every request"))
+        Ok(*parts
+            .extensions
+            .get::<Self>()
+            .expect("`observe` names every request"))
     }
 }
 
@@ -76,13 +79,20 @@ pub(crate) fn noting<T>(work: impl Future<Output = T>) -> impl Future<Output = T
 
 /// The notes so far.
 pub(crate) fn notes() -> Notes {
-    NOTES.try_with(|notes| notes.borrow().clone()).unwrap_or_default()
+    NOTES
+        .try_with(|notes| notes.borrow().clone())
+        .unwrap_or_default()
 }
 
 /// Sends log lines to standard output; the first call of a process counts.
 pub fn init() {
-    let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);
-    let subscriber = tracing_subscriber::registry().with(LevelFilter::INFO).with(lines);
+    let lines = tracing_subscriber::fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false);
+    let subscriber = tracing_subscriber::registry()
+        .with(LevelFilter::INFO)
+        .with(lines);
     // A second function in one process, as in the development server, finds it installed.
     let _ = subscriber.try_init();
 }
@@ -93,32 +103,55 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     let id = app.new_id();
     request.extensions_mut().insert(RequestId(id));
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("-", MatchedPath::as_str)
+        .to_owned();
     let with_cookie = auth::comes_with_cookie(request.headers());
-    let platform_id = request.headers().get("x-vercel-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+    let platform_id = request
+        .headers()
+        .get("x-vercel-id")
+        .and_then(|id| id.to_str().ok())
+        .map(str::to_owned);
 
     let (mut response, notes) = noting(async { (next.run(request).await, notes()) }).await;
     let failure = describe(&mut response);
     if let Some(failure) = &failure {
         write_problem(&mut response, failure, id);
     }
-    let invalid_token = failure.as_ref().is_some_and(|failure| failure.problem.code == auth::INVALID_TOKEN.code());
+    let invalid_token = failure
+        .as_ref()
+        .is_some_and(|failure| failure.problem.code == auth::INVALID_TOKEN.code());
     let headers = response.headers_mut();
     if with_cookie && invalid_token {
         // No page can take this cookie away, and with it the browser could not even sign in.
         headers.append(header::SET_COOKIE, auth::session_cookie("", 0));
     }
-    if let Some(allowance) = notes.allowance.filter(|_| !headers.contains_key("ratelimit")) {
+    if let Some(allowance) = notes
+        .allowance
+        .filter(|_| !headers.contains_key("ratelimit"))
+    {
         headers.extend(allowance.headers());
     }
     let name = HeaderValue::try_from(id.to_string()).expect("a UUID is visible ASCII");
     headers.insert("x-request-id", name);
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-store"));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("private, no-store"));
 
     let status = response.status().as_u16();
     let duration_ms = started.elapsed().as_secs_f64() * 1e3;
     let code = failure.as_ref().map(|failure| failure.problem.code);
-    let Notes { redis_requests, redis_failures, cache_hits, cache_misses, cache_age_ms, degraded, .. } = notes;
+    let Notes {
+        redis_requests,
+        redis_failures,
+        cache_hits,
+        cache_misses,
+        cache_age_ms,
+        degraded,
+        ..
+    } = notes;
     match failure.and_then(|failure| failure.cause) {
         Some(cause) => {
             let cause = chain(cause.as_ref().as_ref());
@@ -158,11 +191,17 @@ fn describe(response: &mut Response) -> Option<Failure> {
         StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge,
         _ => return None,
     };
-    Some(Failure { problem: error.problem(), cause: None })
+    Some(Failure {
+        problem: error.problem(),
+        cause: None,
+    })
 }
 
 fn write_problem(response: &mut Response, failure: &Failure, id: Uuid) {
-    let problem = crate::error::Problem { request_id: Some(id), ..failure.problem.clone() };
+    let problem = crate::error::Problem {
+        request_id: Some(id),
+        ..failure.problem.clone()
+    };
     let headers = std::mem::take(response.headers_mut());
     let status = response.status();
     *response = (status, axum::Json(problem)).into_response();

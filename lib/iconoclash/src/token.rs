@@ -61,8 +61,15 @@ struct Key {
 impl Tokens {
     /// Prepares the keys; `issuer` is the service's public address.
     pub fn new(issuer: &str, keys: &[JwtKey]) -> Result<Self> {
-        let keys = keys.iter().map(Key::new).collect::<Result<_, Cause>>().map_err(Error::Internal)?;
-        Ok(Self { issuer: issuer.to_owned(), keys })
+        let keys = keys
+            .iter()
+            .map(Key::new)
+            .collect::<Result<_, Cause>>()
+            .map_err(Error::Internal)?;
+        Ok(Self {
+            issuer: issuer.to_owned(),
+            keys,
+        })
     }
 
     /// Signs a token for a session and says when it ends.
@@ -74,8 +81,13 @@ impl Tokens {
         guest: bool,
         now: OffsetDateTime,
     ) -> Result<(String, OffsetDateTime)> {
-        let key = self.keys.first().expect("configuration lists at least one key");
-        let ends = (now + LIFETIME).replace_nanosecond(0).expect("zero is a nanosecond");
+        let key = self
+            .keys
+            .first()
+            .expect("configuration lists at least one key");
+        let ends = (now + LIFETIME)
+            .replace_nanosecond(0)
+            .expect("zero is a nanosecond");
         let claims = Claims {
             iss: self.issuer.clone(),
             aud: AUDIENCE.to_owned(),
@@ -87,8 +99,12 @@ impl Tokens {
             nbf: now.unix_timestamp(),
             exp: ends.unix_timestamp(),
         };
-        let header = Header { kid: Some(key.kid.clone()), ..Header::new(Algorithm::EdDSA) };
-        let token = jsonwebtoken::encode(&header, &claims, &key.sign).map_err(|error| Error::Internal(error.into()))?;
+        let header = Header {
+            kid: Some(key.kid.clone()),
+            ..Header::new(Algorithm::EdDSA)
+        };
+        let token = jsonwebtoken::encode(&header, &claims, &key.sign)
+            .map_err(|error| Error::Internal(error.into()))?;
         Ok((token, ends))
     }
 
@@ -103,7 +119,9 @@ impl Tokens {
         // The library reads the wall clock; ours is passed in, below.
         checks.validate_exp = false;
         checks.validate_nbf = false;
-        let claims = jsonwebtoken::decode::<Claims>(token, &key.verify, &checks).ok()?.claims;
+        let claims = jsonwebtoken::decode::<Claims>(token, &key.verify, &checks)
+            .ok()?
+            .claims;
         let now = now.unix_timestamp();
         (claims.nbf <= now + LEEWAY_SECS && now < claims.exp).then_some(claims)
     }
@@ -144,13 +162,21 @@ mod tests {
     const NOW: OffsetDateTime = datetime!(2026-11-24 12:00 UTC);
 
     fn tokens(issuer: &str, kids: &[(&str, u8)]) -> Tokens {
-        let keys: Vec<_> =
-            kids.iter().map(|(kid, byte)| JwtKey { kid: (*kid).to_owned(), seed: config::Key([*byte; 32]) }).collect();
+        let keys: Vec<_> = kids
+            .iter()
+            .map(|(kid, byte)| JwtKey {
+                kid: (*kid).to_owned(),
+                seed: config::Key([*byte; 32]),
+            })
+            .collect();
         Tokens::new(issuer, &keys).unwrap()
     }
 
     fn signed(tokens: &Tokens) -> String {
-        tokens.sign(Uuid::from_u128(1), Uuid::from_u128(2), 3, true, NOW).unwrap().0
+        tokens
+            .sign(Uuid::from_u128(1), Uuid::from_u128(2), 3, true, NOW)
+            .unwrap()
+            .0
     }
 
     #[test]
@@ -162,7 +188,11 @@ mod tests {
             (claims.sub, claims.sid, claims.ver, claims.guest),
             (Uuid::from_u128(1), Uuid::from_u128(2), 3, true)
         );
-        assert!(tokens.verify(&token, NOW + LIFETIME - Duration::SECOND).is_some());
+        assert!(
+            tokens
+                .verify(&token, NOW + LIFETIME - Duration::SECOND)
+                .is_some()
+        );
         assert!(tokens.verify(&token, NOW + LIFETIME).is_none());
         assert!(tokens.verify(&token, NOW - Duration::minutes(2)).is_none());
     }
@@ -170,8 +200,16 @@ mod tests {
     #[test]
     fn after_a_rotation_the_old_key_verifies_until_it_is_removed() {
         let token = signed(&tokens("https://a", &[("k1", 1)]));
-        assert!(tokens("https://a", &[("k2", 2), ("k1", 1)]).verify(&token, NOW).is_some());
-        assert!(tokens("https://a", &[("k2", 2)]).verify(&token, NOW).is_none());
+        assert!(
+            tokens("https://a", &[("k2", 2), ("k1", 1)])
+                .verify(&token, NOW)
+                .is_some()
+        );
+        assert!(
+            tokens("https://a", &[("k2", 2)])
+                .verify(&token, NOW)
+                .is_none()
+        );
     }
 
     #[test]
@@ -179,8 +217,11 @@ mod tests {
         let ours = tokens("https://a", &[("k1", 1)]);
         let token = signed(&ours);
         let (head, tail) = token.split_at(token.len() - 2);
-        let none =
-            format!("{}.{}.", BASE64URL.encode(r#"{"alg":"none","kid":"k1"}"#), token.split('.').nth(1).unwrap());
+        let none = format!(
+            "{}.{}.",
+            BASE64URL.encode(r#"{"alg":"none","kid":"k1"}"#),
+            token.split('.').nth(1).unwrap()
+        );
         for forged in [
             signed(&tokens("https://a", &[("k1", 9)])),
             signed(&tokens("https://b", &[("k1", 1)])),
@@ -196,7 +237,10 @@ mod tests {
     #[test]
     fn the_published_keys_are_public_halves_only() {
         let published = tokens("https://a", &[("k1", 1)]).jwks();
-        assert_eq!(published["keys"][0]["x"], "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w");
+        assert_eq!(
+            published["keys"][0]["x"],
+            "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w"
+        );
         assert!(published["keys"][0].get("d").is_none());
     }
 }

@@ -122,7 +122,10 @@ impl StandIn {
             let shared = Arc::clone(&shared);
             move |request| serve::handle(Arc::clone(&shared), request)
         };
-        Ok(Self { server: Server::start(config.listen, handler).await?, shared })
+        Ok(Self {
+            server: Server::start(config.listen, handler).await?,
+            shared,
+        })
     }
 
     /// The base URL, without `/v1`.
@@ -200,7 +203,12 @@ impl StandIn {
 
     /// Waits until this many clients went away before they had their whole answer.
     pub async fn wait_for_cancelled(&self, count: usize) {
-        let _ = self.shared.cancelled.subscribe().wait_for(|cancelled| *cancelled >= count).await;
+        let _ = self
+            .shared
+            .cancelled
+            .subscribe()
+            .wait_for(|cancelled| *cancelled >= count)
+            .await;
     }
 }
 
@@ -212,11 +220,17 @@ impl Shared {
     }
 
     fn organisation(&self, key: &str) -> String {
-        lock(&self.organisations).get(key).cloned().unwrap_or_else(|| key.to_owned())
+        lock(&self.organisations)
+            .get(key)
+            .cloned()
+            .unwrap_or_else(|| key.to_owned())
     }
 
     fn id(&self, prefix: &str) -> String {
-        format!("{prefix}_local{:012}", self.ids.fetch_add(1, Ordering::Relaxed))
+        format!(
+            "{prefix}_local{:012}",
+            self.ids.fetch_add(1, Ordering::Relaxed)
+        )
     }
 }
 
@@ -228,7 +242,10 @@ struct Cancelled {
 
 impl Cancelled {
     fn watch(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared), served: false }
+        Self {
+            shared: Arc::clone(shared),
+            served: false,
+        }
     }
 
     fn served(&mut self) {
@@ -239,7 +256,9 @@ impl Cancelled {
 impl Drop for Cancelled {
     fn drop(&mut self) {
         if !self.served {
-            self.shared.cancelled.send_modify(|cancelled| *cancelled += 1);
+            self.shared
+                .cancelled
+                .send_modify(|cancelled| *cancelled += 1);
         }
     }
 }

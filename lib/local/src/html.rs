@@ -13,12 +13,17 @@ pub(crate) fn page(status: StatusCode, title: &str, body: &str) -> Response<Body
          <title>{title}</title><style>{STYLE}</style>{body}"
     );
     let mut response = wire::answer(status, "text/html; charset=utf-8", wire::full(page));
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
 /// Text that a page may show wherever it came from, in an attribute too.
 pub(crate) fn escaped(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let text = text
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;");
     text.replace('"', "&quot;").replace('\'', "&#39;")
 }

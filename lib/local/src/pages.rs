@@ -24,15 +24,28 @@ pub(crate) struct Pages {
 
 impl Pages {
     pub(crate) fn of_the_environment() -> Self {
-        let http = reqwest::Client::builder().no_proxy().redirect(Policy::none()).build().unwrap_or_default();
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(Policy::none())
+            .build()
+            .unwrap_or_default();
         let homes = [("/local/stripe", STRIPE_PAGES), ("/local/mail", MAIL_PAGES)];
-        Self { http, homes: homes.map(|(path, variable)| (path, env::var(variable).ok())) }
+        Self {
+            http,
+            homes: homes.map(|(path, variable)| (path, env::var(variable).ok())),
+        }
     }
 
     /// The stand-in whose page this is.
     pub(crate) fn behind(&self, path: &str) -> Option<&str> {
-        let ours = |at: &str| path.strip_prefix(at).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        self.homes.iter().find(|(at, _)| ours(at)).and_then(|(_, home)| home.as_deref())
+        let ours = |at: &str| {
+            path.strip_prefix(at)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.homes
+            .iter()
+            .find(|(at, _)| ours(at))
+            .and_then(|(_, home)| home.as_deref())
     }
 
     pub(crate) async fn pass_on(&self, stand_in: &str, request: Request) -> Response {
@@ -41,21 +54,41 @@ impl Pages {
         let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
             return StatusCode::PAYLOAD_TOO_LARGE.into_response();
         };
-        let mut asked = self.http.request(parts.method, format!("{stand_in}{path}")).body(body);
+        let mut asked = self
+            .http
+            .request(parts.method, format!("{stand_in}{path}"))
+            .body(body);
         for name in [header::CONTENT_TYPE, header::ACCEPT] {
-            asked = asked.headers(parts.headers.get(&name).map(|value| (name, value.clone())).into_iter().collect());
+            asked = asked.headers(
+                parts
+                    .headers
+                    .get(&name)
+                    .map(|value| (name, value.clone()))
+                    .into_iter()
+                    .collect(),
+            );
         }
         match asked.send().await {
             Ok(answer) => {
                 let (status, headers) = (answer.status(), answer.headers().clone());
                 let mut response = Response::new(Body::from_stream(answer.bytes_stream()));
                 *response.status_mut() = status;
-                for name in [header::CONTENT_TYPE, header::LOCATION, header::CACHE_CONTROL] {
-                    response.headers_mut().extend(headers.get(&name).map(|value| (name, value.clone())));
+                for name in [
+                    header::CONTENT_TYPE,
+                    header::LOCATION,
+                    header::CACHE_CONTROL,
+                ] {
+                    response
+                        .headers_mut()
+                        .extend(headers.get(&name).map(|value| (name, value.clone())));
                 }
                 response
             }
-            Err(error) => (StatusCode::BAD_GATEWAY, format!("the stand-in does not answer: {error}")).into_response(),
+            Err(error) => (
+                StatusCode::BAD_GATEWAY,
+                format!("the stand-in does not answer: {error}"),
+            )
+                .into_response(),
         }
     }
 }

@@ -43,8 +43,7 @@ pub enum Need {
 
 /// Finds PgBouncer, or installs it where that is ours to do.
 pub fn program(places: &Places, need: Need) -> Result<Option<PathBuf>> {
-    const HOW: &str =
-        "install it with `apt-get install pgbouncer`, `dnf install pgbouncer` or `brew install pgbouncer`";
+    const HOW: &str = "install it with `apt-get install pgbouncer`, `dnf install pgbouncer` or `brew install pgbouncer`";
     if let Some(program) = install::find(&["pgbouncer"]) {
         return Ok(Some(program));
     }
@@ -68,12 +67,21 @@ pub fn program(places: &Places, need: Need) -> Result<Option<PathBuf>> {
 
 impl PgBouncer {
     /// Starts it before the server at `postgres`, for every database there.
-    pub fn start(profile: &Profile, program: &Path, postgres: SocketAddr, password: &str) -> Result<Self> {
+    pub fn start(
+        profile: &Profile,
+        program: &Path,
+        postgres: SocketAddr,
+        password: &str,
+    ) -> Result<Self> {
         step("PgBouncer: starting", || {
-            profile.places.private_dir(&profile.data.join("pgbouncer"))?;
-            ports::with_kept(&profile.data.join("pgbouncer.port"), &profile.log("pgbouncer"), |address| {
-                Self::start_at(profile, program, postgres, password, address)
-            })
+            profile
+                .places
+                .private_dir(&profile.data.join("pgbouncer"))?;
+            ports::with_kept(
+                &profile.data.join("pgbouncer.port"),
+                &profile.log("pgbouncer"),
+                |address| Self::start_at(profile, program, postgres, password, address),
+            )
         })
     }
 
@@ -97,7 +105,11 @@ impl PgBouncer {
         let url = format!("{}/postgres", base_url(address, password));
         wait_until(&mut pooler.child, || answers(&url)).with_context(|| {
             let log = profile.log("pgbouncer");
-            format!("PgBouncer did not start; the end of {}:\n{}", log.display(), process::tail(&log))
+            format!(
+                "PgBouncer did not start; the end of {}:\n{}",
+                log.display(),
+                process::tail(&log)
+            )
         })?;
         Ok(pooler)
     }
@@ -137,6 +149,11 @@ log_disconnections = 0
 
 fn write(profile: &Profile, path: &Path, text: &str) -> Result<()> {
     let _ = fs::remove_file(path);
-    OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?.write_all(text.as_bytes())?;
+    OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(text.as_bytes())?;
     profile.places.give(path)
 }

@@ -58,13 +58,21 @@ impl Places {
             Some(account) if !may_enter(account, &local)? => outside(&root, &local)?,
             _ => local.clone(),
         };
-        Ok(Self { root, local, store, account })
+        Ok(Self {
+            root,
+            local,
+            store,
+            account,
+        })
     }
 
     /// Makes a directory that the services' account owns and nobody else reads.
     pub fn private_dir(&self, dir: &Path) -> Result<()> {
         if !dir.is_dir() {
-            fs::DirBuilder::new().mode(0o700).create(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            fs::DirBuilder::new()
+                .mode(0o700)
+                .create(dir)
+                .with_context(|| format!("cannot make {}", dir.display()))?;
         }
         self.give(dir)
     }
@@ -85,10 +93,16 @@ fn service_account() -> Result<Option<Account>> {
     }
     for name in ["postgres", "nobody"] {
         if let Some(user) = User::from_name(name)? {
-            return Ok(Some(Account { name: name.into(), uid: user.uid.as_raw(), gid: user.gid.as_raw() }));
+            return Ok(Some(Account {
+                name: name.into(),
+                uid: user.uid.as_raw(),
+                gid: user.gid.as_raw(),
+            }));
         }
     }
-    bail!("Postgres does not run as root, and there is neither a user postgres nor a user nobody to run it as")
+    bail!(
+        "Postgres does not run as root, and there is neither a user postgres nor a user nobody to run it as"
+    )
 }
 
 /// Whether every directory down to `path` lets the account through.
@@ -112,7 +126,11 @@ fn may_enter(account: &Account, path: &Path) -> Result<bool> {
 /// A directory below /var/tmp whose name follows from the checkout's path, linked from `target/local/store`.
 fn outside(root: &Path, local: &Path) -> Result<PathBuf> {
     let digest = Sha256::digest(root.as_os_str().as_encoded_bytes());
-    let name: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let name: String = digest
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let store = Path::new("/var/tmp").join(format!("iconoclash-{name}"));
     match fs::DirBuilder::new().mode(0o755).create(&store) {
         Ok(()) => {}
@@ -147,8 +165,14 @@ mod tests {
         let dir = env::temp_dir().join(format!("iconoclash-places-{}", std::process::id()));
         let inner = dir.join("closed/inner");
         fs::create_dir_all(&inner).unwrap();
-        let stranger = Account { name: "stranger".into(), uid: 4_000_000, gid: 4_000_000 };
-        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let stranger = Account {
+            name: "stranger".into(),
+            uid: 4_000_000,
+            gid: 4_000_000,
+        };
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap()
+        };
         set(&dir, 0o755);
         set(&inner, 0o755);
         set(&dir.join("closed"), 0o755);

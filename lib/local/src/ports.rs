@@ -15,7 +15,9 @@ use crate::process::tail;
 /// The port kept in this file if it is still free, else a free one, which is then kept:
 /// what a developer wrote down about the last run stays true.
 pub fn kept(file: &Path) -> Result<SocketAddr> {
-    let last = fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok());
+    let last = fs::read_to_string(file)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     let port = match last {
         Some(port) if is_free(port) => port,
         _ => free()?,
@@ -26,18 +28,28 @@ pub fn kept(file: &Path) -> Result<SocketAddr> {
 
 /// The first free port from `first` on.
 pub fn from(first: u16) -> Result<u16> {
-    (first..=u16::MAX).take(100).find(|port| is_free(*port)).context("none of 100 ports is free")
+    (first..=u16::MAX)
+        .take(100)
+        .find(|port| is_free(*port))
+        .context("none of 100 ports is free")
 }
 
 /// A free port, from below those that systems give to outgoing connections: of these the tests make thousands,
 /// and one could take the port in the moment before its server does.
 pub fn free() -> Result<u16> {
     let mut some = iter::repeat_with(|| rand::random_range(15_000..32_000));
-    some.by_ref().take(1000).find(|port| is_free(*port)).context("no port seems to be free")
+    some.by_ref()
+        .take(1000)
+        .find(|port| is_free(*port))
+        .context("no port seems to be free")
 }
 
 /// Starts a server on the kept port, and on another one if somebody else was faster.
-pub fn with_kept<T>(file: &Path, log: &Path, mut start: impl FnMut(SocketAddr) -> Result<T>) -> Result<T> {
+pub fn with_kept<T>(
+    file: &Path,
+    log: &Path,
+    mut start: impl FnMut(SocketAddr) -> Result<T>,
+) -> Result<T> {
     let mut tries = 3;
     loop {
         let started = start(kept(file)?);
@@ -57,7 +69,8 @@ pub fn loopback(port: u16) -> SocketAddr {
 /// `localhost` may mean either loopback address, so both must be free.
 fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
-        && TcpListener::bind((Ipv6Addr::LOCALHOST, port)).map_or_else(|e| e.kind() != ErrorKind::AddrInUse, |_| true)
+        && TcpListener::bind((Ipv6Addr::LOCALHOST, port))
+            .map_or_else(|e| e.kind() != ErrorKind::AddrInUse, |_| true)
 }
 
 #[cfg(test)]
@@ -92,7 +105,10 @@ mod tests {
             Ok(TcpListener::bind(address)?)
         };
         let server = with_kept(&file, &log, start).unwrap();
-        assert_ne!(server.local_addr().unwrap(), squatters[0].local_addr().unwrap());
+        assert_ne!(
+            server.local_addr().unwrap(),
+            squatters[0].local_addr().unwrap()
+        );
 
         fs::write(&log, "some other trouble").unwrap();
         let mut starts = 0;

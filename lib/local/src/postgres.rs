@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{ports, process, process::Stop, profile::Profile, progress::step, services::wait_until};
+use crate::{
+    ports, process, process::Stop, profile::Profile, progress::step, services::wait_until,
+};
 
 /// The only role: it owns everything, as the migrating role does in production.
 pub const ROLE: &str = "iconoclash";
@@ -45,13 +47,22 @@ pub fn version_18(native: &Path) -> Version {
         name: "postgres",
         label: "Postgres 18",
         bin: native.join("bin"),
-        locale: &["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"],
+        locale: &[
+            "--locale=C",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+        ],
     }
 }
 
 /// The oldest version that we promise.
 pub fn version_15(bin: &Path) -> Version {
-    Version { name: "postgres-15", label: "Postgres 15", bin: bin.into(), locale: &["--locale=C.UTF-8"] }
+    Version {
+        name: "postgres-15",
+        label: "Postgres 15",
+        bin: bin.into(),
+        locale: &["--locale=C.UTF-8"],
+    }
 }
 
 impl Postgres {
@@ -59,9 +70,10 @@ impl Postgres {
     pub fn start(profile: &Profile, version: &Version, password: &str) -> Result<Self> {
         let data = profile.data.join(version.name);
         if !data.is_dir() {
-            step(&format!("{}: creating its data directory", version.label), || {
-                create(profile, version, &data, password)
-            })?;
+            step(
+                &format!("{}: creating its data directory", version.label),
+                || create(profile, version, &data, password),
+            )?;
         }
         let port = profile.data.join(format!("{}.port", version.name));
         step(&format!("{}: starting", version.label), || {
@@ -95,9 +107,17 @@ impl Postgres {
         ] {
             command.args(["-c", setting]);
         }
-        let stop = if profile.is_test() { Stop::Quit } else { Stop::Interrupt };
+        let stop = if profile.is_test() {
+            Stop::Quit
+        } else {
+            Stop::Interrupt
+        };
         let child = profile.spawn_service(version.name, &mut command, stop)?;
-        let mut server = Self { address, child, password: password.into() };
+        let mut server = Self {
+            address,
+            child,
+            password: password.into(),
+        };
         let url = server.url("postgres");
         wait_until(&mut server.child, || answers(&url)).with_context(|| {
             let log = profile.log(version.name);
@@ -150,21 +170,50 @@ fn create(profile: &Profile, version: &Version, data: &Path, password: &str) -> 
     profile.places.private_dir(&draft)?;
     let file = profile.data.join(format!("{}.password", version.name));
     let _ = fs::remove_file(&file);
-    OpenOptions::new().create_new(true).write(true).mode(0o600).open(&file)?.write_all(password.as_bytes())?;
+    OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&file)?
+        .write_all(password.as_bytes())?;
     profile.places.give(&file)?;
 
     let log = profile.log("initdb");
     let output = fs::File::create(&log)?;
     let mut command = Command::new(version.bin.join("initdb"));
-    command.args(["--no-sync", "--encoding=UTF8", "--auth=password", "-U", ROLE]).args(version.locale);
-    command.arg("--pwfile").arg(&file).arg("-D").arg(&draft).current_dir(&draft);
+    command
+        .args([
+            "--no-sync",
+            "--encoding=UTF8",
+            "--auth=password",
+            "-U",
+            ROLE,
+        ])
+        .args(version.locale);
+    command
+        .arg("--pwfile")
+        .arg(&file)
+        .arg("-D")
+        .arg(&draft)
+        .current_dir(&draft);
     if let Some(account) = &profile.places.account {
         command.uid(account.uid).gid(account.gid);
     }
-    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).env_remove("LD_LIBRARY_PATH");
-    let status = command.status().with_context(|| format!("cannot run {}", version.bin.join("initdb").display()))?;
+    command
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .env_remove("LD_LIBRARY_PATH");
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {}", version.bin.join("initdb").display()))?;
     fs::remove_file(&file)?;
-    ensure!(status.success(), "initdb failed; the end of {}:\n{}", log.display(), process::tail(&log));
+    ensure!(
+        status.success(),
+        "initdb failed; the end of {}:\n{}",
+        log.display(),
+        process::tail(&log)
+    );
     fs::rename(&draft, data).context("cannot move the data directory into place")
 }
 
@@ -176,8 +225,11 @@ struct Session {
 
 impl Session {
     fn open(url: &str) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (client, connection) = runtime.block_on(tokio_postgres::connect(url, tokio_postgres::NoTls))?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (client, connection) =
+            runtime.block_on(tokio_postgres::connect(url, tokio_postgres::NoTls))?;
         runtime.spawn(connection);
         Ok(Self { runtime, client })
     }
@@ -185,6 +237,9 @@ impl Session {
     /// Runs a statement and counts its rows.
     fn run(&self, sql: &str) -> Result<usize> {
         let messages = self.runtime.block_on(self.client.simple_query(sql))?;
-        Ok(messages.iter().filter(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_))).count())
+        Ok(messages
+            .iter()
+            .filter(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_)))
+            .count())
     }
 }

@@ -92,7 +92,11 @@ pub fn tail(log: &Path) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(15)..];
-    if last.is_empty() { "(it wrote nothing)".into() } else { last.join("\n") }
+    if last.is_empty() {
+        "(it wrote nothing)".into()
+    } else {
+        last.join("\n")
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -108,7 +112,11 @@ fn started(pid: u32) -> Option<String> {
 fn start_ticks(stat: &str) -> Option<&str> {
     let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
     let state = fields.next()?;
-    if matches!(state, "Z" | "X") { None } else { fields.nth(18) }
+    if matches!(state, "Z" | "X") {
+        None
+    } else {
+        fields.nth(18)
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -131,10 +139,17 @@ mod tests {
 
     #[test]
     fn a_process_is_itself_until_it_ends() {
-        let mut child = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .process_group(0)
+            .spawn()
+            .unwrap();
         let identity = Identity::of(child.id()).unwrap();
         assert!(identity.alive());
-        end_all([(&identity, Stop::Terminate)].into_iter(), Duration::from_secs(5));
+        end_all(
+            [(&identity, Stop::Terminate)].into_iter(),
+            Duration::from_secs(5),
+        );
         assert!(!identity.alive(), "a zombie counts as ended");
         child.wait().unwrap();
         assert_eq!(Identity::of(identity.pid), None);
@@ -142,9 +157,19 @@ mod tests {
 
     #[test]
     fn a_stranger_with_the_same_pid_is_left_alone() {
-        let mut child = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
-        let stale = Identity { pid: child.id(), started: "another time".into() };
-        end_all([(&stale, Stop::Kill)].into_iter(), Duration::from_millis(50));
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let stale = Identity {
+            pid: child.id(),
+            started: "another time".into(),
+        };
+        end_all(
+            [(&stale, Stop::Kill)].into_iter(),
+            Duration::from_millis(50),
+        );
         assert_eq!(child.try_wait().unwrap(), None, "it still runs");
         child.kill().unwrap();
         child.wait().unwrap();
@@ -162,7 +187,11 @@ mod tests {
     #[test]
     fn a_tail_is_short() {
         let log = std::env::temp_dir().join(format!("iconoclash-tail-{}", std::process::id()));
-        fs::write(&log, (0..100).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
+        fs::write(
+            &log,
+            (0..100).map(|n| format!("line {n}\n")).collect::<String>(),
+        )
+        .unwrap();
         assert!(tail(&log).starts_with("line 85\n") && tail(&log).ends_with("line 99"));
         fs::remove_file(&log).unwrap();
         assert_eq!(tail(&log), "(it wrote nothing)");

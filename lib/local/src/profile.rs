@@ -83,7 +83,11 @@ impl Profile {
                 Some(record) => bail!(
                     "already running here as process {}{}: end that one first (Ctrl-C there, or kill {})",
                     record.owner.pid,
-                    record.environment.get("PUBLIC_URL").map(|url| format!(", at {url}")).unwrap_or_default(),
+                    record
+                        .environment
+                        .get("PUBLIC_URL")
+                        .map(|url| format!(", at {url}"))
+                        .unwrap_or_default(),
                     record.owner.pid
                 ),
                 None => bail!("already starting here in another process"),
@@ -93,7 +97,12 @@ impl Profile {
         drop(door);
 
         let owner = Identity::own().context("cannot tell when this process started")?;
-        let mut record = Record { owner, guard: None, children: Vec::new(), environment: BTreeMap::new() };
+        let mut record = Record {
+            owner,
+            guard: None,
+            children: Vec::new(),
+            environment: BTreeMap::new(),
+        };
         // The guard reads the record when it starts.
         save(&dir, &record)?;
         let guard = start_guard(name)?;
@@ -139,13 +148,21 @@ impl Profile {
     pub fn spawn(&self, name: &str, command: &mut Command, stop: Stop) -> Result<Child> {
         forget_cargo(command);
         let mut guard = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(record) = guard.as_mut() else { bail!("stopping") };
+        let Some(record) = guard.as_mut() else {
+            bail!("stopping")
+        };
         // A group of its own: the terminal's Ctrl-C is for us, who end things in order.
         command.stdin(Stdio::null()).process_group(0);
-        let child = command.spawn().with_context(|| format!("cannot start {name} ({:?})", command.get_program()))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {name} ({:?})", command.get_program()))?;
         record.children.retain(|child| child.identity.alive());
         if let Some(identity) = Identity::of(child.id()) {
-            record.children.push(Started { name: name.into(), identity, stop });
+            record.children.push(Started {
+                name: name.into(),
+                identity,
+                stop,
+            });
         }
         save(&self.dir, record)?;
         Ok(child)
@@ -162,7 +179,9 @@ impl Profile {
     /// Publishes the environment, for `cargo local env` and `cargo local vercel`.
     pub fn publish(&self, environment: &BTreeMap<String, String>) -> Result<()> {
         let mut guard = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(record) = guard.as_mut() else { bail!("stopping") };
+        let Some(record) = guard.as_mut() else {
+            bail!("stopping")
+        };
         record.environment.clone_from(environment);
         save(&self.dir, record)
     }
@@ -212,7 +231,10 @@ pub fn guard(places: &Places, name: &str) -> Result<()> {
 fn start_guard(name: &str) -> Result<Child> {
     let mut command = Command::new(env::current_exe()?);
     command.arg("guard").arg(name).process_group(0);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     forget_cargo(&mut command);
     command.spawn().context("cannot start the guard")
 }
@@ -223,7 +245,12 @@ fn forget_cargo(command: &mut Command) {
         let name = name.to_string_lossy();
         if name.starts_with("CARGO_PKG_")
             || name.starts_with("CARGO_MANIFEST_")
-            || ["LD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "CARGO_BIN_NAME"].contains(&name.as_ref())
+            || [
+                "LD_LIBRARY_PATH",
+                "DYLD_FALLBACK_LIBRARY_PATH",
+                "CARGO_BIN_NAME",
+            ]
+            .contains(&name.as_ref())
         {
             command.env_remove(name.as_ref());
         }
@@ -232,13 +259,21 @@ fn forget_cargo(command: &mut Command) {
 
 /// Held only while profiles are made and removed, so that no directory vanishes under a newcomer.
 fn door(places: &Places) -> Result<File> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(places.local.join("lock"))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(places.local.join("lock"))?;
     file.lock()?;
     Ok(file)
 }
 
 fn lock(dir: &Path) -> Result<Option<File>> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join("lock"))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
@@ -251,7 +286,10 @@ fn sweep(places: &Places) -> Result<()> {
     for entry in fs::read_dir(&places.local)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(TEST_PREFIX) && entry.file_type()?.is_dir() && lock(&entry.path())?.is_some() {
+        if name.starts_with(TEST_PREFIX)
+            && entry.file_type()?.is_dir()
+            && lock(&entry.path())?.is_some()
+        {
             end_leftovers(&entry.path());
             remove(places, &name);
         }
@@ -266,16 +304,30 @@ fn remove(places: &Places, name: &str) {
 
 fn end_leftovers(dir: &Path) {
     let Some(record) = load(dir) else { return };
-    let left = record.children.iter().filter(|child| child.identity.alive()).count();
+    let left = record
+        .children
+        .iter()
+        .filter(|child| child.identity.alive())
+        .count();
     if left > 0 {
-        eprintln!("ending {left} processes that process {} left behind", record.owner.pid);
+        eprintln!(
+            "ending {left} processes that process {} left behind",
+            record.owner.pid
+        );
     }
     end_children(&record);
     let _ = fs::remove_file(dir.join("state.json"));
 }
 
 fn end_children(record: &Record) {
-    end_all(record.children.iter().rev().map(|child| (&child.identity, child.stop)), PATIENCE);
+    end_all(
+        record
+            .children
+            .iter()
+            .rev()
+            .map(|child| (&child.identity, child.stop)),
+        PATIENCE,
+    );
 }
 
 fn load(dir: &Path) -> Option<Record> {
@@ -285,7 +337,12 @@ fn load(dir: &Path) -> Option<Record> {
 fn save(dir: &Path, record: &Record) -> Result<()> {
     // It holds passwords. Renamed into place, so that no reader meets half a record.
     let draft = dir.join("state.json.new");
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&draft)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&draft)?;
     file.write_all(&serde_json::to_vec_pretty(record)?)?;
     fs::rename(&draft, dir.join("state.json")).context("cannot record what was started")
 }
@@ -295,20 +352,42 @@ mod tests {
     use super::*;
 
     fn record(children: Vec<Started>) -> Record {
-        Record { owner: Identity::own().unwrap(), guard: None, children, environment: BTreeMap::new() }
+        Record {
+            owner: Identity::own().unwrap(),
+            guard: None,
+            children,
+            environment: BTreeMap::new(),
+        }
     }
 
     fn scratch(name: &str) -> Places {
-        let root = env::temp_dir().join(format!("iconoclash-profile-{name}-{}", std::process::id()));
+        let root =
+            env::temp_dir().join(format!("iconoclash-profile-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
         fs::create_dir_all(&root).unwrap();
-        Places { local: root.clone(), store: root.clone(), root, account: None }
+        Places {
+            local: root.clone(),
+            store: root.clone(),
+            root,
+            account: None,
+        }
     }
 
     fn sleeper() -> (Child, Started) {
-        let child = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+        let child = Command::new("sleep")
+            .arg("60")
+            .process_group(0)
+            .spawn()
+            .unwrap();
         let identity = Identity::of(child.id()).unwrap();
-        (child, Started { name: "sleep".into(), identity, stop: Stop::Terminate })
+        (
+            child,
+            Started {
+                name: "sleep".into(),
+                identity,
+                stop: Stop::Terminate,
+            },
+        )
     }
 
     #[test]
@@ -317,13 +396,22 @@ mod tests {
         let places = scratch("record");
         let (mut child, started) = sleeper();
         save(&places.local, &record(vec![started.clone()])).unwrap();
-        assert_eq!(load(&places.local).unwrap().children[0].identity, started.identity);
-        let mode = fs::metadata(places.local.join("state.json")).unwrap().permissions().mode();
+        assert_eq!(
+            load(&places.local).unwrap().children[0].identity,
+            started.identity
+        );
+        let mode = fs::metadata(places.local.join("state.json"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         child.kill().unwrap();
         child.wait().unwrap();
         fs::write(places.local.join("state.json"), "{half").unwrap();
-        assert!(load(&places.local).is_none(), "a broken record is no record");
+        assert!(
+            load(&places.local).is_none(),
+            "a broken record is no record"
+        );
         fs::remove_dir_all(&places.root).unwrap();
     }
 

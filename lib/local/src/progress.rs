@@ -18,7 +18,10 @@ pub fn step<T>(label: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = work();
     let mark = if result.is_ok() { "✓" } else { "✗" };
     let clear = if live { "\r\x1b[K" } else { "" };
-    eprintln!("{clear}  {mark} {label} ({:.1} s)", begun.elapsed().as_secs_f32());
+    eprintln!(
+        "{clear}  {mark} {label} ({:.1} s)",
+        begun.elapsed().as_secs_f32()
+    );
     result
 }
 

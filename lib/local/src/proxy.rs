@@ -1,6 +1,9 @@
 //! Measuring proxies for tests: they count round trips, add a delay to each, and fail on demand.
 
-#![expect(clippy::disallowed_methods, reason = "local servers outlive the request that meets them")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "local servers outlive the request that meets them"
+)]
 
 mod http;
 mod postgres;

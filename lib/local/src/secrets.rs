@@ -36,8 +36,13 @@ impl std::fmt::Debug for Secrets {
 pub fn kept(dir: &Path) -> Result<Secrets> {
     let path = dir.join("secrets.json");
     if path.is_file() {
-        return serde_json::from_slice(&fs::read(&path)?)
-            .with_context(|| format!("{} is broken: remove {} to begin afresh", path.display(), dir.display()));
+        return serde_json::from_slice(&fs::read(&path)?).with_context(|| {
+            format!(
+                "{} is broken: remove {} to begin afresh",
+                path.display(),
+                dir.display()
+            )
+        });
     }
     let secrets = Secrets {
         postgres_password: hex(),
@@ -46,11 +51,18 @@ pub fn kept(dir: &Path) -> Result<Secrets> {
         cron_secret: hex(),
         credentials_key: STANDARD.encode(rand::random::<[u8; 32]>()),
     };
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)?;
     file.write_all(&serde_json::to_vec_pretty(&secrets)?)?;
     Ok(secrets)
 }
 
 fn hex() -> String {
-    rand::random::<[u8; 16]>().iter().map(|byte| format!("{byte:02x}")).collect()
+    rand::random::<[u8; 16]>()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

@@ -60,19 +60,25 @@ fn router(root: &Path, background: &Background) -> Router {
 
 async fn listen(router: Router, port: u16) -> Result<()> {
     // A browser may take `localhost` for either address; some machines have no IPv6.
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.with_context(|| format!("port {port}"))?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .await
+        .with_context(|| format!("port {port}"))?;
     let second = TcpListener::bind((Ipv6Addr::LOCALHOST, port)).await;
     let serve = |listener, router| axum::serve(listener, router).with_graceful_shutdown(ended());
     match second {
-        Ok(second) => tokio::try_join!(serve(listener, router.clone()), serve(second, router)).map(|_| ())?,
+        Ok(second) => {
+            tokio::try_join!(serve(listener, router.clone()), serve(second, router)).map(|_| ())?
+        }
         Err(_) => serve(listener, router).await?,
     }
     Ok(())
 }
 
 async fn ended() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {

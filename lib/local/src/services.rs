@@ -50,10 +50,13 @@ impl Services {
         match install::debian_postgres_15(&profile.places) {
             Ok(bin) => {
                 let version = postgres::version_15(&bin);
-                let server = Postgres::start(profile, &version, &services.secrets.postgres_password)?;
+                let server =
+                    Postgres::start(profile, &version, &services.secrets.postgres_password)?;
                 services.postgres_15 = Some(server);
             }
-            Err(error) => note(&format!("no Postgres 15 here, so the tests run on Postgres 18 alone: {error:#}")),
+            Err(error) => note(&format!(
+                "no Postgres 15 here, so the tests run on Postgres 18 alone: {error:#}"
+            )),
         }
         Ok(services)
     }
@@ -62,7 +65,11 @@ impl Services {
         allow_many_files();
         let places = &profile.places;
         if let Some(account) = &places.account {
-            note(&format!("as root, the services run as {}, below {}", account.name, places.store.display()));
+            note(&format!(
+                "as root, the services run as {}, below {}",
+                account.name,
+                places.store.display()
+            ));
         }
         let native = install::postgres_package(places)?;
         let bouncer = pgbouncer::program(places, need)?;
@@ -71,15 +78,25 @@ impl Services {
         let secrets = secrets::kept(&profile.data)?;
         let password = secrets.postgres_password.as_str();
         let postgres = Postgres::start(profile, &postgres::version_18(&native), password)?;
-        let pgbouncer =
-            bouncer.map(|program| PgBouncer::start(profile, &program, postgres.address, password)).transpose()?;
+        let pgbouncer = bouncer
+            .map(|program| PgBouncer::start(profile, &program, postgres.address, password))
+            .transpose()?;
         let redis = Redis::start(profile, &redis)?;
-        Ok(Self { postgres, pgbouncer, redis, postgres_15: None, secrets })
+        Ok(Self {
+            postgres,
+            pgbouncer,
+            redis,
+            postgres_15: None,
+            secrets,
+        })
     }
 
     /// The pooled URL without a database; the direct one where there is no pooler.
     pub fn pooled_base_url(&self) -> String {
-        let address = self.pgbouncer.as_ref().map_or(self.postgres.address, |pooler| pooler.address);
+        let address = self
+            .pgbouncer
+            .as_ref()
+            .map_or(self.postgres.address, |pooler| pooler.address);
         postgres::base_url(address, &self.secrets.postgres_password)
     }
 
@@ -87,13 +104,20 @@ impl Services {
     pub fn check(&mut self, profile: &Profile) -> Result<()> {
         let children = [
             ("postgres", Some(&mut self.postgres.child)),
-            ("pgbouncer", self.pgbouncer.as_mut().map(|pooler| &mut pooler.child)),
+            (
+                "pgbouncer",
+                self.pgbouncer.as_mut().map(|pooler| &mut pooler.child),
+            ),
             ("redis", Some(&mut self.redis.child)),
         ];
         for (name, child) in children {
             if let Some(status) = child.map(Child::try_wait).transpose()?.flatten() {
                 let log = profile.log(name);
-                bail!("{name} ended ({status}); the end of {}:\n{}", log.display(), process::tail(&log));
+                bail!(
+                    "{name} ended ({status}); the end of {}:\n{}",
+                    log.display(),
+                    process::tail(&log)
+                );
             }
         }
         Ok(())

@@ -95,25 +95,31 @@ impl Stack {
 
         let front_address = ports::kept(&profile.data.join("upstash.port"))?;
         let front = step("Upstash REST front: starting", || {
-            Ok(runtime.block_on(upstash::Front::start(upstash::FrontConfig {
-                redis: services.redis.address,
-                database: 0,
-                token: services.secrets.redis_token.clone(),
-                listen: front_address,
-            }))?)
+            Ok(
+                runtime.block_on(upstash::Front::start(upstash::FrontConfig {
+                    redis: services.redis.address,
+                    database: 0,
+                    token: services.secrets.redis_token.clone(),
+                    listen: front_address,
+                }))?,
+            )
         })?;
 
         let mut environment = defaults(&services, port);
         environment.insert("UPSTASH_REDIS_REST_URL".into(), front.url().to_owned());
         let chosen = chosen(&profile.places.root)?;
-        let has_key = ["ANTHROPIC_API_KEYS", "ANTHROPIC_API_KEY"].iter().any(|name| chosen.contains_key(*name));
+        let has_key = ["ANTHROPIC_API_KEYS", "ANTHROPIC_API_KEY"]
+            .iter()
+            .any(|name| chosen.contains_key(*name));
         let claude = if has_key {
             note("Claude itself answers, on your ANTHROPIC_API_KEYS: this costs money");
             None
         } else {
             let address = ports::kept(&profile.data.join("claude.port"))?;
             let stand_in = start_claude(runtime, address, Duration::from_millis(20))?;
-            note("no ANTHROPIC_API_KEYS is set, so a stand-in answers for Claude, and costs nothing");
+            note(
+                "no ANTHROPIC_API_KEYS is set, so a stand-in answers for Claude, and costs nothing",
+            );
             environment.insert("ANTHROPIC_API_KEYS".into(), format!("local={CLAUDE_KEY}"));
             environment.insert("ANTHROPIC_BASE_URL".into(), stand_in.url());
             Some(stand_in)
@@ -128,7 +134,14 @@ impl Stack {
         };
         environment.extend(chosen);
         profile.publish(&environment)?;
-        Ok(Self { services, environment, _front: front, _claude: claude, stripe, _mail: mail })
+        Ok(Self {
+            services,
+            environment,
+            _front: front,
+            _claude: claude,
+            stripe,
+            _mail: mail,
+        })
     }
 }
 
@@ -142,7 +155,11 @@ const CLAUDE_KEY: &str = "sk-ant-local";
 
 fn start_claude(runtime: &Handle, listen: SocketAddr, pace: Duration) -> Result<claude::StandIn> {
     step("Claude stand-in: starting", || {
-        let config = claude::Config { listen, keys: vec![CLAUDE_KEY.into()], pace };
+        let config = claude::Config {
+            listen,
+            keys: vec![CLAUDE_KEY.into()],
+            pace,
+        };
         Ok(runtime.block_on(claude::StandIn::start(config))?)
     })
 }
@@ -156,13 +173,19 @@ fn start_stripe(
 ) -> Result<stripe::StandIn> {
     let listen = ports::kept(&profile.data.join("stripe.port"))?;
     let webhook_url = Some(format!("http://localhost:{port}/api/billing/webhook"));
-    let config = stripe::Config { listen, webhook_url, ..stripe::Config::default() };
+    let config = stripe::Config {
+        listen,
+        webhook_url,
+        ..stripe::Config::default()
+    };
     let settings = [
         ("STRIPE_SECRET_KEY", config.key.clone()),
         ("STRIPE_WEBHOOK_SECRET", config.webhook_secret.clone()),
         ("STRIPE_PRICE_PRO", stripe::PRICE.to_owned()),
     ];
-    let stand_in = step("Stripe stand-in: starting", || Ok(runtime.block_on(stripe::StandIn::start(config.clone()))?))?;
+    let stand_in = step("Stripe stand-in: starting", || {
+        Ok(runtime.block_on(stripe::StandIn::start(config.clone()))?)
+    })?;
     note("no STRIPE_SECRET_KEY is set, so a stand-in takes the payments, and no card is charged");
     environment.extend(settings.map(|(name, value)| (name.to_owned(), value)));
     environment.insert("STRIPE_BASE_URL".into(), stand_in.url());
@@ -176,7 +199,9 @@ fn start_mail(
     environment: &mut BTreeMap<String, String>,
 ) -> Result<mail::StandIn> {
     let listen = ports::kept(&profile.data.join("mail.port"))?;
-    let stand_in = step("mail stand-in: starting", || Ok(runtime.block_on(mail::StandIn::start(listen))?))?;
+    let stand_in = step("mail stand-in: starting", || {
+        Ok(runtime.block_on(mail::StandIn::start(listen))?)
+    })?;
     note("no RESEND_API_KEY is set, so mail goes to /local/mail and no further");
     let settings = [
         ("RESEND_API_KEY", mail::KEY.to_owned()),
@@ -198,16 +223,25 @@ pub fn migrate(runtime: &Handle, services: &Services, database: &str) -> Result<
 /// The same for a server child, which knows its database by URL only.
 pub fn migrate_url(runtime: &Handle, direct: &str, pooled: Option<&str>) -> Result<()> {
     step("migrating and seeding the database", || {
-        Ok(runtime.block_on(iconoclash_cli::migrate(direct, pooled, &mut |line| note(&line)))?)
+        Ok(
+            runtime.block_on(iconoclash_cli::migrate(direct, pooled, &mut |line| {
+                note(&line)
+            }))?,
+        )
     })
 }
 
 fn defaults(services: &Services, port: u16) -> BTreeMap<String, String> {
-    let Services { secrets, postgres, .. } = services;
+    let Services {
+        secrets, postgres, ..
+    } = services;
     let url = format!("http://localhost:{port}");
     BTreeMap::from(
         [
-            ("DATABASE_URL", format!("{}/{DATABASE}", services.pooled_base_url())),
+            (
+                "DATABASE_URL",
+                format!("{}/{DATABASE}", services.pooled_base_url()),
+            ),
             ("DATABASE_URL_UNPOOLED", postgres.url(DATABASE)),
             ("UPSTASH_REDIS_REST_TOKEN", secrets.redis_token.clone()),
             ("JWT_KEYS", format!("local:{}", secrets.jwt_seed)),
@@ -224,12 +258,18 @@ fn defaults(services: &Services, port: u16) -> BTreeMap<String, String> {
 fn chosen(root: &Path) -> Result<BTreeMap<String, String>> {
     let mut settings: BTreeMap<String, String> = FROM_SHELL
         .iter()
-        .filter_map(|name| Some(((*name).to_owned(), env::var(name).ok().filter(|value| !value.is_empty())?)))
+        .filter_map(|name| {
+            Some((
+                (*name).to_owned(),
+                env::var(name).ok().filter(|value| !value.is_empty())?,
+            ))
+        })
         .collect();
     let file = root.join(".env");
     if fs::exists(&file)? {
         for item in dotenvy::from_path_iter(&file)? {
-            let (name, value) = item.with_context(|| format!("{} is no list of NAME=value", file.display()))?;
+            let (name, value) =
+                item.with_context(|| format!("{} is no list of NAME=value", file.display()))?;
             settings.insert(name, value);
         }
         note(".env is read; its settings go over those of the stack");

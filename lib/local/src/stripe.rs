@@ -148,20 +148,33 @@ impl StandIn {
 
     /// A customer who was made elsewhere, such as before a test.
     pub fn add_customer(&self, id: &str, email: &str) {
-        self.shared.with_world(|world| world.add_customer(id, email));
+        self.shared
+            .with_world(|world| world.add_customer(id, email));
     }
 
     /// Ids of the customers.
     pub fn customers(&self) -> Vec<String> {
-        self.shared.with_world(|world| world.customers.iter().map(|it| object::id(it).to_owned()).collect())
+        self.shared.with_world(|world| {
+            world
+                .customers
+                .iter()
+                .map(|it| object::id(it).to_owned())
+                .collect()
+        })
     }
 
     /// Ids and statuses of a customer's subscriptions, newest first.
     pub fn subscriptions(&self, customer: &str) -> Vec<(String, String)> {
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         self.shared.with_world(|world| {
-            let theirs = world.subscriptions.iter().rev().filter(|it| it["customer"] == customer);
-            theirs.map(|it| (text(&it["id"]), text(&it["status"]))).collect()
+            let theirs = world
+                .subscriptions
+                .iter()
+                .rev()
+                .filter(|it| it["customer"] == customer);
+            theirs
+                .map(|it| (text(&it["id"]), text(&it["status"])))
+                .collect()
         })
     }
 
@@ -214,7 +227,12 @@ impl StandIn {
 
     /// Waits until there were this many requests.
     pub async fn wait_for_requests(&self, count: usize) {
-        let _ = self.shared.requests.subscribe().wait_for(|requests| requests.len() >= count).await;
+        let _ = self
+            .shared
+            .requests
+            .subscribe()
+            .wait_for(|requests| requests.len() >= count)
+            .await;
     }
 }
 
@@ -239,7 +257,10 @@ impl Shared {
     }
 
     fn page_url(&self, path: &str) -> String {
-        format!("{}/local/stripe/{path}", lock(&self.pages).as_deref().unwrap_or_default())
+        format!(
+            "{}/local/stripe/{path}",
+            lock(&self.pages).as_deref().unwrap_or_default()
+        )
     }
 }
 

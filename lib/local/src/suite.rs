@@ -16,8 +16,8 @@ use serde::Deserialize;
 use tokio::runtime::Handle;
 
 use crate::{
-    install, postgres::Postgres, process::Stop, profile::Profile, progress::note, services::Services, stack,
-    summary::Tally,
+    install, postgres::Postgres, process::Stop, profile::Profile, progress::note,
+    services::Services, stack, summary::Tally,
 };
 
 /// Copied for each test, so nothing may be connected to it.
@@ -26,13 +26,22 @@ const TEMPLATE: &str = "iconoclash_template";
 const CHECKED: &str = "iconoclash_test";
 
 /// Runs the tests whose names contain a filter, or all of them; true if all passed.
-pub fn run(runtime: &Handle, profile: &Profile, filters: &[String], arguments: &[String]) -> Result<bool> {
+pub fn run(
+    runtime: &Handle,
+    profile: &Profile,
+    filters: &[String],
+    arguments: &[String],
+) -> Result<bool> {
     let begun = Instant::now();
     // The vendors' own clients and Vercel's own CLI, which some tests run.
     install::node_modules(&profile.places)?;
     let (services, environment) = prepare(runtime, profile)?;
 
-    let suite = Suite { profile, environment, members: Members::read(&profile.places.root)? };
+    let suite = Suite {
+        profile,
+        environment,
+        members: Members::read(&profile.places.root)?,
+    };
     let mut total = Tally::default();
     let mut all_well = true;
     let mut count = |name: &str, command: Command| -> Result<()> {
@@ -45,13 +54,23 @@ pub fn run(runtime: &Handle, profile: &Profile, filters: &[String], arguments: &
     count("cargo test", suite.cargo_test(filters, arguments))?;
     if filters.is_empty() {
         if let Some(oldest) = &services.postgres_15 {
-            let mut again =
-                suite.cargo(&["test", "--package", "iconoclash", "--lib", "--test", "api", "--no-fail-fast"]);
+            let mut again = suite.cargo(&[
+                "test",
+                "--package",
+                "iconoclash",
+                "--lib",
+                "--test",
+                "api",
+                "--no-fail-fast",
+            ]);
             again.envs(on_the_oldest(runtime, oldest)?);
             count("cargo test on Postgres 15", again)?;
         }
         for (package, target) in suite.members.apart() {
-            count(target, suite.cargo(&["test", "--package", package, "--test", target]))?;
+            count(
+                target,
+                suite.cargo(&["test", "--package", package, "--test", target]),
+            )?;
         }
     } else {
         note("filters are for cargo test, so the other runners are left out");
@@ -63,7 +82,10 @@ pub fn run(runtime: &Handle, profile: &Profile, filters: &[String], arguments: &
 }
 
 /// Starts what the tests need and says where it is, as they read it from their environment.
-pub fn prepare(runtime: &Handle, profile: &Profile) -> Result<(Services, BTreeMap<&'static str, String>)> {
+pub fn prepare(
+    runtime: &Handle,
+    profile: &Profile,
+) -> Result<(Services, BTreeMap<&'static str, String>)> {
     let services = Services::start_for_tests(profile)?;
     services.postgres.create_database(TEMPLATE, "template0")?;
     stack::migrate(runtime, &services, TEMPLATE)?;
@@ -116,13 +138,22 @@ impl Suite<'_> {
     fn run(&self, name: &str, mut command: Command) -> Result<(Tally, bool)> {
         eprintln!("\n── {name}");
         let mut settings: BTreeMap<OsString, OsString> = BTreeMap::new();
-        settings.extend(command.get_envs().filter_map(|(name, value)| Some((name.into(), value?.into()))));
+        settings.extend(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name.into(), value?.into()))),
+        );
         stack::forget_settings(&mut command);
-        command.envs(&self.environment).envs(settings).current_dir(&self.profile.places.root);
+        command
+            .envs(&self.environment)
+            .envs(settings)
+            .current_dir(&self.profile.places.root);
         if stdout().is_terminal() {
             command.env("CARGO_TERM_COLOR", "always");
         }
-        let mut child = self.profile.spawn(name, command.stdout(Stdio::piped()), Stop::Terminate)?;
+        let mut child =
+            self.profile
+                .spawn(name, command.stdout(Stdio::piped()), Stop::Terminate)?;
         let output = child.stdout.take().context("its output is piped")?;
         // On a thread, so that something a test left behind with the pipe open does not hold us.
         let reader = thread::spawn(move || pass_on(BufReader::new(output)));
@@ -143,7 +174,10 @@ impl Suite<'_> {
 fn pass_on(mut output: impl BufRead) -> Tally {
     let mut tally = Tally::default();
     let mut line = Vec::new();
-    while output.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+    while output
+        .read_until(b'\n', &mut line)
+        .is_ok_and(|length| length > 0)
+    {
         let _ = stdout().write_all(&line).and_then(|()| stdout().flush());
         tally.read(&String::from_utf8_lossy(&line));
         line.clear();
@@ -186,14 +220,20 @@ impl Members {
         ensure!(output.status.success(), "cargo metadata failed");
         let Metadata { packages } = serde_json::from_slice(&output.stdout)?;
         let manifest = root.join("Cargo.toml");
-        let root = packages.iter().find(|package| package.manifest_path == manifest).map(|it| it.name.clone());
+        let root = packages
+            .iter()
+            .find(|package| package.manifest_path == manifest)
+            .map(|it| it.name.clone());
         Ok(Self { root, packages })
     }
 
     /// Test targets with `test = false`: slow or of another kind, they run by name, after all others.
     fn apart(&self) -> impl Iterator<Item = (&str, &str)> {
         self.packages.iter().flat_map(|package| {
-            let tests = package.targets.iter().filter(|it| !it.test && it.kind.iter().any(|kind| kind == "test"));
+            let tests = package
+                .targets
+                .iter()
+                .filter(|it| !it.test && it.kind.iter().any(|kind| kind == "test"));
             tests.map(|target| (package.name.as_str(), target.name.as_str()))
         })
     }

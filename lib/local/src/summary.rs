@@ -23,8 +23,20 @@ impl Tally {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
             // cargo test
-            ["test", "result:", _, passed, "passed;", failed, "failed;", ..] => {
-                *self += Self { passed: number(passed), failed: number(failed) };
+            [
+                "test",
+                "result:",
+                _,
+                passed,
+                "passed;",
+                failed,
+                "failed;",
+                ..,
+            ] => {
+                *self += Self {
+                    passed: number(passed),
+                    failed: number(failed),
+                };
             }
             // node --test, for machines and for people
             ["#" | "ℹ", "pass", passed] => self.passed += number(passed),
@@ -57,7 +69,9 @@ fn plain(line: &str) -> String {
     let mut rest = line;
     while let Some((before, after)) = rest.split_once("\x1b[") {
         text.push_str(before);
-        rest = after.split_once(|c: char| c.is_ascii_alphabetic()).map_or("", |(_, rest)| rest);
+        rest = after
+            .split_once(|c: char| c.is_ascii_alphabetic())
+            .map_or("", |(_, rest)| rest);
     }
     text + rest
 }
@@ -81,17 +95,26 @@ mod tests {
              test result: FAILED. 10 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.20s\n",
             "13 passed, 2 failed",
         );
-        check("test result: \x1b[31mFAILED\x1b[0m. 1 passed; 1 failed; 0 ignored;\n", "1 passed, 1 failed");
+        check(
+            "test result: \x1b[31mFAILED\x1b[0m. 1 passed; 1 failed; 0 ignored;\n",
+            "1 passed, 1 failed",
+        );
     }
 
     #[test]
     fn node_tests_are_counted() {
-        check("# tests 6\n# suites 1\n# pass 4\n# fail 1\n# cancelled 1\n# skipped 0\n", "4 passed, 2 failed");
+        check(
+            "# tests 6\n# suites 1\n# pass 4\n# fail 1\n# cancelled 1\n# skipped 0\n",
+            "4 passed, 2 failed",
+        );
         check("ℹ tests 2\nℹ pass 2\nℹ fail 0\n", "2 passed, 0 failed");
     }
 
     #[test]
     fn other_lines_count_nothing() {
-        check("# passing by\ntest result: unknown\n12 passed, 0 failed\n", "0 passed, 0 failed");
+        check(
+            "# passing by\ntest result: unknown\n12 passed, 0 failed\n",
+            "0 passed, 0 failed",
+        );
     }
 }

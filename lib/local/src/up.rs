@@ -28,29 +28,40 @@ pub fn run(runtime: &Handle, profile: &Profile, wanted: u16) -> Result<Infallibl
     let begun = Instant::now();
     let port = ports::from(wanted)?;
     if port != wanted {
-        note(&format!("port {wanted} is taken, so the server listens on {port}"));
+        note(&format!(
+            "port {wanted} is taken, so the server listens on {port}"
+        ));
     }
     // Asked for before the first build replaces the file that this process was started from.
     let program = env::current_exe()?;
     let root = &profile.places.root;
-    let sources = ["lib", "api", "migrations", "Cargo.toml", "Cargo.lock"].map(|name| root.join(name));
+    let sources =
+        ["lib", "api", "migrations", "Cargo.toml", "Cargo.lock"].map(|name| root.join(name));
     let mut watch = Watch::new(sources.to_vec());
 
     let mut stack = Stack::start(runtime, profile, port)?;
     stack.pages_at(&format!("http://localhost:{port}"));
     let server = Server { program, port };
-    let mut child = Some(step("development server: starting", || server.start(profile, &stack, false))?);
+    let mut child = Some(step("development server: starting", || {
+        server.start(profile, &stack, false)
+    })?);
     eprintln!("\n{}", summary(&stack, port, begun));
 
     loop {
         thread::sleep(Duration::from_millis(250));
         stack.services.check(profile)?;
         if let Some(status) = child.as_mut().map(Child::try_wait).transpose()?.flatten() {
-            note(&format!("the development server ended ({status}); it starts again at the next change"));
+            note(&format!(
+                "the development server ended ({status}); it starts again at the next change"
+            ));
             child = None;
         }
         if let Some(path) = watch.changed() {
-            let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+            let name = path
+                .strip_prefix(root)
+                .unwrap_or(&path)
+                .display()
+                .to_string();
             // Editors and branch switches write many files in a moment.
             while watch.changed().is_some() {
                 thread::sleep(Duration::from_millis(50));
@@ -62,7 +73,9 @@ pub fn run(runtime: &Handle, profile: &Profile, wanted: u16) -> Result<Infallibl
             if let Some(mut old) = child.take() {
                 profile.end(&mut old, Stop::Terminate);
             }
-            let started = step("development server: starting again", || server.start(profile, &stack, true));
+            let started = step("development server: starting again", || {
+                server.start(profile, &stack, true)
+            });
             match started {
                 Ok(new) => child = Some(new),
                 Err(error) => note(&format!("{error:#}; it starts again at the next change")),
@@ -79,14 +92,18 @@ struct Server {
 impl Server {
     fn start(&self, profile: &Profile, stack: &Stack, migrate: bool) -> Result<Child> {
         let mut command = Command::new(&self.program);
-        command.args(["serve", "--port", &self.port.to_string()]).current_dir(&profile.places.root);
+        command
+            .args(["serve", "--port", &self.port.to_string()])
+            .current_dir(&profile.places.root);
         command.envs(&stack.environment);
         if migrate {
             command.env("ICONOCLASH_LOCAL_MIGRATE", stack.database_url());
         }
         let mut child = profile.spawn("server", &mut command, Stop::Terminate)?;
         let address = ports::loopback(self.port);
-        let up = wait_until(&mut child, || TcpStream::connect(address).map(drop).map_err(Into::into));
+        let up = wait_until(&mut child, || {
+            TcpStream::connect(address).map(drop).map_err(Into::into)
+        });
         up.context("the development server did not start")?;
         Ok(child)
     }
@@ -96,8 +113,12 @@ fn build(profile: &Profile, why: &str) -> Result<bool> {
     let begun = Instant::now();
     eprintln!("  … {why} changed: building");
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--quiet", "--package", "iconoclash-local"]).current_dir(&profile.places.root);
-    let status = profile.spawn("cargo", &mut command, Stop::Terminate)?.wait()?;
+    command
+        .args(["build", "--quiet", "--package", "iconoclash-local"])
+        .current_dir(&profile.places.root);
+    let status = profile
+        .spawn("cargo", &mut command, Stop::Terminate)?
+        .wait()?;
     let mark = if status.success() { "✓" } else { "✗" };
     eprintln!("  {mark} build ({:.1} s)", begun.elapsed().as_secs_f32());
     Ok(status.success())
@@ -129,7 +150,10 @@ Ctrl-C ends all of it.\n",
         setting("DATABASE_URL_UNPOOLED"),
         stack.services.redis.address,
         setting("UPSTASH_REDIS_REST_URL"),
-        stack.environment.get("ANTHROPIC_BASE_URL").map_or("the real one", String::as_str),
+        stack
+            .environment
+            .get("ANTHROPIC_BASE_URL")
+            .map_or("the real one", String::as_str),
         page(stack::STRIPE_PAGES, "stripe"),
         page(stack::MAIL_PAGES, "mail"),
     )

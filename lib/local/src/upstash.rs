@@ -2,7 +2,10 @@
 //!
 //! Requests, answers, errors and refusals are those that Upstash documents; what a command does is
 //! Redis's own business. Each front sees one numbered database, so that tests do not notice each other.
-#![expect(clippy::disallowed_methods, reason = "a server on the developer's machine: no platform freezes its tasks")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a server on the developer's machine: no platform freezes its tasks"
+)]
 
 mod dialect;
 mod resp;
@@ -80,7 +83,10 @@ impl Front {
     /// that one, and Redis must have been started with `--databases 10000` or so.
     pub async fn isolated(redis: SocketAddr) -> io::Result<Self> {
         let mut counter = Connection::open(redis, 0).await?;
-        let ask = [words(&["CONFIG", "GET", "databases"]), words(&["INCR", COUNTER])];
+        let ask = [
+            words(&["CONFIG", "GET", "databases"]),
+            words(&["INCR", COUNTER]),
+        ];
         let replies = counter.call(&ask).await?;
         let [Reply::Array(setting), Reply::Integer(turn)] = &replies[..] else {
             return Err(io::Error::other(format!("no database number: {replies:?}")));

@@ -19,16 +19,34 @@ pub fn prepare(places: &Places) -> Result<()> {
 }
 
 /// The command that serves this checkout on `port` with this environment.
-pub fn dev(root: &Path, port: u16, environment: &BTreeMap<String, String>, arguments: &[String]) -> Result<Command> {
+pub fn dev(
+    root: &Path,
+    port: u16,
+    environment: &BTreeMap<String, String>,
+    arguments: &[String],
+) -> Result<Command> {
     let url = format!("http://localhost:{port}");
     let mut command = Command::new(root.join("node_modules/.bin/vercel"));
-    command.args(["dev", "--local", "--yes", "--listen", &format!("127.0.0.1:{port}")]).current_dir(root);
+    command
+        .args([
+            "dev",
+            "--local",
+            "--yes",
+            "--listen",
+            &format!("127.0.0.1:{port}"),
+        ])
+        .current_dir(root);
     // Its other servers have fixed ports by default, which a second one would find taken.
     for server in ["--queue-port", "--runtime-cache-port", "--schedules-port"] {
         command.args([server, &ports::free()?.to_string()]);
     }
-    command.args(arguments).envs(environment).env("VERCEL_TELEMETRY_DISABLED", "1");
-    command.env("PUBLIC_URL", &url).env("CORS_ALLOWED_ORIGINS", &url);
+    command
+        .args(arguments)
+        .envs(environment)
+        .env("VERCEL_TELEMETRY_DISABLED", "1");
+    command
+        .env("PUBLIC_URL", &url)
+        .env("CORS_ALLOWED_ORIGINS", &url);
     Ok(command)
 }
 
@@ -40,7 +58,9 @@ pub fn run(
     arguments: &[String],
 ) -> Result<bool> {
     let port = ports::from(wanted)?;
-    note(&format!("vercel dev on http://localhost:{port}; each function is built when it is first asked"));
+    note(&format!(
+        "vercel dev on http://localhost:{port}; each function is built when it is first asked"
+    ));
     let mut command = dev(&profile.places.root, port, environment, arguments)?;
     let mut child = profile.spawn("vercel", &mut command, Stop::Terminate)?;
     Ok(child.wait()?.success())

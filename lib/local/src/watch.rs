@@ -46,7 +46,10 @@ fn look(paths: &[PathBuf]) -> HashMap<PathBuf, (SystemTime, u64)> {
 
 fn visit(path: &Path, files: &mut HashMap<PathBuf, (SystemTime, u64)>) {
     // What editors leave beside a file is not source.
-    if path.file_name().is_some_and(|name| name.as_encoded_bytes().first() == Some(&b'.')) {
+    if path
+        .file_name()
+        .is_some_and(|name| name.as_encoded_bytes().first() == Some(&b'.'))
+    {
         return;
     }
     let Ok(meta) = fs::metadata(path) else { return };

@@ -2,7 +2,10 @@
 //!
 //! Stand-ins and proxies are built on it, because a web framework always answers.
 
-#![expect(clippy::disallowed_methods, reason = "local servers outlive the request that meets them")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "local servers outlive the request that meets them"
+)]
 
 use std::io;
 use std::net::SocketAddr;
@@ -51,7 +54,10 @@ impl Server {
         let stop = CancellationToken::new();
         let accepting = accept(listener, handler, stop.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
-        Ok(Self { addr, _stop: stop.drop_guard() })
+        Ok(Self {
+            addr,
+            _stop: stop.drop_guard(),
+        })
     }
 }
 
@@ -81,7 +87,9 @@ where
 }
 
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 pub(crate) fn streamed(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Body {
@@ -91,7 +99,9 @@ pub(crate) fn streamed(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 's
 pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

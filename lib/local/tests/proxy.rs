@@ -1,7 +1,10 @@
 //! The measuring proxies before servers small enough to be sure of.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-#![expect(clippy::disallowed_methods, reason = "a test has its own servers and clients")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test has its own servers and clients"
+)]
 
 use std::io;
 use std::net::SocketAddr;
@@ -72,15 +75,33 @@ async fn flights_are_counted_apart_from_those_that_connect() {
     say(&mut socket, SSL_REQUEST, b"N").await;
     say(&mut socket, START, AUTH).await;
     say(&mut socket, b"password", READY).await;
-    assert_eq!(proxy.flights(), Flights { connect: 3, query: 0 });
+    assert_eq!(
+        proxy.flights(),
+        Flights {
+            connect: 3,
+            query: 0
+        }
+    );
     for _ in 0..4 {
         say(&mut socket, b"select 1", b"select 1").await;
     }
-    assert_eq!(proxy.flights(), Flights { connect: 3, query: 4 });
+    assert_eq!(
+        proxy.flights(),
+        Flights {
+            connect: 3,
+            query: 4
+        }
+    );
     assert_eq!(proxy.connections(), 1);
     proxy.reset();
     say(&mut socket, b"select 1", b"select 1").await;
-    assert_eq!(proxy.flights(), Flights { connect: 0, query: 1 });
+    assert_eq!(
+        proxy.flights(),
+        Flights {
+            connect: 0,
+            query: 1
+        }
+    );
 }
 
 #[tokio::test]
@@ -99,7 +120,13 @@ async fn the_delay_is_added_once_a_flight_and_what_follows_meanwhile_belongs_to_
     let mut heard = [0; 9];
     socket.read_exact(&mut heard).await.unwrap();
     assert!(began.elapsed() >= delay);
-    assert_eq!(proxy.flights(), Flights { connect: 2, query: 2 });
+    assert_eq!(
+        proxy.flights(),
+        Flights {
+            connect: 2,
+            query: 2
+        }
+    );
 }
 
 #[tokio::test]
@@ -108,7 +135,13 @@ async fn a_goodbye_is_no_flight() {
     let mut socket = connect(&proxy).await;
     // The server of this test says it back, which tells that it went through.
     say(&mut socket, b"X\0\0\0\x04", b"X\0\0\0\x04").await;
-    assert_eq!(proxy.flights(), Flights { connect: 2, query: 0 });
+    assert_eq!(
+        proxy.flights(),
+        Flights {
+            connect: 2,
+            query: 0
+        }
+    );
 }
 
 #[tokio::test]
@@ -118,10 +151,17 @@ async fn a_paused_proxy_accepts_and_keeps_everything_for_later() {
     proxy.pause();
     let waiting = async {
         let mut new = TcpStream::connect(proxy.addr()).await.unwrap();
-        tokio::join!(say(&mut open, b"hello", b"hello"), say(&mut new, START, AUTH))
+        tokio::join!(
+            say(&mut open, b"hello", b"hello"),
+            say(&mut new, START, AUTH)
+        )
     };
     tokio::pin!(waiting);
-    assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), &mut waiting)
+            .await
+            .is_err()
+    );
     proxy.resume();
     waiting.await;
 }
@@ -149,8 +189,13 @@ async fn requests_and_their_flights_are_counted_and_delayed() {
     let proxy = Http::start(&stand_in.url(), delay).await.unwrap();
     let models = || async {
         let url = format!("{}/v1/models?limit=5", proxy.url());
-        let request = reqwest::Client::new().get(url).header("x-api-key", "sk-ant-local");
-        request.header("anthropic-version", "2026-10-21").send().await
+        let request = reqwest::Client::new()
+            .get(url)
+            .header("x-api-key", "sk-ant-local");
+        request
+            .header("anthropic-version", "2026-10-21")
+            .send()
+            .await
     };
     let began = Instant::now();
     let answer = models().await.unwrap();
@@ -181,14 +226,24 @@ async fn requests_and_their_flights_are_counted_and_delayed() {
 
     proxy.mode(Mode::Html);
     let page = models().await.unwrap();
-    assert_eq!((page.status().as_u16(), page.headers()["content-type"].as_bytes()), (502, &b"text/html"[..]));
+    assert_eq!(
+        (
+            page.status().as_u16(),
+            page.headers()["content-type"].as_bytes()
+        ),
+        (502, &b"text/html"[..])
+    );
     proxy.mode(Mode::TruncatedJson);
     let half = models().await.unwrap().text().await.unwrap();
     assert!(half.starts_with('{') && serde_json::from_str::<serde_json::Value>(&half).is_err());
     let asked = stand_in.requests().len();
     proxy.mode(Mode::Swallow);
     assert!(models().await.is_err());
-    assert_eq!(stand_in.requests().len(), asked + 1, "swallowed after the upstream answered");
+    assert_eq!(
+        stand_in.requests().len(),
+        asked + 1,
+        "swallowed after the upstream answered"
+    );
     proxy.mode(Mode::Pass);
     models().await.unwrap();
 }

@@ -1,6 +1,9 @@
 //! Whole stacks of the real program, in scratch checkouts: what it starts, and that nothing outlives it.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot set itself up has failed"
+)]
 
 use std::{
     env, fs,
@@ -29,11 +32,18 @@ fn the_guard_ends_what_a_killed_run_leaves() {
     let checkout = Checkout::new("guard");
     let mut run = checkout.services();
     let record = checkout.record(&run);
-    assert!(record.children.len() >= 3, "Postgres, PgBouncer and Redis run: {record:?}");
+    assert!(
+        record.children.len() >= 3,
+        "Postgres, PgBouncer and Redis run: {record:?}"
+    );
 
     run.kill();
-    eventually("the guard ends the services", || survivors(&record).is_empty());
-    eventually("the guard removes the run's data", || !checkout.data(&run).exists());
+    eventually("the guard ends the services", || {
+        survivors(&record).is_empty()
+    });
+    eventually("the guard removes the run's data", || {
+        !checkout.data(&run).exists()
+    });
 }
 
 #[test]
@@ -42,9 +52,16 @@ fn the_next_start_ends_what_a_killed_run_and_its_guard_leave() {
     let mut first = checkout.services();
     let left = checkout.record(&first);
     // The guard first, as it would do its work in time.
-    send(left.guard.as_ref().expect("a guard runs").pid, Signal::SIGKILL);
+    send(
+        left.guard.as_ref().expect("a guard runs").pid,
+        Signal::SIGKILL,
+    );
     first.kill();
-    assert_eq!(survivors(&left).len(), left.children.len(), "nobody is left to end them");
+    assert_eq!(
+        survivors(&left).len(),
+        left.children.len(),
+        "nobody is left to end them"
+    );
 
     let mut second = checkout.services();
     assert_eq!(survivors(&left), Vec::<&str>::new());
@@ -53,7 +70,11 @@ fn the_next_start_ends_what_a_killed_run_and_its_guard_leave() {
     let record = checkout.record(&second);
     send(second.child.id(), Signal::SIGTERM);
     assert_eq!(second.child.wait().unwrap().code(), Some(143));
-    assert_eq!(survivors(&record), Vec::<&str>::new(), "an orderly end leaves nothing");
+    assert_eq!(
+        survivors(&record),
+        Vec::<&str>::new(),
+        "an orderly end leaves nothing"
+    );
     assert!(!checkout.data(&second).exists());
 }
 
@@ -67,22 +88,45 @@ fn one_checkout_runs_one_application() {
 
     let url = &record.environment["PUBLIC_URL"];
     let served: u16 = url.rsplit(':').next().unwrap().parse().unwrap();
-    assert!(served > port, "the wanted port was taken, so it took a later one");
+    assert!(
+        served > port,
+        "the wanted port was taken, so it took a later one"
+    );
     drop(taken);
     assert!(get(served, "/api/health").starts_with("HTTP/1.1 200"));
 
     let again = checkout.command(&["up"]).output().unwrap();
     assert!(!again.status.success());
     let said = String::from_utf8_lossy(&again.stderr).into_owned();
-    assert!(said.contains(&format!("already running here as process {}, at {url}", up.child.id())), "{said}");
+    assert!(
+        said.contains(&format!(
+            "already running here as process {}, at {url}",
+            up.child.id()
+        )),
+        "{said}"
+    );
 
     let printed = checkout.command(&["env", "--export"]).output().unwrap();
     let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
-    assert!(printed.contains(&format!("export DATABASE_URL='{}'\n", record.environment["DATABASE_URL"])), "{printed}");
+    assert!(
+        printed.contains(&format!(
+            "export DATABASE_URL='{}'\n",
+            record.environment["DATABASE_URL"]
+        )),
+        "{printed}"
+    );
 
     drop(up);
     eventually("the guard ends them all", || survivors(&record).is_empty());
-    assert!(!checkout.command(&["env"]).output().unwrap().status.success(), "nothing runs any more");
+    assert!(
+        !checkout
+            .command(&["env"])
+            .output()
+            .unwrap()
+            .status
+            .success(),
+        "nothing runs any more"
+    );
 }
 
 /// A checkout of its own as far as the program can see: the same sources, another `target/local`.
@@ -100,7 +144,10 @@ impl Checkout {
         }
         let places = Places::of(&root).unwrap();
         // Programs that were installed for the real one serve this one too.
-        for programs in ["npm", "python"].iter().filter(|it| real.store.join(it).is_dir()) {
+        for programs in ["npm", "python"]
+            .iter()
+            .filter(|it| real.store.join(it).is_dir())
+        {
             symlink(real.store.join(programs), places.store.join(programs)).unwrap();
         }
         Self { places }
@@ -108,7 +155,10 @@ impl Checkout {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_iconoclash-local"));
-        command.args(arguments).current_dir(&self.places.root).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir(&self.places.root)
+            .stdin(Stdio::null());
         command
     }
 
@@ -118,11 +168,20 @@ impl Checkout {
     }
 
     fn run(&self, arguments: &[&str], until: &str) -> Run {
-        let mut child = self.command(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self
+            .command(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut said = String::new();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         while !said.contains(until) {
-            assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "it ended early:\n{said}");
+            assert_ne!(
+                stderr.read_line(&mut said).unwrap(),
+                0,
+                "it ended early:\n{said}"
+            );
         }
         // Read on, or its next line would break the pipe.
         thread::spawn(move || stderr.read_to_end(&mut Vec::new()));
@@ -168,7 +227,10 @@ impl Drop for Run {
 }
 
 fn survivors(record: &Record) -> Vec<&str> {
-    let alive = record.children.iter().filter(|child| Identity::alive(&child.identity));
+    let alive = record
+        .children
+        .iter()
+        .filter(|child| Identity::alive(&child.identity));
     alive.map(|child| child.name.as_str()).collect()
 }
 
@@ -178,7 +240,11 @@ fn send(pid: u32, signal: Signal) {
 
 fn get(port: u16, path: &str) -> String {
     let mut stream = TcpStream::connect(ports::loopback(port)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer

@@ -1,7 +1,10 @@
 //! Events on their way from the stand-in: repeated, lost, late and out of order, as a test or a person asks for it.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-#![expect(clippy::disallowed_methods, reason = "a test has its own client and server")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test has its own client and server"
+)]
 
 use std::sync::{
     Arc, Mutex,
@@ -22,22 +25,42 @@ struct Delivered {
 
 impl Delivered {
     async fn start() -> Self {
-        let (kinds, refusals) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU32::new(0)));
+        let (kinds, refusals) = (
+            Arc::new(Mutex::new(Vec::new())),
+            Arc::new(AtomicU32::new(0)),
+        );
         let (heard, refusing) = (Arc::clone(&kinds), Arc::clone(&refusals));
         let receive = post(async move |body: String| {
-            if refusing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            if refusing
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                })
+                .is_ok()
+            {
                 return StatusCode::INTERNAL_SERVER_ERROR;
             }
             let event: Value = serde_json::from_str(&body).unwrap();
-            heard.lock().unwrap().push(event["type"].as_str().unwrap().to_owned());
+            heard
+                .lock()
+                .unwrap()
+                .push(event["type"].as_str().unwrap().to_owned());
             StatusCode::OK
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let webhook_url = Some(format!("http://{}/", listener.local_addr().unwrap()));
         tokio::spawn(async move { axum::serve(listener, Router::new().route("/", receive)).await });
-        let stripe = StandIn::start(Config { webhook_url, ..Config::default() }).await.unwrap();
+        let stripe = StandIn::start(Config {
+            webhook_url,
+            ..Config::default()
+        })
+        .await
+        .unwrap();
         stripe.add_customer("cus_1", "ada@example.org");
-        Self { stripe, kinds, refusals }
+        Self {
+            stripe,
+            kinds,
+            refusals,
+        }
     }
 
     /// The kinds of the events of a new subscription, as they came.
@@ -49,7 +72,14 @@ impl Delivered {
 
     async fn control(&self, path: &str, body: Value) -> u16 {
         let url = format!("{}/local/stripe/{path}", self.stripe.url());
-        reqwest::Client::new().post(url).json(&body).send().await.unwrap().status().as_u16()
+        reqwest::Client::new()
+            .post(url)
+            .json(&body)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
     }
 }
 
@@ -83,10 +113,25 @@ async fn a_refused_event_comes_again() {
 #[tokio::test]
 async fn a_person_asks_for_disorder_too() {
     let it = Delivered::start().await;
-    assert_eq!(it.control("deliveries", json!({"how": "twice", "always": true})).await, 200);
-    assert_eq!(it.subscribe().await, [CREATED, CREATED, PAID, PAID, CHARGED, CHARGED]);
-    assert_eq!(it.control("deliveries", json!({"how": "once", "always": true})).await, 200);
-    assert_eq!(it.control("act", json!({"action": "refund", "target": "cus_1"})).await, 200);
+    assert_eq!(
+        it.control("deliveries", json!({"how": "twice", "always": true}))
+            .await,
+        200
+    );
+    assert_eq!(
+        it.subscribe().await,
+        [CREATED, CREATED, PAID, PAID, CHARGED, CHARGED]
+    );
+    assert_eq!(
+        it.control("deliveries", json!({"how": "once", "always": true}))
+            .await,
+        200
+    );
+    assert_eq!(
+        it.control("act", json!({"action": "refund", "target": "cus_1"}))
+            .await,
+        200
+    );
     it.stripe.delivered().await;
     assert_eq!(*it.kinds.lock().unwrap(), ["charge.refunded"]);
     for (path, body) in [
@@ -102,11 +147,22 @@ async fn a_person_asks_for_disorder_too() {
 #[tokio::test]
 async fn the_pages_show_what_there_is_and_escape_what_people_wrote() {
     let it = Delivered::start().await;
-    it.stripe.add_customer("cus_2", "<script>alert(1)</script>@example.org");
+    it.stripe
+        .add_customer("cus_2", "<script>alert(1)</script>@example.org");
     it.subscribe().await;
-    let page = reqwest::get(format!("{}/local/stripe", it.stripe.url())).await.unwrap().text().await.unwrap();
-    assert!(page.contains("ada@example.org") && page.contains(CREATED) && page.contains("renews on"), "{page}");
+    let page = reqwest::get(format!("{}/local/stripe", it.stripe.url()))
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    assert!(
+        page.contains("ada@example.org") && page.contains(CREATED) && page.contains("renews on"),
+        "{page}"
+    );
     assert!(!page.contains("<script>"), "{page}");
-    let missing = reqwest::get(format!("{}/local/stripe/checkout/cs_none", it.stripe.url())).await.unwrap();
+    let missing = reqwest::get(format!("{}/local/stripe/checkout/cs_none", it.stripe.url()))
+        .await
+        .unwrap();
     assert_eq!(missing.status(), 404);
 }

@@ -1,7 +1,13 @@
 //! The vendors' own clients against their stand-ins.
 
-#![expect(clippy::disallowed_methods, reason = "a test finds its tools by PATH, and serves what they call")]
-#![expect(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test finds its tools by PATH, and serves what they call"
+)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper that fails is a test that fails"
+)]
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -30,7 +36,11 @@ async fn node(name: &str, package: &str, settings: &[(&str, &str)]) {
         .await
         .unwrap();
     let said = String::from_utf8_lossy(&ran.stdout);
-    assert!(ran.status.success(), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));
+    assert!(
+        ran.status.success(),
+        "{said}\n{}",
+        String::from_utf8_lossy(&ran.stderr)
+    );
 }
 
 async fn front() -> Front {
@@ -41,23 +51,38 @@ async fn front() -> Front {
 
 #[tokio::test]
 async fn the_official_client_takes_the_stand_in_for_claude() {
-    let keys = ["sk-ant-local", "sk-a", "sk-b", "sk-c"].map(str::to_owned).to_vec();
-    let stand_in = claude::StandIn::start(claude::Config { keys, ..claude::Config::default() }).await.unwrap();
+    let keys = ["sk-ant-local", "sk-a", "sk-b", "sk-c"]
+        .map(str::to_owned)
+        .to_vec();
+    let stand_in = claude::StandIn::start(claude::Config {
+        keys,
+        ..claude::Config::default()
+    })
+    .await
+    .unwrap();
     stand_in.belongs("sk-a", "acme");
     stand_in.belongs("sk-b", "acme");
     let settings = [
         ("ANTHROPIC_BASE_URL", stand_in.url()),
         ("ANTHROPIC_API_KEY", "sk-ant-local".to_owned()),
-        ("ANTHROPIC_API_KEYS_OF_TWO_ORGANISATIONS", "sk-a,sk-b,sk-c".to_owned()),
+        (
+            "ANTHROPIC_API_KEYS_OF_TWO_ORGANISATIONS",
+            "sk-a,sk-b,sk-c".to_owned(),
+        ),
     ];
-    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let settings = settings
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
     node("claude", "@anthropic-ai/sdk", &settings).await;
 }
 
 #[tokio::test]
 async fn the_official_client_takes_the_front_for_upstash() {
     let front = front().await;
-    let settings = [("UPSTASH_REDIS_REST_URL", front.url()), ("UPSTASH_REDIS_REST_TOKEN", front.token())];
+    let settings = [
+        ("UPSTASH_REDIS_REST_URL", front.url()),
+        ("UPSTASH_REDIS_REST_TOKEN", front.token()),
+    ];
     node("upstash", "@upstash/redis", &settings).await;
 }
 
@@ -91,8 +116,16 @@ async fn the_official_client_takes_the_stand_in_for_stripe_and_we_take_the_clien
     ];
     // Of all settings the webhook needs no other, as long as an event concerns nobody.
     let known = settings.clone();
-    let config = Config::from_lookup(|name| known.iter().find(|(known, _)| *known == name).map(|(_, v)| v.clone()));
-    let functions = serve::stack(routes::all().into(), App::new(config, stripe::Config::default().clock));
+    let config = Config::from_lookup(|name| {
+        known
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, v)| v.clone())
+    });
+    let functions = serve::stack(
+        routes::all().into(),
+        App::new(config, stripe::Config::default().clock),
+    );
     let background = serve::Background::in_process();
     let events = get(async move || {
         let signed = stand_in.take_events().into_iter().map(|event| {
@@ -101,11 +134,16 @@ async fn the_official_client_takes_the_stand_in_for_stripe_and_we_take_the_clien
         });
         Json(signed.collect::<Vec<_>>())
     });
-    let router = Router::new().route("/events", events).fallback(async move |mut request: Request| {
-        request.extensions_mut().insert(background);
-        functions.oneshot(request).await
-    });
+    let router =
+        Router::new()
+            .route("/events", events)
+            .fallback(async move |mut request: Request| {
+                request.extensions_mut().insert(background);
+                functions.oneshot(request).await
+            });
     tokio::spawn(async move { axum::serve(listener, router).await });
-    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let settings = settings
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
     node("stripe", "stripe", &settings).await;
 }

@@ -52,7 +52,8 @@ impl Redis {
         if token.is_empty() || token.contains(char::is_whitespace) {
             return Err(SetupError::Token);
         }
-        let mut authorization = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| SetupError::Token)?;
+        let mut authorization =
+            HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| SetupError::Token)?;
         authorization.set_sensitive(true);
 
         Ok(Self {
@@ -87,7 +88,9 @@ impl Redis {
         let result = match before(until, self.single(command, Form::Sha)).await {
             // Nothing ran, so this is safe for any script. EVAL rather than SCRIPT LOAD: it runs and
             // caches in one trip, and cannot be followed by a node that lacks the script.
-            Err(Error::Noscript) if command.is_script() => before(until, self.single(command, Form::Source)).await?,
+            Err(Error::Noscript) if command.is_script() => {
+                before(until, self.single(command, Form::Source)).await?
+            }
             other => other?,
         };
         let kind = kind(&result);
@@ -98,7 +101,12 @@ impl Redis {
     }
 
     /// Runs a script by its SHA-1, and by its source where the server does not hold it yet.
-    pub async fn eval<T: DeserializeOwned>(&self, script: &Script, keys: &[&str], args: &[Arg]) -> Result<T, Error> {
+    pub async fn eval<T: DeserializeOwned>(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        args: &[Arg],
+    ) -> Result<T, Error> {
         self.exec(&script.command(keys, args)).await
     }
 
@@ -115,7 +123,9 @@ impl Redis {
         let (places, unknown): (Vec<_>, Vec<_>) = commands
             .iter()
             .enumerate()
-            .filter(|(place, command)| command.is_script() && matches!(results[*place], Err(Error::Noscript)))
+            .filter(|(place, command)| {
+                command.is_script() && matches!(results[*place], Err(Error::Noscript))
+            })
             .unzip();
         // The other commands have run by now, so a failure from here on belongs to the scripts alone.
         let again = before(until, self.batch(pipeline, &unknown, Form::Source))
@@ -134,12 +144,18 @@ impl Redis {
     pub async fn multi_exec(&self, commands: &[Command]) -> Result<Results, Error> {
         let until = Instant::now() + self.deadline;
         let all: Vec<_> = commands.iter().collect();
-        before(until, self.batch(&self.server.multi_exec, &all, Form::Source)).await
+        before(
+            until,
+            self.batch(&self.server.multi_exec, &all, Form::Source),
+        )
+        .await
     }
 
     async fn single(&self, command: &Command, form: Form) -> Result<Value, Error> {
         let body = json(&command.words(form));
-        let (status, answer) = self.send(&self.server.command, body, command.is_idempotent()).await?;
+        let (status, answer) = self
+            .send(&self.server.command, body, command.is_idempotent())
+            .await?;
         item(status, answer)
     }
 
@@ -152,23 +168,32 @@ impl Redis {
         let idempotent = commands.iter().all(|command| command.is_idempotent());
         let (status, answer) = self.send(url, json(&words), idempotent).await?;
         match answer {
-            Value::Array(items) if items.len() == commands.len() => {
-                Ok(items.into_iter().map(|answer| item(status, answer)).collect())
-            }
+            Value::Array(items) if items.len() == commands.len() => Ok(items
+                .into_iter()
+                .map(|answer| item(status, answer))
+                .collect()),
             Value::Array(items) => Err(Error::BadBody {
                 status: status.as_u16(),
                 detail: format!("{} results for {} commands", items.len(), commands.len()),
             }),
             answer => match item(status, answer) {
                 Err(error) => Err(error),
-                Ok(_) => Err(Error::BadBody { status: status.as_u16(), detail: "one result for a batch".to_owned() }),
+                Ok(_) => Err(Error::BadBody {
+                    status: status.as_u16(),
+                    detail: "one result for a batch".to_owned(),
+                }),
             },
         }
     }
 
     /// Sends a request, and once more where that cannot do harm: no connection was made, or the
     /// connection broke and the command may run twice. An HTTP status is an answer, never retried.
-    async fn send(&self, url: &Url, body: Vec<u8>, idempotent: bool) -> Result<(StatusCode, Value), Error> {
+    async fn send(
+        &self,
+        url: &Url,
+        body: Vec<u8>,
+        idempotent: bool,
+    ) -> Result<(StatusCode, Value), Error> {
         let request = self
             .http
             .post(url.clone())
@@ -184,10 +209,16 @@ impl Redis {
         }
     }
 
-    async fn attempt(&self, request: reqwest::RequestBuilder) -> Result<(StatusCode, Value), Error> {
+    async fn attempt(
+        &self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<(StatusCode, Value), Error> {
         let mut response = request.send().await?;
         let status = response.status();
-        let bad = |detail: String| Error::BadBody { status: status.as_u16(), detail };
+        let bad = |detail: String| Error::BadBody {
+            status: status.as_u16(),
+            detail,
+        };
         match status {
             StatusCode::UNAUTHORIZED => return Err(Error::Auth),
             // Upstash delays instead, so this comes from whatever stands before it.
@@ -198,13 +229,20 @@ impl Redis {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await? {
             if body.len() + chunk.len() > self.max_body_bytes {
-                return Err(bad(format!("the body is over {} bytes", self.max_body_bytes)));
+                return Err(bad(format!(
+                    "the body is over {} bytes",
+                    self.max_body_bytes
+                )));
             }
             body.extend_from_slice(&chunk);
         }
         let answer = serde_json::from_slice(&body).map_err(|error| {
             // The parser's own message may quote the body.
-            bad(format!("{:?} error in {} bytes of JSON", error.classify(), body.len()))
+            bad(format!(
+                "{:?} error in {} bytes of JSON",
+                error.classify(),
+                body.len()
+            ))
         })?;
         Ok((status, answer))
     }
@@ -221,13 +259,19 @@ impl fmt::Debug for Redis {
     }
 }
 
-async fn before<T>(until: Instant, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+async fn before<T>(
+    until: Instant,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     timeout_at(until, work).await.unwrap_or(Err(Error::Timeout))
 }
 
 fn below(base: &Url, name: &str) -> Url {
     let mut url = base.clone();
-    url.path_segments_mut().expect("an http URL has a path").pop_if_empty().push(name);
+    url.path_segments_mut()
+        .expect("an http URL has a path")
+        .pop_if_empty()
+        .push(name);
     url
 }
 
@@ -243,7 +287,10 @@ fn item(status: StatusCode, mut answer: Value) -> Result<Value, Error> {
     let result = answer.get_mut("result").map(Value::take);
     result
         .filter(|_| status.is_success())
-        .ok_or_else(|| Error::BadBody { status: status.as_u16(), detail: "neither a result nor an error".to_owned() })
+        .ok_or_else(|| Error::BadBody {
+            status: status.as_u16(),
+            detail: "neither a result nor an error".to_owned(),
+        })
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -72,7 +72,11 @@ pub(crate) enum Form {
 impl Command {
     /// A command without arguments as yet.
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
-        Self { verb: Verb::Named(name.into()), args: Vec::new(), idempotent: false }
+        Self {
+            verb: Verb::Named(name.into()),
+            args: Vec::new(),
+            idempotent: false,
+        }
     }
 
     /// Adds one argument.
@@ -109,7 +113,10 @@ impl Command {
             (Verb::Script(script), Form::Sha) => ("EVALSHA", Some(script.sha1())),
             (Verb::Script(script), Form::Source) => ("EVAL", Some(script.source())),
         };
-        iter::once(name).chain(script).chain(self.args.iter().map(|arg| arg.0.as_str())).collect()
+        iter::once(name)
+            .chain(script)
+            .chain(self.args.iter().map(|arg| arg.0.as_str()))
+            .collect()
     }
 }
 
@@ -144,7 +151,10 @@ impl Script {
     /// Takes the source and computes its SHA-1, once.
     pub fn new(source: impl Into<Cow<'static, str>>) -> Self {
         let source = source.into();
-        let sha1 = Sha1::digest(source.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha1 = Sha1::digest(source.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Self(Arc::new(Text { source, sha1 }))
     }
 
@@ -165,7 +175,10 @@ impl Script {
             args: Vec::with_capacity(1 + keys.len() + args.len()),
             idempotent: false,
         };
-        command.arg(keys.len()).args(keys.iter().copied()).args(args.iter().cloned())
+        command
+            .arg(keys.len())
+            .args(keys.iter().copied())
+            .args(args.iter().cloned())
     }
 }
 
@@ -182,7 +195,10 @@ mod tests {
     #[test]
     fn integers_travel_as_strings() {
         let command = Command::new("SET").arg("k").arg(u64::MAX).args([-1, 2]);
-        assert_eq!(command.words(Form::Sha), ["SET", "k", "18446744073709551615", "-1", "2"]);
+        assert_eq!(
+            command.words(Form::Sha),
+            ["SET", "k", "18446744073709551615", "-1", "2"]
+        );
     }
 
     #[test]
@@ -196,13 +212,22 @@ mod tests {
         let script = Script::new("return 1");
         let command = script.command(&["k"], &["a".into(), 5.into()]);
         let sha = "e0e1f9fabfc9d4800c877a703b823ac0578ff8db";
-        assert_eq!(command.words(Form::Sha), ["EVALSHA", sha, "1", "k", "a", "5"]);
-        assert_eq!(command.words(Form::Source), ["EVAL", "return 1", "1", "k", "a", "5"]);
+        assert_eq!(
+            command.words(Form::Sha),
+            ["EVALSHA", sha, "1", "k", "a", "5"]
+        );
+        assert_eq!(
+            command.words(Form::Source),
+            ["EVAL", "return 1", "1", "k", "a", "5"]
+        );
     }
 
     #[test]
     fn debug_shows_no_argument() {
         let command = Command::new("SET").arg("session").arg("hunter2");
-        assert_eq!(format!("{command:?}"), r#"Command { name: "SET", args: 2, idempotent: false }"#);
+        assert_eq!(
+            format!("{command:?}"),
+            r#"Command { name: "SET", args: 2, idempotent: false }"#
+        );
     }
 }

@@ -45,7 +45,11 @@ impl Error {
     /// Whether the store cannot be asked at all, as opposed to having said no to this command.
     pub fn is_unavailable(&self) -> bool {
         match self {
-            Self::Auth | Self::Quota | Self::Transport(_) | Self::Timeout | Self::BadBody { .. } => true,
+            Self::Auth
+            | Self::Quota
+            | Self::Transport(_)
+            | Self::Timeout
+            | Self::BadBody { .. } => true,
             Self::Noscript | Self::WrongType | Self::Redis(_) => false,
         }
     }
@@ -81,7 +85,11 @@ impl Error {
 impl From<reqwest::Error> for Error {
     fn from(error: reqwest::Error) -> Self {
         // The client's connect timeout stays a transport error: nothing was sent, so it may be retried.
-        if error.is_timeout() && !error.is_connect() { Self::Timeout } else { Self::Transport(Arc::new(error)) }
+        if error.is_timeout() && !error.is_connect() {
+            Self::Timeout
+        } else {
+            Self::Transport(Arc::new(error))
+        }
     }
 }
 
@@ -109,15 +117,39 @@ mod tests {
 
     #[test]
     fn the_servers_words_are_sorted_by_their_beginning() {
-        check("NOSCRIPT No matching script. Please use EVAL.", "Noscript", false);
+        check(
+            "NOSCRIPT No matching script. Please use EVAL.",
+            "Noscript",
+            false,
+        );
         check("NOSCRIPT No matching script.", "Noscript", false);
-        check("WRONGTYPE Operation against a key holding the wrong kind of value", "WrongType", false);
+        check(
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "WrongType",
+            false,
+        );
         check("WRONGPASS invalid or missing auth token", "Auth", true);
-        check("NOPERM this user has no permissions to run the 'set' command", "Auth", true);
-        check("ERR max requests limit exceeded. Limit: 500000, Usage: 500001", "Quota", true);
+        check(
+            "NOPERM this user has no permissions to run the 'set' command",
+            "Auth",
+            true,
+        );
+        check(
+            "ERR max requests limit exceeded. Limit: 500000, Usage: 500001",
+            "Quota",
+            true,
+        );
         check("ERR max daily request limit exceeded", "Quota", true);
         check("ERR DB capacity quota exceeded", "Quota", true);
-        check("ERR max request size exceeded", r#"Redis("ERR max request size exceeded")"#, false);
-        check("ERR value NOSCRIPT is odd", r#"Redis("ERR value NOSCRIPT is odd")"#, false);
+        check(
+            "ERR max request size exceeded",
+            r#"Redis("ERR max request size exceeded")"#,
+            false,
+        );
+        check(
+            "ERR value NOSCRIPT is odd",
+            r#"Redis("ERR value NOSCRIPT is odd")"#,
+            false,
+        );
     }
 }

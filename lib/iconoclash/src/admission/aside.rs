@@ -30,8 +30,18 @@ impl Aside {
         amount: i64,
     ) -> Result<Option<Self>> {
         let day = budget::day(now);
-        let open = OpenHold { day, subject: subject.as_str().to_owned(), request, amount, is_message: false };
-        let mut keys = vec![stored::subject_key(&open.subject, day), OPEN_HOLDS.to_owned(), stored::day_key(day)];
+        let open = OpenHold {
+            day,
+            subject: subject.as_str().to_owned(),
+            request,
+            amount,
+            is_message: false,
+        };
+        let mut keys = vec![
+            stored::subject_key(&open.subject, day),
+            OPEN_HOLDS.to_owned(),
+            stored::day_key(day),
+        ];
         keys.push(stored::month_key(day));
         keys.extend(stored::earlier_days(day));
         let args: [Arg; 6] = [
@@ -43,13 +53,18 @@ impl Aside {
             gate.month.into(),
         ];
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let held = app.redis()?.exec::<i64>(&HOLD.command(&keys, &args).idempotent()).await?;
+        let held = app
+            .redis()?
+            .exec::<i64>(&HOLD.command(&keys, &args).idempotent())
+            .await?;
         Ok((held == 1).then_some(Self { open }))
     }
 
     /// Puts the cost in the hold's place. What is not settled here, reconciling settles.
     pub async fn settle(&self, app: &App, cost_microusd: i64) -> Result<()> {
-        app.redis()?.exec::<i64>(&self.open.settle(cost_microusd, false)).await?;
+        app.redis()?
+            .exec::<i64>(&self.open.settle(cost_microusd, false))
+            .await?;
         Ok(())
     }
 }
@@ -57,7 +72,9 @@ impl Aside {
 /// The most that a call can cost whose prompt has at most so many tokens.
 pub fn most(model: &str, prompt_tokens: usize, max_tokens: u32, now: OffsetDateTime) -> i64 {
     let tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
-    let rates = price::dearest(model, tokens, now).expect("configuration takes only models with a price");
-    let most = u128::from(rates.prompt) * u128::from(tokens) + u128::from(rates.output) * u128::from(max_tokens);
+    let rates =
+        price::dearest(model, tokens, now).expect("configuration takes only models with a price");
+    let most = u128::from(rates.prompt) * u128::from(tokens)
+        + u128::from(rates.output) * u128::from(max_tokens);
     i64::try_from(most.div_ceil(1_000_000)).unwrap_or(i64::MAX)
 }

@@ -40,11 +40,18 @@ impl Gate {
     /// The outcome that the refusal of the ledger's statement stands for.
     pub fn refused(&self, error: db::Error) -> Error {
         match error.constraint() {
-            Some("subject_days_messages") => Error::QuotaExceeded(self.quota(self.messages), self.plan),
-            Some("subject_days_burst") => Error::BurstExceeded { quota: self.quota(self.taken), wait: self.burst_wait },
+            Some("subject_days_messages") => {
+                Error::QuotaExceeded(self.quota(self.messages), self.plan)
+            }
+            Some("subject_days_burst") => Error::BurstExceeded {
+                quota: self.quota(self.taken),
+                wait: self.burst_wait,
+            },
             Some("subject_days_spent") => Error::SpendLimit(self.quota(self.taken)),
             Some("budget_days_day") => budget_spent(self.quota(0).reset_at, self.now),
-            Some("budget_days_month") => budget_spent(budget::month_ends(budget::day(self.now)), self.now),
+            Some("budget_days_month") => {
+                budget_spent(budget::month_ends(budget::day(self.now)), self.now)
+            }
             _ => error.into(),
         }
     }
@@ -67,5 +74,8 @@ impl Gate {
 }
 
 pub(super) fn budget_spent(reset_at: OffsetDateTime, now: OffsetDateTime) -> Error {
-    Error::BudgetSpent { reset_at, wait: (reset_at - now).unsigned_abs() }
+    Error::BudgetSpent {
+        reset_at,
+        wait: (reset_at - now).unsigned_abs(),
+    }
 }

@@ -33,7 +33,11 @@ pub(crate) struct OpenHold {
 impl std::fmt::Display for OpenHold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = if self.is_message { "" } else { " aside" };
-        write!(f, "{} {} {} {}{kind}", self.day, self.subject, self.request, self.amount)
+        write!(
+            f,
+            "{} {} {} {}{kind}",
+            self.day, self.subject, self.request, self.amount
+        )
     }
 }
 
@@ -46,9 +50,19 @@ impl OpenHold {
             [day, subject, request, amount, "aside"] => (day, subject, request, amount, false),
             _ => return None,
         };
-        let day = Date::parse(day, time::macros::format_description!("[year]-[month]-[day]")).ok()?;
+        let day = Date::parse(
+            day,
+            time::macros::format_description!("[year]-[month]-[day]"),
+        )
+        .ok()?;
         let (request, amount) = (request.parse().ok()?, amount.parse().ok()?);
-        Some(Self { day, subject: subject.to_owned(), request, amount, is_message })
+        Some(Self {
+            day,
+            subject: subject.to_owned(),
+            request,
+            amount,
+            is_message,
+        })
     }
 
     /// Replaces the hold by a cost; a message that came to nothing no longer counts.
@@ -61,29 +75,51 @@ impl OpenHold {
             u8::from(give_back).into(),
             KEEP_SUBJECT_DAY.as_secs().into(),
         ];
-        SETTLE.command(&[&subject, OPEN_HOLDS, &day], &args).idempotent()
+        SETTLE
+            .command(&[&subject, OPEN_HOLDS, &day], &args)
+            .idempotent()
     }
 }
 
 /// Reads the messages that Redis counts today; a pipeline sends it together with other reads.
 pub fn messages_command(subject: &Subject, now: OffsetDateTime) -> Command {
-    Command::new("HGET").arg(subject_key(&subject.0, budget::day(now))).arg("n").idempotent()
+    Command::new("HGET")
+        .arg(subject_key(&subject.0, budget::day(now)))
+        .arg("n")
+        .idempotent()
 }
 
 /// Has the next message of a user refused whose session, or whose older sessions, have ended.
-pub(super) fn revoke_commands(session: Option<(Uuid, Duration)>, user: Uuid, version: Option<i32>) -> Vec<Command> {
+pub(super) fn revoke_commands(
+    session: Option<(Uuid, Duration)>,
+    user: Uuid,
+    version: Option<i32>,
+) -> Vec<Command> {
     let session = session.map(|(sid, left)| {
-        Command::new("SET").arg(revoked_key(sid)).arg(1).arg("EX").arg(left.as_secs().max(1)).idempotent()
+        Command::new("SET")
+            .arg(revoked_key(sid))
+            .arg(1)
+            .arg("EX")
+            .arg(left.as_secs().max(1))
+            .idempotent()
     });
     let keep = token::LIFETIME.whole_seconds();
-    let version =
-        version.map(|version| Command::new("SET").arg(version_key(user)).arg(version).arg("EX").arg(keep).idempotent());
+    let version = version.map(|version| {
+        Command::new("SET")
+            .arg(version_key(user))
+            .arg(version)
+            .arg("EX")
+            .arg(keep)
+            .idempotent()
+    });
     session.into_iter().chain(version).collect()
 }
 
 /// Has the next message of a user ask for the plan.
 pub(crate) fn forget_plan_command(user: Uuid) -> Command {
-    Command::new("DEL").arg(plan_key(&format!("u:{user}"))).idempotent()
+    Command::new("DEL")
+        .arg(plan_key(&format!("u:{user}")))
+        .idempotent()
 }
 
 /// A subject's day: a hash.
@@ -142,15 +178,28 @@ mod tests {
             is_message: true,
         };
         let member = open.to_string();
-        assert_eq!(member, "2026-11-24 ip:00ff 00000000-0000-0000-0000-000000000007 1234");
+        assert_eq!(
+            member,
+            "2026-11-24 ip:00ff 00000000-0000-0000-0000-000000000007 1234"
+        );
         assert_eq!(OpenHold::parse(&member), Some(open.clone()));
-        let aside = OpenHold { is_message: false, ..open };
-        assert_eq!(OpenHold::parse(&format!("{member} aside")), Some(aside.clone()));
+        let aside = OpenHold {
+            is_message: false,
+            ..open
+        };
+        assert_eq!(
+            OpenHold::parse(&format!("{member} aside")),
+            Some(aside.clone())
+        );
         assert_eq!(aside.to_string(), format!("{member} aside"));
         let strange = format!("{member} x");
-        for other in
-            ["", "x", &strange, "2026-11-24 u:1 nobody 5", "2026-13-24 u:1 00000000-0000-0000-0000-000000000007 1"]
-        {
+        for other in [
+            "",
+            "x",
+            &strange,
+            "2026-11-24 u:1 nobody 5",
+            "2026-13-24 u:1 00000000-0000-0000-0000-000000000007 1",
+        ] {
             assert_eq!(OpenHold::parse(other), None, "{other}");
         }
     }

@@ -49,14 +49,23 @@ impl Pool {
         if self.is_empty() {
             return Err(Error::NoKey);
         }
-        let mut search = Search { pool: self, route, begun: Instant::now(), attempts: 0, last: None };
+        let mut search = Search {
+            pool: self,
+            route,
+            begun: Instant::now(),
+            attempts: 0,
+            last: None,
+        };
         let models = [Some(prompt.model.as_str()), route.fallback];
         let asked = self.models(models.into_iter().flatten());
         for (at, model) in asked.iter().copied().enumerate() {
             let has_another = at + 1 < asked.len();
             let prompt = match model == prompt.model {
                 true => Cow::Borrowed(prompt),
-                false => Cow::Owned(Prompt { model: model.to_owned(), ..prompt.clone() }),
+                false => Cow::Owned(Prompt {
+                    model: model.to_owned(),
+                    ..prompt.clone()
+                }),
             };
             match Box::pin(search.at(&prompt, has_another)).await {
                 Ok(reply) => return Ok(reply),
@@ -65,9 +74,15 @@ impl Pool {
             }
         }
         match (self.wait(models.into_iter().flatten()), search.last) {
-            (Some(retry_after), last) => Err(Error::Cooling { retry_after, last: last.map(Box::new) }),
+            (Some(retry_after), last) => Err(Error::Cooling {
+                retry_after,
+                last: last.map(Box::new),
+            }),
             (None, Some(last)) => Err(last),
-            (None, None) => Err(Error::Cooling { retry_after: BACKOFF, last: None }),
+            (None, None) => Err(Error::Cooling {
+                retry_after: BACKOFF,
+                last: None,
+            }),
         }
     }
 }
@@ -80,11 +95,17 @@ impl Search<'_> {
         let mut doubted: Option<Arc<ApiKey>> = None;
         loop {
             let Some(key) = self.pool.choose(conversation, &tried) else {
-                return Err(if doubted.is_some() { End::Everywhere } else { End::Here });
+                return Err(if doubted.is_some() {
+                    End::Everywhere
+                } else {
+                    End::Here
+                });
             };
             tried.labels.insert(key.label.clone());
             let has_another = has_another_model || self.pool.choose(conversation, &tried).is_some();
-            let Some(deadlines) = self.deadlines(has_another) else { return Err(End::Everywhere) };
+            let Some(deadlines) = self.deadlines(has_another) else {
+                return Err(End::Everywhere);
+            };
             let error = match self.attempt(&key, prompt, deadlines).await {
                 Ok(reply) => {
                     if let Some(refusing) = doubted {
@@ -101,14 +122,21 @@ impl Search<'_> {
                 Class::Failing => {
                     failures += 1;
                     let is_late = matches!(error, Error::Timeout { .. });
-                    failures == 1 && may_repeat != Some(false) && error.retry_after().is_none() && !is_late
+                    failures == 1
+                        && may_repeat != Some(false)
+                        && error.retry_after().is_none()
+                        && !is_late
                 }
-                Class::Doubtful | Class::Final => may_repeat == Some(true) && !std::mem::replace(&mut told_to, true),
+                Class::Doubtful | Class::Final => {
+                    may_repeat == Some(true) && !std::mem::replace(&mut told_to, true)
+                }
                 _ => false,
             };
             self.last = Some(error);
             match class {
-                Class::Limited | Class::Spent => drop(tried.organisations.insert(key.organisation_scope())),
+                Class::Limited | Class::Spent => {
+                    drop(tried.organisations.insert(key.organisation_scope()))
+                }
                 Class::Refused => {}
                 Class::Failing if failures > 1 => return Err(End::Here),
                 Class::Failing if repeats && self.pool.choose(conversation, &tried).is_none() => {
@@ -126,10 +154,16 @@ impl Search<'_> {
         }
     }
 
-    async fn attempt(&self, key: &Arc<ApiKey>, prompt: &Prompt, deadlines: Deadlines) -> Result<Reply, Error> {
+    async fn attempt(
+        &self,
+        key: &Arc<ApiKey>,
+        prompt: &Prompt,
+        deadlines: Deadlines,
+    ) -> Result<Reply, Error> {
         let Pool { http, base_url, .. } = self.pool;
         self.pool.begins(key, prompt.max_tokens);
-        let claude = Claude::new(http.clone(), base_url.clone(), ApiKey::clone(key)).with_deadlines(deadlines);
+        let claude = Claude::new(http.clone(), base_url.clone(), ApiKey::clone(key))
+            .with_deadlines(deadlines);
         let mut reply = claude.stream(prompt).await?;
         reply.begin().await?;
         self.pool.went_well(key, reply.limits());
@@ -139,12 +173,22 @@ impl Search<'_> {
     /// What is left of the time for the first event and for the whole; of the first no more than half where somebody
     /// else could still be asked.
     fn deadlines(&mut self, has_another: bool) -> Option<Deadlines> {
-        let Deadlines { first_event, silence, whole } = self.pool.deadlines;
+        let Deadlines {
+            first_event,
+            silence,
+            whole,
+        } = self.pool.deadlines;
         let spent = self.begun.elapsed();
         self.attempts += 1;
-        let left = first_event.checked_sub(spent).filter(|_| self.attempts <= MOST_ATTEMPTS)?;
+        let left = first_event
+            .checked_sub(spent)
+            .filter(|_| self.attempts <= MOST_ATTEMPTS)?;
         let first_event = if has_another { left / 2 } else { left };
-        Some(Deadlines { first_event, silence, whole: whole.saturating_sub(spent) })
+        Some(Deadlines {
+            first_event,
+            silence,
+            whole: whole.saturating_sub(spent),
+        })
     }
 
     /// Lets the same key be asked again, after a moment that differs from one reply to the next.

@@ -19,21 +19,35 @@ struct Until {
 impl Cooldowns {
     /// Leaves a scope alone until then, or for longer if that was known already.
     pub(super) fn raise(&mut self, scope: String, until_ms: i64) {
-        let until = self.0.entry(scope).or_insert(Until { ms: i64::MIN, shared: true });
+        let until = self.0.entry(scope).or_insert(Until {
+            ms: i64::MIN,
+            shared: true,
+        });
         if until.ms < until_ms {
-            *until = Until { ms: until_ms, shared: false };
+            *until = Until {
+                ms: until_ms,
+                shared: false,
+            };
         }
     }
 
     /// When a scope may be asked again, if not now.
     pub(super) fn end(&self, scope: &str, now_ms: i64) -> Option<i64> {
-        self.0.get(scope).map(|until| until.ms).filter(|until_ms| *until_ms > now_ms)
+        self.0
+            .get(scope)
+            .map(|until| until.ms)
+            .filter(|until_ms| *until_ms > now_ms)
     }
 
     /// What others have not been told yet.
     pub(super) fn untold(&self, now_ms: i64) -> Vec<Deadline> {
-        let untold = self.0.iter().filter(|(_, until)| !until.shared && until.ms > now_ms);
-        untold.map(|(scope, until)| (scope.clone(), until.ms)).collect()
+        let untold = self
+            .0
+            .iter()
+            .filter(|(_, until)| !until.shared && until.ms > now_ms);
+        untold
+            .map(|(scope, until)| (scope.clone(), until.ms))
+            .collect()
     }
 
     /// Takes over what all instances know, after they were told `told`: whatever they do not know any more was lifted
@@ -59,7 +73,11 @@ mod tests {
     use super::*;
 
     fn all(cooldowns: &Cooldowns) -> Vec<(&str, i64, bool)> {
-        let mut all: Vec<_> = cooldowns.0.iter().map(|(scope, it)| (scope.as_str(), it.ms, it.shared)).collect();
+        let mut all: Vec<_> = cooldowns
+            .0
+            .iter()
+            .map(|(scope, it)| (scope.as_str(), it.ms, it.shared))
+            .collect();
         all.sort_unstable();
         all
     }
@@ -70,11 +88,20 @@ mod tests {
         cooldowns.raise("a".into(), 50);
         cooldowns.raise("a".into(), 40);
         cooldowns.raise("b".into(), 70);
-        assert_eq!((cooldowns.end("a", 49), cooldowns.end("a", 50)), (Some(50), None));
+        assert_eq!(
+            (cooldowns.end("a", 49), cooldowns.end("a", 50)),
+            (Some(50), None)
+        );
         let told = cooldowns.untold(0);
         assert_eq!(told.len(), 2);
-        cooldowns.follow(&told, vec![("a".into(), 60), ("b".into(), 70), ("c".into(), 10)]);
-        assert_eq!(all(&cooldowns), [("a", 60, true), ("b", 70, true), ("c", 10, true)]);
+        cooldowns.follow(
+            &told,
+            vec![("a".into(), 60), ("b".into(), 70), ("c".into(), 10)],
+        );
+        assert_eq!(
+            all(&cooldowns),
+            [("a", 60, true), ("b", 70, true), ("c", 10, true)]
+        );
         cooldowns.raise("a".into(), 55);
         assert_eq!(cooldowns.untold(0), []);
     }
@@ -88,7 +115,10 @@ mod tests {
         cooldowns.raise("raised".into(), 80);
         cooldowns.raise("learned".into(), 90);
         cooldowns.follow(&told, vec![]);
-        assert_eq!(all(&cooldowns), [("learned", 90, false), ("raised", 80, false)]);
+        assert_eq!(
+            all(&cooldowns),
+            [("learned", 90, false), ("raised", 80, false)]
+        );
     }
 
     #[test]

@@ -93,7 +93,9 @@ pub enum Error {
         last: Option<Box<Error>>,
     },
     /// There is no key at all.
-    #[error("there is no Claude key: set ANTHROPIC_API_KEYS, or add one with `iconoclash keys add`")]
+    #[error(
+        "there is no Claude key: set ANTHROPIC_API_KEYS, or add one with `iconoclash keys add`"
+    )]
     NoKey,
 }
 
@@ -180,8 +182,13 @@ impl Error {
     /// Whether the provider may have begun the reply all the same, and bill it: it had the request and said nothing of it.
     pub fn may_be_billed(&self) -> bool {
         match self {
-            Self::Timeout { phase: Phase::FirstEvent } | Self::Cut { .. } => true,
-            Self::Cooling { last: Some(last), .. } => last.may_be_billed(),
+            Self::Timeout {
+                phase: Phase::FirstEvent,
+            }
+            | Self::Cut { .. } => true,
+            Self::Cooling {
+                last: Some(last), ..
+            } => last.may_be_billed(),
             _ => false,
         }
     }
@@ -226,7 +233,12 @@ impl fmt::Display for Detail {
         if let Some(code) = &self.error_code {
             write!(f, "/{code}")?;
         }
-        write!(f, " {:?} (request-id {})", self.message, self.request_id.as_deref().unwrap_or("none"))
+        write!(
+            f,
+            " {:?} (request-id {})",
+            self.message,
+            self.request_id.as_deref().unwrap_or("none")
+        )
     }
 }
 
@@ -251,16 +263,30 @@ struct WireDetails {
 
 impl Detail {
     pub(super) fn ours(message: &str) -> Box<Self> {
-        Box::new(Self { message: message.to_owned(), ..Self::default() })
+        Box::new(Self {
+            message: message.to_owned(),
+            ..Self::default()
+        })
     }
 
     /// Reads the documented error body; of anything else its beginning is kept as the message.
     pub(super) fn parse(body: &str, request_id: Option<&str>, secret: &str) -> Self {
         let (error, body_id) = match serde_json::from_str::<WireError>(body) {
             Ok(wire) => (wire.error, wire.request_id),
-            Err(_) => (WireErrorBody { r#type: String::new(), message: body.to_owned(), details: None }, None),
+            Err(_) => (
+                WireErrorBody {
+                    r#type: String::new(),
+                    message: body.to_owned(),
+                    details: None,
+                },
+                None,
+            ),
         };
-        let message = if secret.is_empty() { error.message } else { error.message.replace(secret, "[key]") };
+        let message = if secret.is_empty() {
+            error.message
+        } else {
+            error.message.replace(secret, "[key]")
+        };
         Self {
             status: None,
             error_type: error.r#type,
@@ -273,7 +299,13 @@ impl Detail {
 }
 
 pub(super) fn transport(error: reqwest::Error) -> Error {
-    if error.is_timeout() { Error::Timeout { phase: Phase::Connect } } else { Error::Transport(error.without_url()) }
+    if error.is_timeout() {
+        Error::Timeout {
+            phase: Phase::Connect,
+        }
+    } else {
+        Error::Transport(error.without_url())
+    }
 }
 
 /// Turns an answer that is not 200 into its error.
@@ -287,15 +319,25 @@ pub(super) async fn refused(mut response: reqwest::Response, secret: &str) -> Er
         }
     }
     let headers = response.headers();
-    let said = Detail::parse(&String::from_utf8_lossy(&body), text(headers, "request-id"), secret);
+    let said = Detail::parse(
+        &String::from_utf8_lossy(&body),
+        text(headers, "request-id"),
+        secret,
+    );
     let should_retry = text(headers, "x-should-retry").and_then(|said| said.parse().ok());
-    let detail = Detail { should_retry, ..said };
+    let detail = Detail {
+        should_retry,
+        ..said
+    };
     classify(response.status(), detail, retry_after(headers))
 }
 
 /// The provider's own word first; the status decides where something else answered.
 fn classify(status: StatusCode, detail: Detail, retry_after: Option<Duration>) -> Error {
-    let detail = Box::new(Detail { status: Some(status.as_u16()), ..detail });
+    let detail = Box::new(Detail {
+        status: Some(status.as_u16()),
+        ..detail
+    });
     if is_spend_limit(&detail) {
         return Error::SpendLimit(detail);
     }
@@ -303,38 +345,75 @@ fn classify(status: StatusCode, detail: Detail, retry_after: Option<Duration>) -
         return Error::Auth(detail);
     }
     match (detail.error_type.as_str(), status.as_u16()) {
-        ("rate_limit_error", _) => Error::RateLimited { retry_after, detail },
+        ("rate_limit_error", _) => Error::RateLimited {
+            retry_after,
+            detail,
+        },
         ("authentication_error" | "billing_error" | "permission_error", _) => Error::Auth(detail),
-        ("overloaded_error", _) => Error::Overloaded { retry_after, detail },
-        ("api_error" | "timeout_error" | "conflict_error", _) => Error::Provider { retry_after, detail },
+        ("overloaded_error", _) => Error::Overloaded {
+            retry_after,
+            detail,
+        },
+        ("api_error" | "timeout_error" | "conflict_error", _) => Error::Provider {
+            retry_after,
+            detail,
+        },
         ("not_found_error" | "request_too_large", _) => Error::Invalid(detail),
-        (_, 429) => Error::RateLimited { retry_after, detail },
+        (_, 429) => Error::RateLimited {
+            retry_after,
+            detail,
+        },
         (_, 401..=403) => Error::Auth(detail),
-        (_, 529) => Error::Overloaded { retry_after, detail },
-        (_, 408 | 409) => Error::Provider { retry_after, detail },
+        (_, 529) => Error::Overloaded {
+            retry_after,
+            detail,
+        },
+        (_, 408 | 409) => Error::Provider {
+            retry_after,
+            detail,
+        },
         (_, 400..=499) => Error::Invalid(detail),
-        _ => Error::Provider { retry_after, detail },
+        _ => Error::Provider {
+            retry_after,
+            detail,
+        },
     }
 }
 
 /// The provider's tiers and contracts say so by code.
 fn is_spend_limit(detail: &Detail) -> bool {
-    let codes = ["enforced_spend_limit_reached", "contract_spend_limit_reached", "spend_limit_reached"];
-    detail.error_code.as_deref().is_some_and(|code| codes.contains(&code))
+    let codes = [
+        "enforced_spend_limit_reached",
+        "contract_spend_limit_reached",
+        "spend_limit_reached",
+    ];
+    detail
+        .error_code
+        .as_deref()
+        .is_some_and(|code| codes.contains(&code))
 }
 
 /// A limit that an organisation set itself comes as the same 400 as a broken request, without a code of its own:
 /// <https://platform.claude.com/docs/en/api/errors>. Whether it was one shows where another organisation is asked.
 fn is_doubtful(detail: &Detail) -> bool {
-    detail.status == Some(400) && detail.error_type == "invalid_request_error" && detail.error_code.is_none()
+    detail.status == Some(400)
+        && detail.error_type == "invalid_request_error"
+        && detail.error_code.is_none()
 }
 
 /// `retry-after-ms`, else `retry-after` in seconds or as a date, which is read against the answer's own `date`.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let number = |name: &str| text(headers, name)?.trim().parse::<f64>().ok().filter(|number| !number.is_nan());
+    let number = |name: &str| {
+        text(headers, name)?
+            .trim()
+            .parse::<f64>()
+            .ok()
+            .filter(|number| !number.is_nan())
+    };
     let date = |name: &str| {
-        let format =
-            format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
+        let format = format_description!(
+            "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+        );
         PrimitiveDateTime::parse(text(headers, name)?.trim(), &format).ok()
     };
     let seconds = number("retry-after-ms")

@@ -21,12 +21,20 @@ pub struct ApiKey {
 impl ApiKey {
     /// Pairs a secret with its label; its organisation is its own, its weight 1.
     pub fn new(label: impl Into<String>, secret: impl Into<Arc<str>>) -> Self {
-        Self { label: label.into(), organisation: None, weight: 1, secret: secret.into() }
+        Self {
+            label: label.into(),
+            organisation: None,
+            weight: 1,
+            secret: secret.into(),
+        }
     }
 
     /// The same key in an organisation.
     pub fn within(self, organisation: Option<String>) -> Self {
-        Self { organisation, ..self }
+        Self {
+            organisation,
+            ..self
+        }
     }
 
     /// The same key with another weight.
@@ -50,8 +58,14 @@ impl ApiKey {
     /// How much this key wants a conversation: the highest bidder among those at hand gets it, on every instance the
     /// same one and in proportion to the weights (rendezvous hashing). A key that comes or goes moves no others' share.
     pub(super) fn bid(&self, conversation: Uuid) -> f64 {
-        let hash = Sha256::new().chain_update(self.label.as_bytes()).chain_update(conversation.as_bytes()).finalize();
-        let bits = hash.iter().take(6).fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
+        let hash = Sha256::new()
+            .chain_update(self.label.as_bytes())
+            .chain_update(conversation.as_bytes())
+            .finalize();
+        let bits = hash
+            .iter()
+            .take(6)
+            .fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
         // Between 0 and 1, and neither.
         let uniform = (bits as f64 + 0.5) / (1_u64 << 48) as f64;
         f64::from(self.weight) / -uniform.ln()
@@ -59,7 +73,11 @@ impl ApiKey {
 
     /// Tells secrets apart without telling anything of them: they are as random as their hashes.
     fn print(&self) -> String {
-        Sha256::digest(self.secret.as_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+        Sha256::digest(self.secret.as_bytes())
+            .iter()
+            .take(4)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
@@ -79,16 +97,37 @@ mod tests {
 
     #[test]
     fn conversations_are_shared_by_weight_and_stay_where_they_are_when_a_key_goes() {
-        let keys = [ApiKey::new("a", "1").weighing(3), ApiKey::new("b", "2"), ApiKey::new("c", "3")];
+        let keys = [
+            ApiKey::new("a", "1").weighing(3),
+            ApiKey::new("b", "2"),
+            ApiKey::new("c", "3"),
+        ];
         let winner = |among: &[ApiKey], conversation: u128| {
             let bid = |key: &&ApiKey| key.bid(Uuid::from_u128(conversation));
-            among.iter().max_by(|x, y| bid(x).total_cmp(&bid(y))).unwrap().label.clone()
+            among
+                .iter()
+                .max_by(|x, y| bid(x).total_cmp(&bid(y)))
+                .unwrap()
+                .label
+                .clone()
         };
-        let first: Vec<String> = (0..10_000).map(|conversation| winner(&keys, conversation)).collect();
+        let first: Vec<String> = (0..10_000)
+            .map(|conversation| winner(&keys, conversation))
+            .collect();
         let share = |label: &str| first.iter().filter(|winner| *winner == label).count();
-        assert!(share("a").abs_diff(6_000) < 300 && share("b").abs_diff(2_000) < 300, "{} {}", share("a"), share("b"));
+        assert!(
+            share("a").abs_diff(6_000) < 300 && share("b").abs_diff(2_000) < 300,
+            "{} {}",
+            share("a"),
+            share("b")
+        );
         let without_c = (0..10_000).map(|conversation| winner(&keys[..2], conversation));
-        assert!(first.iter().zip(without_c).all(|(before, after)| before == "c" || *before == after));
+        assert!(
+            first
+                .iter()
+                .zip(without_c)
+                .all(|(before, after)| before == "c" || *before == after)
+        );
     }
 
     #[test]
@@ -96,7 +135,11 @@ mod tests {
         let (old, new) = (ApiKey::new("a", "1"), ApiKey::new("a", "2"));
         assert_ne!(old.scope(), new.scope());
         assert_ne!(old.organisation_scope(), new.organisation_scope());
-        let shared = |secret: &str| ApiKey::new("a", secret).within(Some("x".into())).organisation_scope();
+        let shared = |secret: &str| {
+            ApiKey::new("a", secret)
+                .within(Some("x".into()))
+                .organisation_scope()
+        };
         assert_eq!(shared("1"), shared("2"));
     }
 }

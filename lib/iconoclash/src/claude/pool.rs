@@ -102,8 +102,14 @@ impl Pool {
         keys: Vec<ApiKey>,
         clock: impl Fn() -> OffsetDateTime + Send + Sync + 'static,
     ) -> Self {
-        let pool =
-            Self { http, base_url, deadlines, clock: Arc::new(clock), state: Mutex::default(), news: Notify::new() };
+        let pool = Self {
+            http,
+            base_url,
+            deadlines,
+            clock: Arc::new(clock),
+            state: Mutex::default(),
+            news: Notify::new(),
+        };
         pool.replace(keys);
         pool
     }
@@ -131,7 +137,11 @@ impl Pool {
             None => KeyHealth::Ready,
             Some(until) => KeyHealth::Cooling(moment(until)),
         };
-        state.keys.iter().map(|key| (key.label.clone(), health(key))).collect()
+        state
+            .keys
+            .iter()
+            .map(|key| (key.label.clone(), health(key)))
+            .collect()
     }
 
     /// Deadlines of which others do not know yet.
@@ -163,27 +173,45 @@ impl Pool {
     pub(super) fn choose(&self, conversation: Uuid, tried: &Tried) -> Option<Arc<ApiKey>> {
         let (state, now) = (self.state(), self.now_ms());
         let untried = |key: &&Arc<ApiKey>| {
-            !tried.labels.contains(&key.label) && !tried.organisations.contains(&key.organisation_scope())
+            !tried.labels.contains(&key.label)
+                && !tried.organisations.contains(&key.organisation_scope())
         };
         let ready = |key: &&Arc<ApiKey>| untried(key) && state.cooling(key, now).is_none();
-        let mut ready: Vec<(&Arc<ApiKey>, f64)> =
-            state.keys.iter().filter(ready).map(|key| (key, state.room(key, now))).collect();
-        let sound = |key: &Arc<ApiKey>| state.suspects.get(&key.scope()).is_none_or(|until| *until <= now);
+        let mut ready: Vec<(&Arc<ApiKey>, f64)> = state
+            .keys
+            .iter()
+            .filter(ready)
+            .map(|key| (key, state.room(key, now)))
+            .collect();
+        let sound = |key: &Arc<ApiKey>| {
+            state
+                .suspects
+                .get(&key.scope())
+                .is_none_or(|until| *until <= now)
+        };
         if ready.iter().any(|(key, _)| sound(key)) {
             ready.retain(|(key, _)| sound(key));
         }
         let most = ready.iter().map(|(_, room)| *room).fold(0.0, f64::max);
         ready.retain(|(_, room)| *room >= ENOUGH_ROOM.min(most / 2.0));
-        let best = ready.iter().max_by(|(a, _), (b, _)| a.bid(conversation).total_cmp(&b.bid(conversation)));
+        let best = ready
+            .iter()
+            .max_by(|(a, _), (b, _)| a.bid(conversation).total_cmp(&b.bid(conversation)));
         best.map(|(key, _)| Arc::clone(key))
     }
 
     /// The models that are not left alone for now, those last that failed just now.
     pub(super) fn models<'m>(&self, models: impl Iterator<Item = &'m str>) -> Vec<&'m str> {
         let (state, now) = (self.state(), self.now_ms());
-        let mut models: Vec<_> =
-            models.filter(|model| state.cooldowns.end(&model_scope(model), now).is_none()).collect();
-        models.sort_by_key(|model| state.suspects.get(&model_scope(model)).is_some_and(|until| *until > now));
+        let mut models: Vec<_> = models
+            .filter(|model| state.cooldowns.end(&model_scope(model), now).is_none())
+            .collect();
+        models.sort_by_key(|model| {
+            state
+                .suspects
+                .get(&model_scope(model))
+                .is_some_and(|until| *until > now)
+        });
         models
     }
 
@@ -192,11 +220,16 @@ impl Pool {
         let (state, now) = (self.state(), self.now_ms());
         let ends = models.into_iter().flat_map(|model| {
             let of_model = state.cooldowns.end(&model_scope(model), now);
-            let of_keys: Vec<i64> =
-                state.keys.iter().map(|key| state.cooling(key, now).max(of_model).unwrap_or(now)).collect();
+            let of_keys: Vec<i64> = state
+                .keys
+                .iter()
+                .map(|key| state.cooling(key, now).max(of_model).unwrap_or(now))
+                .collect();
             of_keys
         });
-        let wait_ms = u64::try_from(ends.min()? - now).ok().filter(|wait| *wait > 0)?;
+        let wait_ms = u64::try_from(ends.min()? - now)
+            .ok()
+            .filter(|wait| *wait > 0)?;
         Some(Duration::from_millis(wait_ms))
     }
 
@@ -232,7 +265,12 @@ impl Pool {
     /// A reply has broken off; it is not asked for again, but others need not meet the same.
     pub fn broke(&self, reply: &Reply, error: &Error) {
         // A reply that is too long says nothing of who gave it.
-        if !matches!(error, Error::Timeout { phase: Phase::Whole }) {
+        if !matches!(
+            error,
+            Error::Timeout {
+                phase: Phase::Whole
+            }
+        ) {
             self.went_wrong(reply.key(), reply.asked_model(), error);
         }
     }
@@ -241,20 +279,32 @@ impl Pool {
     pub(super) fn went_wrong(&self, key: &ApiKey, model: &str, error: &Error) {
         let now = (self.clock)();
         let now_ms = epoch_ms(now);
-        let after = |wait: Duration| now_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+        let after = |wait: Duration| {
+            now_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
+        };
         let mut state = self.state();
         state.outcomes.entry(key.label.clone()).or_default().error = Some((error.to_string(), now));
         let (label, organisation) = (&key.label, key.organisation_scope());
         match error.class() {
-            Class::Limited => state.cooldowns.raise(organisation, after(error.retry_after().unwrap_or(LIMITED))),
+            Class::Limited => state
+                .cooldowns
+                .raise(organisation, after(error.retry_after().unwrap_or(LIMITED))),
             Class::Spent => {
                 if state.spent.insert(organisation.clone()) {
                     tracing::error!(key = label, organisation, cause = %error, "an organisation has spent all it may this month");
-                    let what = "An organisation has spent all that it may at the provider this month.";
+                    let what =
+                        "An organisation has spent all that it may at the provider this month.";
                     let of = key.organisation.as_ref().unwrap_or(label).clone();
-                    state.alarms.push(Alarm { of, matter: "spent", what, cause: error.to_string() });
+                    state.alarms.push(Alarm {
+                        of,
+                        matter: "spent",
+                        what,
+                        cause: error.to_string(),
+                    });
                 }
-                state.cooldowns.raise(organisation, epoch_ms(next_month(now)));
+                state
+                    .cooldowns
+                    .raise(organisation, epoch_ms(next_month(now)));
             }
             Class::Refused => {
                 let scope = key.scope();
@@ -293,9 +343,14 @@ impl Pool {
 
     /// Another organisation took what this one refused.
     pub(super) fn is_at_its_own_limit(&self, key: &ApiKey) {
-        tracing::warn!(key = key.label, "an organisation refused what another took: its own spend limit, most likely");
+        tracing::warn!(
+            key = key.label,
+            "an organisation refused what another took: its own spend limit, most likely"
+        );
         let until = self.now_ms() + i64::try_from(OWN_LIMIT.as_millis()).unwrap_or_default();
-        self.state().cooldowns.raise(key.organisation_scope(), until);
+        self.state()
+            .cooldowns
+            .raise(key.organisation_scope(), until);
         self.news.notify_one();
     }
 
@@ -310,7 +365,9 @@ impl Pool {
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pool").field("keys", &self.state().keys).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("keys", &self.state().keys)
+            .finish_non_exhaustive()
     }
 }
 
@@ -323,7 +380,9 @@ impl State {
 
     /// The part of its organisation's limits that is left, by the one of which the least is.
     fn room(&self, key: &ApiKey, now_ms: i64) -> f64 {
-        let Some(limits) = self.limits.get(&key.organisation_scope()) else { return 1.0 };
+        let Some(limits) = self.limits.get(&key.organisation_scope()) else {
+            return 1.0;
+        };
         let room = |limit: Limit| match limit.reset {
             Some(reset) if epoch_ms(reset) <= now_ms => 1.0,
             _ => limit.remaining as f64 / limit.limit.max(1) as f64,
@@ -339,9 +398,16 @@ fn model_scope(model: &str) -> String {
 
 /// Spend limits are of a calendar month, in UTC.
 fn next_month(now: OffsetDateTime) -> OffsetDateTime {
-    let first = now.to_offset(UtcOffset::UTC).date().replace_day(1).expect("every month has a first day");
+    let first = now
+        .to_offset(UtcOffset::UTC)
+        .date()
+        .replace_day(1)
+        .expect("every month has a first day");
     let next = first + time::Duration::days(31);
-    next.replace_day(1).expect("every month has a first day").midnight().assume_utc()
+    next.replace_day(1)
+        .expect("every month has a first day")
+        .midnight()
+        .assume_utc()
 }
 
 fn epoch_ms(at: OffsetDateTime) -> i64 {
@@ -349,7 +415,8 @@ fn epoch_ms(at: OffsetDateTime) -> i64 {
 }
 
 fn moment(epoch_ms: i64) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(epoch_ms) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(epoch_ms) * 1_000_000)
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]

@@ -35,7 +35,9 @@ impl Thought {
             Self::OutputConfig { effort: "low" }
         } else if model.starts_with("claude-sonnet-5-5") {
             // Without tools, nothing is between them.
-            Self::Thinking { r#type: "between_tools" }
+            Self::Thinking {
+                r#type: "between_tools",
+            }
         } else {
             Self::Thinking { r#type: "disabled" }
         }
@@ -72,19 +74,29 @@ impl<'a> Body<'a> {
     pub(super) fn of(prompt: &'a Prompt) -> Self {
         let last = prompt.turns.len().saturating_sub(1);
         let message = |(at, turn): (usize, &'a Turn)| {
-            let recap = (at == 0 && !prompt.recap.is_empty()).then(|| Block::new(&prompt.recap, true));
+            let recap =
+                (at == 0 && !prompt.recap.is_empty()).then(|| Block::new(&prompt.recap, true));
             Message {
                 role: turn.role,
-                content: recap.into_iter().chain([Block::new(&turn.text, at == last)]).collect(),
+                content: recap
+                    .into_iter()
+                    .chain([Block::new(&turn.text, at == last)])
+                    .collect(),
             }
         };
         Self {
             model: &prompt.model,
             max_tokens: prompt.max_tokens,
             stream: true,
-            metadata: Metadata { user_id: &prompt.user_id },
+            metadata: Metadata {
+                user_id: &prompt.user_id,
+            },
             thought: Thought::least(&prompt.model),
-            system: if prompt.system.is_empty() { vec![] } else { vec![Block::new(&prompt.system, true)] },
+            system: if prompt.system.is_empty() {
+                vec![]
+            } else {
+                vec![Block::new(&prompt.system, true)]
+            },
             messages: prompt.turns.iter().enumerate().map(message).collect(),
         }
     }
@@ -92,7 +104,13 @@ impl<'a> Body<'a> {
 
 impl<'a> Block<'a> {
     fn new(text: &'a str, cached: bool) -> Self {
-        Self { r#type: "text", text, cache_control: cached.then_some(CacheControl { r#type: "ephemeral" }) }
+        Self {
+            r#type: "text",
+            text,
+            cache_control: cached.then_some(CacheControl {
+                r#type: "ephemeral",
+            }),
+        }
     }
 }
 
@@ -106,18 +124,29 @@ mod tests {
             max_tokens: 64,
             system: system.into(),
             recap: String::new(),
-            turns: turns.iter().map(|&(role, text)| Turn { role, text: text.into() }).collect(),
+            turns: turns
+                .iter()
+                .map(|&(role, text)| Turn {
+                    role,
+                    text: text.into(),
+                })
+                .collect(),
             user_id: "u1".into(),
         }
     }
 
     #[test]
     fn the_system_text_and_the_last_turn_are_marked_for_the_cache() {
-        let prompt =
-            prompt("You are Socrates.", &[(Role::User, "Hello"), (Role::Assistant, "Why?"), (Role::User, "Because")]);
+        let prompt = prompt(
+            "You are Socrates.",
+            &[
+                (Role::User, "Hello"),
+                (Role::Assistant, "Why?"),
+                (Role::User, "Because"),
+            ],
+        );
         let block = |text: &str| serde_json::json!([{"type": "text", "text": text}]);
-        let marked =
-            |text: &str| serde_json::json!([{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]);
+        let marked = |text: &str| serde_json::json!([{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]);
         assert_eq!(
             serde_json::to_value(Body::of(&prompt)).unwrap(),
             serde_json::json!({
@@ -135,24 +164,56 @@ mod tests {
 
     #[test]
     fn what_was_said_before_comes_first_and_is_marked_apart() {
-        let prompt =
-            prompt("You are Socrates.", &[(Role::User, "Hello"), (Role::Assistant, "Why?"), (Role::User, "So")]);
-        let body = serde_json::to_value(Body::of(&Prompt { recap: "Before.".into(), ..prompt })).unwrap();
+        let prompt = prompt(
+            "You are Socrates.",
+            &[
+                (Role::User, "Hello"),
+                (Role::Assistant, "Why?"),
+                (Role::User, "So"),
+            ],
+        );
+        let body = serde_json::to_value(Body::of(&Prompt {
+            recap: "Before.".into(),
+            ..prompt
+        }))
+        .unwrap();
         let first = body["messages"][0]["content"].as_array().unwrap();
-        assert_eq!((first.len(), &first[0]["text"], &first[1]["text"]), (2, &"Before.".into(), &"Hello".into()));
+        assert_eq!(
+            (first.len(), &first[0]["text"], &first[1]["text"]),
+            (2, &"Before.".into(), &"Hello".into())
+        );
         assert!(first[0]["cache_control"].is_object() && first[1].get("cache_control").is_none());
     }
 
     #[test]
     fn each_model_is_asked_in_its_own_words_not_to_think() {
         for (model, thought) in [
-            ("claude-haiku-5-5", serde_json::json!({"thinking": {"type": "disabled"}})),
-            ("claude-haiku-4-5-20251001", serde_json::json!({"thinking": {"type": "disabled"}})),
-            ("claude-opus-5", serde_json::json!({"thinking": {"type": "disabled"}})),
-            ("claude-sonnet-5-5", serde_json::json!({"thinking": {"type": "between_tools"}})),
-            ("claude-opus-5-5", serde_json::json!({"output_config": {"effort": "low"}})),
+            (
+                "claude-haiku-5-5",
+                serde_json::json!({"thinking": {"type": "disabled"}}),
+            ),
+            (
+                "claude-haiku-4-5-20251001",
+                serde_json::json!({"thinking": {"type": "disabled"}}),
+            ),
+            (
+                "claude-opus-5",
+                serde_json::json!({"thinking": {"type": "disabled"}}),
+            ),
+            (
+                "claude-sonnet-5-5",
+                serde_json::json!({"thinking": {"type": "between_tools"}}),
+            ),
+            (
+                "claude-opus-5-5",
+                serde_json::json!({"output_config": {"effort": "low"}}),
+            ),
         ] {
-            assert_eq!(serde_json::to_value(Thought::least(model)).unwrap(), thought, "{model}");
+            assert_eq!(
+                serde_json::to_value(Thought::least(model)).unwrap(),
+                thought,
+                "{model}"
+            );
         }
     }
 

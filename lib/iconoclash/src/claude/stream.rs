@@ -62,7 +62,11 @@ impl Step {
     /// No text holds the character that Postgres cannot store: a reply with one in it could not be kept at all.
     fn said(mut text: String) -> Self {
         text.retain(|letter| letter != '\0');
-        if text.is_empty() { Self::Nothing } else { Self::Text(text) }
+        if text.is_empty() {
+            Self::Nothing
+        } else {
+            Self::Text(text)
+        }
     }
 }
 
@@ -115,7 +119,9 @@ impl Reply {
         let by = self.clock.first_event_by();
         while self.state == State::Asked {
             let step = timeout_at(by, self.step()).await;
-            let begun = match step.unwrap_or(Err(Error::Timeout { phase: Phase::FirstEvent })) {
+            let begun = match step.unwrap_or(Err(Error::Timeout {
+                phase: Phase::FirstEvent,
+            })) {
                 Ok(Step::Nothing) => Ok(()),
                 Ok(Step::Text(_) | Step::Stop) => Err(self.malformed("text before message_start")),
                 Err(error) => Err(error),
@@ -178,7 +184,9 @@ impl Reply {
         }
         // A stream that always has something ready would never let the timer speak.
         if Instant::now() >= self.clock.whole_by() {
-            return Err(Error::Timeout { phase: Phase::Whole });
+            return Err(Error::Timeout {
+                phase: Phase::Whole,
+            });
         }
         let event = loop {
             tokio::select! {
@@ -203,8 +211,12 @@ impl Reply {
                 self.unread.store(0, Ordering::Relaxed);
                 self.take(event)
             }
-            Some(Err(EventStreamError::Transport(ChunkError::Body(error)))) => Err(self.cut(Some(error))),
-            Some(Err(EventStreamError::Transport(ChunkError::TooLong))) => Err(self.malformed("an event has no end")),
+            Some(Err(EventStreamError::Transport(ChunkError::Body(error)))) => {
+                Err(self.cut(Some(error)))
+            }
+            Some(Err(EventStreamError::Transport(ChunkError::TooLong))) => {
+                Err(self.malformed("an event has no end"))
+            }
             Some(Err(EventStreamError::Utf8(_))) => Err(self.malformed("not UTF-8")),
             Some(Err(EventStreamError::Parser(_))) => Err(self.malformed("not an event stream")),
             None => Err(self.cut(None)),
@@ -232,7 +244,10 @@ impl Reply {
                 }
             }
             "content_block_delta" => {
-                if let ContentBlockDelta { delta: Delta::TextDelta { text } } = self.parse(&event)? {
+                if let ContentBlockDelta {
+                    delta: Delta::TextDelta { text },
+                } = self.parse(&event)?
+                {
                     return Ok(Step::said(text));
                 }
             }
@@ -258,17 +273,28 @@ impl Reply {
     fn parse<T: DeserializeOwned>(&self, event: &Event) -> Result<T, Error> {
         // The event's text stays out of the message: it is part of a private conversation.
         serde_json::from_str(&event.data).map_err(|error| {
-            self.malformed(&format!("{} at column {} of {}", kind(&error), error.column(), event.event))
+            self.malformed(&format!(
+                "{} at column {} of {}",
+                kind(&error),
+                error.column(),
+                event.event
+            ))
         })
     }
 
     fn malformed(&self, what: &str) -> Error {
-        Error::Malformed { what: what.to_owned(), request_id: self.head.request_id.clone() }
+        Error::Malformed {
+            what: what.to_owned(),
+            request_id: self.head.request_id.clone(),
+        }
     }
 
     fn cut(&self, error: Option<reqwest::Error>) -> Error {
         let source = error.map(reqwest::Error::without_url);
-        Error::Cut { request_id: self.head.request_id.clone(), source }
+        Error::Cut {
+            request_id: self.head.request_id.clone(),
+            source,
+        }
     }
 }
 
@@ -288,7 +314,11 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn start(deadlines: Deadlines) -> Self {
-        Self { started: Instant::now(), heard: None, deadlines }
+        Self {
+            started: Instant::now(),
+            heard: None,
+            deadlines,
+        }
     }
 
     pub(super) fn first_event_by(&self) -> Instant {
@@ -329,7 +359,11 @@ fn capped(
     body.map(move |chunk| {
         let chunk = chunk.map_err(ChunkError::Body)?;
         let before = unread.fetch_add(chunk.len(), Ordering::Relaxed);
-        if before > MOST_EVENT_BYTES { Err(ChunkError::TooLong) } else { Ok(chunk) }
+        if before > MOST_EVENT_BYTES {
+            Err(ChunkError::TooLong)
+        } else {
+            Ok(chunk)
+        }
     })
 }
 
@@ -425,7 +459,9 @@ impl Reported {
         keep(&mut self.output, wire.output_tokens);
         if let Some(split) = &wire.cache_creation {
             self.written_1h = split.ephemeral_1h_input_tokens;
-            let sum = split.ephemeral_5m_input_tokens.saturating_add(split.ephemeral_1h_input_tokens);
+            let sum = split
+                .ephemeral_5m_input_tokens
+                .saturating_add(split.ephemeral_1h_input_tokens);
             self.written = self.written.max(sum);
         }
     }

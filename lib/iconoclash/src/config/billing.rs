@@ -33,8 +33,14 @@ pub struct Alerts {
 
 impl Env<'_> {
     pub(super) fn stripe(&self) -> Setting<Stripe> {
-        let base_url = self.or("STRIPE_BASE_URL", "https://api.stripe.com").trim_end_matches('/').to_owned();
-        Ok(Stripe { base_url, key: Secret(self.required("STRIPE_SECRET_KEY")?) })
+        let base_url = self
+            .or("STRIPE_BASE_URL", "https://api.stripe.com")
+            .trim_end_matches('/')
+            .to_owned();
+        Ok(Stripe {
+            base_url,
+            key: Secret(self.required("STRIPE_SECRET_KEY")?),
+        })
     }
 
     /// A blank secret would sign what anybody can sign, so it is never one of them.
@@ -47,20 +53,34 @@ impl Env<'_> {
     }
 
     pub(super) fn mail(&self) -> Setting<Mail> {
-        let base_url = self.or("RESEND_BASE_URL", "https://api.resend.com").trim_end_matches('/').to_owned();
+        let base_url = self
+            .or("RESEND_BASE_URL", "https://api.resend.com")
+            .trim_end_matches('/')
+            .to_owned();
         let key = Secret(self.required("RESEND_API_KEY")?);
-        Ok(Mail { base_url, key, from: self.required("MAIL_FROM")? })
+        Ok(Mail {
+            base_url,
+            key,
+            from: self.required("MAIL_FROM")?,
+        })
     }
 
     pub(super) fn alerts(&self) -> Alerts {
         let webhook_url = self.optional("ALERT_WEBHOOK_URL").map(Secret);
-        Alerts { emails: list(&self.or("ALERT_EMAIL_TO", "")), webhook_url }
+        Alerts {
+            emails: list(&self.or("ALERT_EMAIL_TO", "")),
+            webhook_url,
+        }
     }
 }
 
 /// `value, …`, without the blank ones.
 fn list(text: &str) -> Vec<String> {
-    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    text.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
@@ -71,9 +91,21 @@ mod tests {
             let lookup = |name: &str| (name == "STRIPE_WEBHOOK_SECRET").then(|| value.to_owned());
             crate::config::Config::from_lookup(lookup).stripe_webhook_secrets
         };
-        let exposed = |value: &str| secrets(value).unwrap().iter().map(|s| s.expose().to_owned()).collect::<Vec<_>>();
+        let exposed = |value: &str| {
+            secrets(value)
+                .unwrap()
+                .iter()
+                .map(|s| s.expose().to_owned())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(exposed("whsec_new, whsec_old,"), ["whsec_new", "whsec_old"]);
-        assert_eq!(secrets(" , ,").unwrap_err().to_string(), "STRIPE_WEBHOOK_SECRET lists nothing");
-        assert_eq!(secrets(" ").unwrap_err().to_string(), "STRIPE_WEBHOOK_SECRET is not set");
+        assert_eq!(
+            secrets(" , ,").unwrap_err().to_string(),
+            "STRIPE_WEBHOOK_SECRET lists nothing"
+        );
+        assert_eq!(
+            secrets(" ").unwrap_err().to_string(),
+            "STRIPE_WEBHOOK_SECRET is not set"
+        );
     }
 }

@@ -33,15 +33,27 @@ impl Env<'_> {
         let base_url = self.or("ANTHROPIC_BASE_URL", "https://api.anthropic.com");
         let keys = match self.optional("ANTHROPIC_API_KEYS") {
             Some(list) => api_keys(&list)?,
-            None => self.optional("ANTHROPIC_API_KEY").map(|key| ApiKey::new("default", key)).into_iter().collect(),
+            None => self
+                .optional("ANTHROPIC_API_KEY")
+                .map(|key| ApiKey::new("default", key))
+                .into_iter()
+                .collect(),
         };
-        Ok(Claude { base_url: base_url.trim_end_matches('/').to_owned(), keys, deadlines: Deadlines::default() })
+        Ok(Claude {
+            base_url: base_url.trim_end_matches('/').to_owned(),
+            keys,
+            deadlines: Deadlines::default(),
+        })
     }
 
     pub(super) fn models(&self) -> Setting<Models> {
         let priced = |variable: &'static str, default| {
             let model = self.or(variable, default);
-            if price::is_known(&model) { Ok(model) } else { Err(invalid(variable, "names a model without a price")) }
+            if price::is_known(&model) {
+                Ok(model)
+            } else {
+                Err(invalid(variable, "names a model without a price"))
+            }
         };
         Ok(Models {
             pro: priced("CLAUDE_MODEL_PRO", "claude-sonnet-5-5")?,
@@ -59,8 +71,14 @@ fn api_keys(list: &str) -> Setting<Vec<ApiKey>> {
         let (name, weight) = match name.split_once('*') {
             None => (name.as_str(), 1),
             Some((name, weight)) => {
-                let weight = weight.parse().ok().filter(|weight| (1..=100).contains(weight));
-                (name, weight.ok_or_else(|| invalid(VARIABLE, "has a weight that is not 1 to 100"))?)
+                let weight = weight
+                    .parse()
+                    .ok()
+                    .filter(|weight| (1..=100).contains(weight));
+                (
+                    name,
+                    weight.ok_or_else(|| invalid(VARIABLE, "has a weight that is not 1 to 100"))?,
+                )
             }
         };
         let (label, organisation) = match name.split_once('@') {
@@ -68,12 +86,22 @@ fn api_keys(list: &str) -> Setting<Vec<ApiKey>> {
             Some((label, organisation)) => (label, Some(organisation.to_owned())),
         };
         if label.is_empty() || organisation.as_deref() == Some("") {
-            return Err(invalid(VARIABLE, "must list label[@organisation][*weight]=key, …"));
+            return Err(invalid(
+                VARIABLE,
+                "must list label[@organisation][*weight]=key, …",
+            ));
         }
         if keys.iter().any(|key| key.label == label) {
-            return Err(Invalid { variable: VARIABLE, problem: format!("names {label} twice") });
+            return Err(Invalid {
+                variable: VARIABLE,
+                problem: format!("names {label} twice"),
+            });
         }
-        keys.push(ApiKey::new(label, secret).within(organisation).weighing(weight));
+        keys.push(
+            ApiKey::new(label, secret)
+                .within(organisation)
+                .weighing(weight),
+        );
     }
     Ok(keys)
 }
@@ -83,15 +111,36 @@ mod tests {
     use crate::config::Config;
 
     fn config(settings: &[(&'static str, &'static str)]) -> Config {
-        Config::from_lookup(|name| settings.iter().find(|(known, _)| *known == name).map(|(_, v)| (*v).to_owned()))
+        Config::from_lookup(|name| {
+            settings
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, v)| (*v).to_owned())
+        })
     }
 
     #[test]
     fn a_key_may_name_its_organisation_and_its_weight() {
-        let keys = config(&[("ANTHROPIC_API_KEYS", "a=s1, b@acme=s2=, c@acme*3=s3, d*2=s4")]).claude.unwrap().keys;
-        let seen: Vec<_> =
-            keys.iter().map(|key| (key.label.as_str(), key.organisation.as_deref(), key.weight)).collect();
-        assert_eq!(seen, [("a", None, 1), ("b", Some("acme"), 1), ("c", Some("acme"), 3), ("d", None, 2)]);
+        let keys = config(&[(
+            "ANTHROPIC_API_KEYS",
+            "a=s1, b@acme=s2=, c@acme*3=s3, d*2=s4",
+        )])
+        .claude
+        .unwrap()
+        .keys;
+        let seen: Vec<_> = keys
+            .iter()
+            .map(|key| (key.label.as_str(), key.organisation.as_deref(), key.weight))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("a", None, 1),
+                ("b", Some("acme"), 1),
+                ("c", Some("acme"), 3),
+                ("d", None, 2)
+            ]
+        );
         for (list, problem) in [
             ("a@=s", "must list label[@organisation][*weight]=key, …"),
             ("@acme=s", "must list label[@organisation][*weight]=key, …"),
@@ -101,15 +150,26 @@ mod tests {
             ("a", "must list name=value, …"),
         ] {
             let error = config(&[("ANTHROPIC_API_KEYS", list)]).claude.unwrap_err();
-            assert_eq!(error.to_string(), format!("ANTHROPIC_API_KEYS {problem}"), "{list}");
+            assert_eq!(
+                error.to_string(),
+                format!("ANTHROPIC_API_KEYS {problem}"),
+                "{list}"
+            );
         }
     }
 
     #[test]
     fn a_model_without_a_price_is_refused_whatever_it_is_for() {
-        for variable in ["CLAUDE_MODEL_PRO", "CLAUDE_MODEL_FREE", "CLAUDE_MODEL_SMALL"] {
+        for variable in [
+            "CLAUDE_MODEL_PRO",
+            "CLAUDE_MODEL_FREE",
+            "CLAUDE_MODEL_SMALL",
+        ] {
             let refused = config(&[(variable, "claude-9")]).models.unwrap_err();
-            assert_eq!(refused.to_string(), format!("{variable} names a model without a price"));
+            assert_eq!(
+                refused.to_string(),
+                format!("{variable} names a model without a price")
+            );
         }
     }
 }

@@ -56,7 +56,10 @@ impl Canceller {
         // Several addresses may be several poolers, and only one of them knows the key; to the others it is nothing.
         join_all(addresses.map(|address| {
             let token = token.clone();
-            let handshake = Handshake { tls: self.tls.clone(), host: host.clone() };
+            let handshake = Handshake {
+                tls: self.tls.clone(),
+                host: host.clone(),
+            };
             async move {
                 if let Ok(socket) = TcpStream::connect(address).await {
                     drop(token.cancel_query_raw(Patient(socket), handshake).await);
@@ -98,7 +101,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(context, bytes)
     }
 

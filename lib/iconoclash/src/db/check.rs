@@ -17,16 +17,24 @@ pub(crate) async fn agrees<R: Row>(name: &str, sql: &Sql<R>) {
     let mut faults = Vec::new();
     if let Some(Either::Left(params)) = described.parameters() {
         let declared = sql.params.iter().map(|param| (param.oid(), param.name()));
-        let inferred: Vec<_> = params.iter().map(|param| param.oid().map(|oid| oid.0)).collect();
+        let inferred: Vec<_> = params
+            .iter()
+            .map(|param| param.oid().map(|oid| oid.0))
+            .collect();
         if !declared.clone().map(|(oid, _)| Some(oid)).eq(inferred) {
             let declared: Vec<_> = declared.map(|(_, name)| name).collect();
-            faults.push(format!("parameters: declared {declared:?}, inferred {params:?}"));
+            faults.push(format!(
+                "parameters: declared {declared:?}, inferred {params:?}"
+            ));
         }
     }
     let (declared, given) = (R::COLUMNS, described.columns());
     if declared.len() != given.len() {
         let names: Vec<_> = given.iter().map(|column| column.name()).collect();
-        faults.push(format!("columns: declared {}, given {names:?}", declared.len()));
+        faults.push(format!(
+            "columns: declared {}, given {names:?}",
+            declared.len()
+        ));
     }
     for (at, (declared, given)) in declared.iter().zip(given).enumerate() {
         let name = given.name();
@@ -37,7 +45,10 @@ pub(crate) async fn agrees<R: Row>(name: &str, sql: &Sql<R>) {
         }
         if given.type_info().oid().map(|oid| oid.0) != Some(declared.kind.oid()) {
             let kind = given.type_info();
-            faults.push(format!("{name} is {kind:?}, declared {}", declared.kind.name()));
+            faults.push(format!(
+                "{name} is {kind:?}, declared {}",
+                declared.kind.name()
+            ));
         }
         // Of an expression sqlx knows nothing; there the declaration stands.
         if described.nullable(at) == Some(true) && !declared.nullable {
@@ -52,7 +63,10 @@ pub(crate) async fn agrees<R: Row>(name: &str, sql: &Sql<R>) {
     assert!(faults.is_empty(), "{name}:\n  {}", faults.join("\n  "));
 }
 
-#[expect(clippy::disallowed_methods, reason = "a setting of the test run, not of a deployment")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a setting of the test run, not of a deployment"
+)]
 fn test_database() -> String {
     std::env::var("ICONOCLASH_TEST_DATABASE")
         .expect("ICONOCLASH_TEST_DATABASE is not set: run `cargo local test`, which starts a migrated database")
@@ -62,8 +76,10 @@ fn test_database() -> String {
 fn changes_something(text: &str) -> bool {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.map(str::to_ascii_lowercase).any(|word| {
-        matches!(word.as_str(), "insert" | "update" | "delete" | "merge" | "truncate" | "nextval" | "set_config")
-            || word.starts_with("pg_advisory")
+        matches!(
+            word.as_str(),
+            "insert" | "update" | "delete" | "merge" | "truncate" | "nextval" | "set_config"
+        ) || word.starts_with("pg_advisory")
     })
 }
 
@@ -99,7 +115,9 @@ mod tests {
 
     async fn fault<R: super::Row>(sql: Sql<R>) -> String {
         let checked = AssertUnwindSafe(agrees("IT", &sql));
-        let panic = futures_util::FutureExt::catch_unwind(checked).await.unwrap_err();
+        let panic = futures_util::FutureExt::catch_unwind(checked)
+            .await
+            .unwrap_err();
         panic.downcast_ref::<String>().cloned().unwrap_or_default()
     }
 
@@ -108,17 +126,43 @@ mod tests {
         let read = Access::Read;
         let text = "select id, email from users where id = $1";
         for (fault, expected) in [
-            (fault::<Uuid>(Sql::unchecked(read, &[], "select id from user_s")).await, "refuses it"),
-            (fault::<CarelessRow>(Sql::unchecked(read, &[Type::UUID], text)).await, "email may be null"),
-            (fault::<CarelessRow>(Sql::unchecked(read, &[Type::TEXT], text)).await, "parameters: declared"),
-            (fault::<Uuid>(Sql::unchecked(read, &[Type::UUID], text)).await, "columns: declared 1"),
             (
-                fault::<UserRow>(Sql::unchecked(read, &[], "select id, plan, created_at from users")).await,
+                fault::<Uuid>(Sql::unchecked(read, &[], "select id from user_s")).await,
+                "refuses it",
+            ),
+            (
+                fault::<CarelessRow>(Sql::unchecked(read, &[Type::UUID], text)).await,
+                "email may be null",
+            ),
+            (
+                fault::<CarelessRow>(Sql::unchecked(read, &[Type::TEXT], text)).await,
+                "parameters: declared",
+            ),
+            (
+                fault::<Uuid>(Sql::unchecked(read, &[Type::UUID], text)).await,
+                "columns: declared 1",
+            ),
+            (
+                fault::<UserRow>(Sql::unchecked(
+                    read,
+                    &[],
+                    "select id, plan, created_at from users",
+                ))
+                .await,
                 "column 1 is plan",
             ),
-            (fault::<i32>(Sql::unchecked(read, &[], "select count(*) from users")).await, "declared int4"),
-            (fault::<()>(Sql::unchecked(read, &[], "delete from users")).await, "declared read"),
-            (fault::<Uuid>(Sql::unchecked(Access::Write, &[], "select id from users")).await, "declared write"),
+            (
+                fault::<i32>(Sql::unchecked(read, &[], "select count(*) from users")).await,
+                "declared int4",
+            ),
+            (
+                fault::<()>(Sql::unchecked(read, &[], "delete from users")).await,
+                "declared read",
+            ),
+            (
+                fault::<Uuid>(Sql::unchecked(Access::Write, &[], "select id from users")).await,
+                "declared write",
+            ),
             (
                 fault::<String>(Sql::unchecked(
                     read,
@@ -129,14 +173,21 @@ mod tests {
                 "name may be null",
             ),
         ] {
-            assert!(fault.contains(expected), "{fault:?} says nothing of {expected:?}");
+            assert!(
+                fault.contains(expected),
+                "{fault:?} says nothing of {expected:?}"
+            );
         }
     }
 
     #[test]
     fn reads_are_told_from_writes_by_their_words() {
-        assert!(!changes_something("select updated_at, deleted from t order by inserted"));
-        assert!(changes_something("with x as (delete from t returning id) select id from x"));
+        assert!(!changes_something(
+            "select updated_at, deleted from t order by inserted"
+        ));
+        assert!(changes_something(
+            "with x as (delete from t returning id) select id from x"
+        ));
         assert!(changes_something("select id from t for update"));
         assert!(changes_something("select pg_advisory_lock(1)"));
     }

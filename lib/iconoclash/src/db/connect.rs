@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts,
+};
 use rustls::{
     ClientConfig,
     crypto::aws_lc_rs,
@@ -37,12 +39,18 @@ const CHECK_TIMEOUT: Duration = Duration::from_millis(300);
 pub(super) fn pool(url: &str, size: usize) -> Result<(Pool, Canceller), Error> {
     let (config, tls) = read(url)?;
     let canceller = Canceller::new(&config, tls.clone());
-    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let recycling = ManagerConfig {
+        recycling_method: RecyclingMethod::Fast,
+    };
     let manager = Manager::from_config(config, tls, recycling);
     let pool = Pool::builder(manager)
         .max_size(size.max(1))
         .runtime(Runtime::Tokio1)
-        .timeouts(Timeouts { wait: Some(WAIT_TIMEOUT), create: Some(CONNECT_TIMEOUT), recycle: None })
+        .timeouts(Timeouts {
+            wait: Some(WAIT_TIMEOUT),
+            create: Some(CONNECT_TIMEOUT),
+            recycle: None,
+        })
         // The connection used last is the least likely to have gone stale.
         .queue_mode(deadpool_postgres::QueueMode::Lifo)
         .pre_recycle(Hook::async_fn(|connection, metrics| {
@@ -64,8 +72,14 @@ pub(super) fn pool(url: &str, size: usize) -> Result<(Pool, Canceller), Error> {
 
 /// Parameters that the driver knows and a pooler takes. Providers add their own (`pgbouncer=true`, `supa=…`), and
 /// `options` would have the connection refused.
-const KNOWN: [&str; 6] =
-    ["application_name", "channel_binding", "sslmode", "sslnegotiation", "target_session_attrs", "user"];
+const KNOWN: [&str; 6] = [
+    "application_name",
+    "channel_binding",
+    "sslmode",
+    "sslnegotiation",
+    "target_session_attrs",
+    "user",
+];
 
 fn read(url: &str) -> Result<(Config, Tls), Error> {
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
@@ -82,7 +96,9 @@ fn read(url: &str) -> Result<(Config, Tls), Error> {
             _ => {}
         }
     }
-    let mut config: Config = format!("{address}?{}", kept.join("&")).parse().map_err(Error::other)?;
+    let mut config: Config = format!("{address}?{}", kept.join("&"))
+        .parse()
+        .map_err(Error::other)?;
     if config.get_hosts().is_empty() {
         return Err(Error::other("the database URL names no host"));
     }
@@ -93,7 +109,10 @@ fn read(url: &str) -> Result<(Config, Tls), Error> {
         .connect_timeout(CONNECT_TIMEOUT)
         .keepalives_idle(Duration::from_secs(30))
         .tcp_user_timeout(Duration::from_secs(5));
-    let tls = Tls { root_certificates, maker: Arc::default() };
+    let tls = Tls {
+        root_certificates,
+        maker: Arc::default(),
+    };
     Ok((config, tls))
 }
 
@@ -113,17 +132,23 @@ impl Tls {
         let extra = match &self.root_certificates {
             Some(path) => CertificateDer::pem_file_iter(path)
                 .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .map_err(|error| io::Error::other(format!("sslrootcert {}: {error}", path.display())))?,
+                .map_err(|error| {
+                    io::Error::other(format!("sslrootcert {}: {error}", path.display()))
+                })?,
             None => Vec::new(),
         };
-        let verifier = Verifier::new_with_extra_roots(extra, provider.clone()).map_err(io::Error::other)?;
+        let verifier =
+            Verifier::new_with_extra_roots(extra, provider.clone()).map_err(io::Error::other)?;
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
-        Ok(self.maker.get_or_init(|| MakeRustlsConnect::new(config)).clone())
+        Ok(self
+            .maker
+            .get_or_init(|| MakeRustlsConnect::new(config))
+            .clone())
     }
 
     pub(super) async fn shake_hands<S>(
@@ -135,7 +160,8 @@ impl Tls {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut maker = self.maker()?;
-        let connector = MakeTlsConnect::<S>::make_tls_connect(&mut maker, host).map_err(io::Error::other)?;
+        let connector =
+            MakeTlsConnect::<S>::make_tls_connect(&mut maker, host).map_err(io::Error::other)?;
         connector.connect(socket).await
     }
 }
@@ -154,7 +180,10 @@ impl MakeTlsConnect<Socket> for Tls {
     type Error = io::Error;
 
     fn make_tls_connect(&mut self, host: &str) -> io::Result<Handshake> {
-        Ok(Handshake { tls: self.clone(), host: host.to_owned() })
+        Ok(Handshake {
+            tls: self.clone(),
+            host: host.to_owned(),
+        })
     }
 }
 
@@ -206,14 +235,22 @@ mod tests {
     #[test]
     fn a_private_authority_is_named_in_the_url() {
         let (_, tls) = read("postgres://u@h/d?sslrootcert=/etc/ca.pem").unwrap();
-        assert_eq!(tls.root_certificates.as_deref(), Some(Path::new("/etc/ca.pem")));
+        assert_eq!(
+            tls.root_certificates.as_deref(),
+            Some(Path::new("/etc/ca.pem"))
+        );
         let (_, tls) = read("postgres://u@h/d?sslrootcert=system").unwrap();
         assert_eq!(tls.root_certificates, None);
     }
 
     #[test]
     fn what_is_no_url_is_refused_without_repeating_its_password() {
-        for url in ["", "nonsense", "postgres://u:secret@h:port/d", "u:secret@h/d"] {
+        for url in [
+            "",
+            "nonsense",
+            "postgres://u:secret@h:port/d",
+            "u:secret@h/d",
+        ] {
             let error = read(url).err().unwrap_or_else(|| panic!("{url} was taken"));
             assert!(!error.to_string().contains("secret"), "{error}");
         }

@@ -57,7 +57,10 @@ impl From<tokio_postgres::Error> for Error {
         match (refusal(answer.code().code()), answer.constraint()) {
             (Refusal::Unavailable, _) => Self::unavailable(error),
             (Refusal::Deadline, _) => Self::Deadline,
-            (Refusal::Constraint, Some(name)) => Self::Constraint { name: name.to_owned(), source: error },
+            (Refusal::Constraint, Some(name)) => Self::Constraint {
+                name: name.to_owned(),
+                source: error,
+            },
             _ => Self::other(error),
         }
     }

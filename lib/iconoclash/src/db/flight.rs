@@ -26,7 +26,10 @@ pub(super) struct Flight {
 
 impl Flight {
     pub(super) fn new(connection: Object, canceller: Canceller) -> Self {
-        Self { connection: Some(connection), canceller }
+        Self {
+            connection: Some(connection),
+            canceller,
+        }
     }
 
     /// Sends everything in one batch with an unnamed statement, which is the only shape that every pooler keeps whole.
@@ -66,7 +69,11 @@ impl Flight {
         let canceller = self.canceller.clone();
         // Not registered with the platform: a dropped future has nobody to wait for it, and if the instance is frozen
         // first the role's statement_timeout ends the query. A drop may also come after the runtime, hence the handle.
-        Some(Handle::try_current().ok()?.spawn(async move { doomed.cancel(canceller).await }))
+        Some(
+            Handle::try_current()
+                .ok()?
+                .spawn(async move { doomed.cancel(canceller).await }),
+        )
     }
 }
 
@@ -85,7 +92,10 @@ impl Doomed {
             return;
         };
         let token = connection.cancel_token();
-        if timeout(CANCEL_TIMEOUT, canceller.cancel(token)).await.is_ok() {
+        if timeout(CANCEL_TIMEOUT, canceller.cancel(token))
+            .await
+            .is_ok()
+        {
             // A pooler drops the request of a client that has left, so the client stays until the statement is over.
             drop(timeout(CANCEL_TIMEOUT, connection.check_connection()).await);
         }

@@ -28,7 +28,12 @@ impl<R> Sql<R> {
     /// What `sql!` expands to. A statement made by hand is checked by nobody.
     #[doc(hidden)]
     pub const fn unchecked(access: Access, params: &'static [Type], text: &'static str) -> Self {
-        Self { text, params, access, row: PhantomData }
+        Self {
+            text,
+            params,
+            access,
+            row: PhantomData,
+        }
     }
 }
 
@@ -81,7 +86,11 @@ pub struct ColumnSpec {
 impl ColumnSpec {
     /// The promise that a field makes by its name and type.
     pub const fn of<T: Column>(name: Option<&'static str>) -> Self {
-        Self { name, kind: T::TYPE, nullable: T::NULLABLE }
+        Self {
+            name,
+            kind: T::TYPE,
+            nullable: T::NULLABLE,
+        }
     }
 }
 

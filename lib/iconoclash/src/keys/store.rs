@@ -74,22 +74,54 @@ row! {
 pub async fn add(app: &App, new: &NewKey) -> Result<()> {
     let (id, label, secret) = (app.new_id(), new.label.trim(), new.secret.expose().trim());
     if secret.is_empty() || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Error::invalid("key", "must be what the provider's console shows: visible characters on one line"));
+        return Err(Error::invalid(
+            "key",
+            "must be what the provider's console shows: visible characters on one line",
+        ));
     }
-    if app.config().claude.as_ref().is_ok_and(|claude| claude.keys.iter().any(|key| key.label == label)) {
-        tracing::warn!(key = label, "the stored key takes the place of the one in ANTHROPIC_API_KEYS");
+    if app
+        .config()
+        .claude
+        .as_ref()
+        .is_ok_and(|claude| claude.keys.iter().any(|key| key.label == label))
+    {
+        tracing::warn!(
+            key = label,
+            "the stored key takes the place of the one in ANTHROPIC_API_KEYS"
+        );
     }
     let sealed = Seal::new(app.config())?.seal(id, label, secret)?;
     let (hint, weight) = (hint(secret), i32::try_from(new.weight).unwrap_or(i32::MAX));
     let shape = "must be up to 40 letters, digits, dots, dashes or underscores, and begin with a letter or a digit";
-    let values: [&(dyn crate::db::ToSql + Sync); 7] =
-        [&id, &label, &new.organisation, &weight, &sealed, &hint, &app.now()];
+    let values: [&(dyn crate::db::ToSql + Sync); 7] = [
+        &id,
+        &label,
+        &new.organisation,
+        &weight,
+        &sealed,
+        &hint,
+        &app.now(),
+    ];
     let added = app.db()?.execute(&ADD, &values).await;
     added
         .on_constraint("claude_keys_label_key", TAKEN)
         .or_else(|error| on(error, "claude_keys_label_shape", "label", shape))
-        .or_else(|error| on(error, "claude_keys_organisation_shape", "organisation", shape))
-        .or_else(|error| on(error, "claude_keys_weight_range", "weight", "must be 1 to 100"))?;
+        .or_else(|error| {
+            on(
+                error,
+                "claude_keys_organisation_shape",
+                "organisation",
+                shape,
+            )
+        })
+        .or_else(|error| {
+            on(
+                error,
+                "claude_keys_weight_range",
+                "weight",
+                "must be 1 to 100",
+            )
+        })?;
     Ok(())
 }
 
@@ -109,7 +141,9 @@ fn hint(secret: &str) -> String {
 fn on(error: Error, constraint: &str, field: &str, message: &str) -> Result<u64> {
     match &error {
         Error::Internal(cause) => match cause.downcast_ref::<crate::db::Error>() {
-            Some(refused) if refused.constraint() == Some(constraint) => Err(Error::invalid(field, message)),
+            Some(refused) if refused.constraint() == Some(constraint) => {
+                Err(Error::invalid(field, message))
+            }
             _ => Err(error),
         },
         _ => Err(error),
@@ -118,14 +152,35 @@ fn on(error: Error, constraint: &str, field: &str, message: &str) -> Result<u64>
 
 /// All keys, those that were revoked last.
 pub async fn list(app: &App) -> Result<Vec<Listed>> {
-    let (rows, cooling) = tokio::join!(async { Ok::<_, Error>(app.db()?.all(&ALL, &[]).await?) }, cooling(app));
+    let (rows, cooling) = tokio::join!(
+        async { Ok::<_, Error>(app.db()?.all(&ALL, &[]).await?) },
+        cooling(app)
+    );
     let listed = |row: StoredRow| {
         let opened = open(app, &row);
         let scopes = opened.as_ref().map(Pool::scopes).unwrap_or_default();
-        let ends = cooling.iter().filter(|(scope, _)| scopes.contains(scope)).map(|(_, until_ms)| *until_ms);
-        let cooling_until = ends.max().and_then(|ms| OffsetDateTime::from_unix_timestamp(ms / 1000).ok());
-        let StoredRow { label, organisation, weight, state, hint, .. } = row;
-        let StoredRow { last_ok_at, last_error, last_error_at, created_at, .. } = row;
+        let ends = cooling
+            .iter()
+            .filter(|(scope, _)| scopes.contains(scope))
+            .map(|(_, until_ms)| *until_ms);
+        let cooling_until = ends
+            .max()
+            .and_then(|ms| OffsetDateTime::from_unix_timestamp(ms / 1000).ok());
+        let StoredRow {
+            label,
+            organisation,
+            weight,
+            state,
+            hint,
+            ..
+        } = row;
+        let StoredRow {
+            last_ok_at,
+            last_error,
+            last_error_at,
+            created_at,
+            ..
+        } = row;
         let opens = opened.is_some();
         Listed {
             label,
@@ -146,14 +201,19 @@ pub async fn list(app: &App) -> Result<Vec<Listed>> {
 
 async fn cooling(app: &App) -> Vec<Deadline> {
     let known = async {
-        let words: serde_json::Value = app.redis()?.exec(&cooling_command(epoch_ms(app.now()))).await?;
+        let words: serde_json::Value = app
+            .redis()?
+            .exec(&cooling_command(epoch_ms(app.now())))
+            .await?;
         deadlines(words)
     };
     known.await.unwrap_or_default()
 }
 
 fn open(app: &App, row: &StoredRow) -> Option<ApiKey> {
-    let opened = Seal::new(app.config()).ok()?.open(row.id, &row.label, row.sealed.as_ref()?)?;
+    let opened = Seal::new(app.config())
+        .ok()?
+        .open(row.id, &row.label, row.sealed.as_ref()?)?;
     Some(ApiKey::new(row.label.as_str(), opened.secret).within(row.organisation.clone()))
 }
 
@@ -173,18 +233,27 @@ pub async fn revoke(app: &App, label: &str) -> Result<()> {
 }
 
 fn found(touched: u64) -> Result<()> {
-    if touched == 0 { Err(Error::NotFound) } else { Ok(()) }
+    if touched == 0 {
+        Err(Error::NotFound)
+    } else {
+        Ok(())
+    }
 }
 
 /// Asks for one token with a key. Where that is answered, whatever it and its organisation were left alone for is over.
 pub async fn test(app: &App, label: &str) -> Result<std::result::Result<(), claude::Error>> {
     let rows = app.db()?.all(&ALL, &[]).await?;
-    let stored = rows.iter().find(|row| row.label == label && row.state != "revoked");
+    let stored = rows
+        .iter()
+        .find(|row| row.label == label && row.state != "revoked");
     let key = match stored {
-        Some(row) => open(app, row).ok_or_else(|| Error::Internal("no key of CREDENTIALS_KEY opens it".into()))?,
+        Some(row) => open(app, row)
+            .ok_or_else(|| Error::Internal("no key of CREDENTIALS_KEY opens it".into()))?,
         None => {
             let keys = app.config().claude.clone()?.keys;
-            keys.into_iter().find(|key| key.label == label).ok_or(Error::NotFound)?
+            keys.into_iter()
+                .find(|key| key.label == label)
+                .ok_or(Error::NotFound)?
         }
     };
     let scopes = Pool::scopes(&key);
@@ -195,9 +264,21 @@ pub async fn test(app: &App, label: &str) -> Result<std::result::Result<(), clau
         Err(error) => (None, Some(telemetry::chain(error))),
     };
     let error_at = error.as_ref().map(|_| now);
-    app.db()?.execute(&super::NOTE, &[&[label].as_slice(), &vec![ok_at], &vec![error], &vec![error_at]]).await?;
+    app.db()?
+        .execute(
+            &super::NOTE,
+            &[
+                &[label].as_slice(),
+                &vec![ok_at],
+                &vec![error],
+                &vec![error_at],
+            ],
+        )
+        .await?;
     if asked.is_ok() {
-        let lift = scopes.iter().fold(Command::new("ZREM").arg(COOLING), Command::arg);
+        let lift = scopes
+            .iter()
+            .fold(Command::new("ZREM").arg(COOLING), Command::arg);
         app.redis()?.exec::<i64>(&lift.idempotent()).await?;
     }
     Ok(asked)
@@ -205,7 +286,8 @@ pub async fn test(app: &App, label: &str) -> Result<std::result::Result<(), clau
 
 async fn ask(app: &App, key: ApiKey) -> Result<std::result::Result<(), claude::Error>> {
     let config = app.config().claude.clone()?;
-    let claude = Claude::new(app.http()?.clone(), config.base_url, key).with_deadlines(config.deadlines);
+    let claude =
+        Claude::new(app.http()?.clone(), config.base_url, key).with_deadlines(config.deadlines);
     let model = app.config().models.clone()?.small;
     let prompt = Prompt::of_one_turn(&model, 1, "Hello".to_owned(), "operator");
     let heard = async {
@@ -238,7 +320,9 @@ pub async fn reseal(app: &App) -> Result<Resealed> {
             Some(opened) => {
                 let again = seal.seal(row.id, &row.label, &opened.secret)?;
                 // Nothing where it was revoked or sealed anew meanwhile.
-                app.db()?.execute(&RESEAL, &[&row.id, &sealed, &again]).await?;
+                app.db()?
+                    .execute(&RESEAL, &[&row.id, &sealed, &again])
+                    .await?;
                 done.changed += 1;
             }
             None => done.unreadable.push(row.label),

@@ -19,8 +19,10 @@ use crate::{
     redis, row, sql,
 };
 
-static REPAIR_SUBJECT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("repair_subject.lua")));
-static REPAIR_BUDGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("repair_budget.lua")));
+static REPAIR_SUBJECT: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("repair_subject.lua")));
+static REPAIR_BUDGET: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("repair_budget.lua")));
 
 /// How often everybody's spending is read again because somebody spent meanwhile.
 const ATTEMPTS: usize = 5;
@@ -42,7 +44,9 @@ async fn compare_budget(app: &App, day: Date, report: &mut Report) -> Result<()>
             Compared::Changed => {}
         }
     }
-    tracing::info!("everybody's spending changes too fast to be compared with the ledger; the next run tries again");
+    tracing::info!(
+        "everybody's spending changes too fast to be compared with the ledger; the next run tries again"
+    );
     Ok(())
 }
 
@@ -56,44 +60,82 @@ enum Compared {
 async fn open_now(app: &App) -> Result<Vec<OpenHold>> {
     match open_holds(app).await? {
         (holds, true) => Ok(holds.into_iter().map(|(hold, _)| hold).collect()),
-        (_, false) => Err(Error::unavailable("there are more open holds than one run reads")),
+        (_, false) => Err(Error::unavailable(
+            "there are more open holds than one run reads",
+        )),
     }
 }
 
 /// Those who sent something since the run before the last.
-async fn compare_subjects(app: &App, now: OffsetDateTime, day: Date, report: &mut Report) -> Result<()> {
-    let since = app.db()?.optional(&LAST_RUN, &[]).await?.unwrap_or(now - Duration::DAY);
+async fn compare_subjects(
+    app: &App,
+    now: OffsetDateTime,
+    day: Date,
+    report: &mut Report,
+) -> Result<()> {
+    let since = app
+        .db()?
+        .optional(&LAST_RUN, &[])
+        .await?
+        .unwrap_or(now - Duration::DAY);
     let since = since.max(now - Duration::DAY) - Duration::minutes(10);
     let subjects = app.db()?.all(&ACTIVE_SUBJECTS, &[&since, &day]).await?;
     let mut outcome = Ok(());
     for batch in subjects.chunks(BATCH) {
-        let read = batch
-            .iter()
-            .map(|subject| Command::new("HMGET").arg(stored::subject_key(subject, day)).args(["n", "c"]).idempotent());
+        let read = batch.iter().map(|subject| {
+            Command::new("HMGET")
+                .arg(stored::subject_key(subject, day))
+                .args(["n", "c"])
+                .idempotent()
+        });
         let counted = app.redis()?.pipeline(&read.collect::<Vec<_>>()).await?;
-        let open: Vec<OpenHold> = open_now(app).await?.into_iter().filter(|hold| hold.day == day).collect();
+        let open: Vec<OpenHold> = open_now(app)
+            .await?
+            .into_iter()
+            .filter(|hold| hold.day == day)
+            .collect();
         let whose: Vec<&str> = open.iter().map(|hold| hold.subject.as_str()).collect();
         let requests: Vec<Uuid> = open.iter().map(|hold| hold.request).collect();
         let amounts: Vec<i64> = open.iter().map(|hold| hold.amount).collect();
         let are_messages: Vec<bool> = open.iter().map(|hold| hold.is_message).collect();
-        let right = [&batch as &(dyn ToSql + Sync), &day, &whose, &requests, &amounts, &are_messages];
+        let right = [
+            &batch as &(dyn ToSql + Sync),
+            &day,
+            &whose,
+            &requests,
+            &amounts,
+            &are_messages,
+        ];
         let right = app.db()?.all(&SUBJECT_DAYS, &right).await?;
         let mut repairs = Vec::new();
         for (subject, counted) in batch.iter().zip(counted) {
             let Ok(counted) = counted else { continue };
             // A day that Redis does not have is raised by the next send.
-            let Some(messages) = counted[0].as_str() else { continue };
+            let Some(messages) = counted[0].as_str() else {
+                continue;
+            };
             let spent = counted[1].as_str().unwrap_or_default();
             report.subjects_compared += 1;
-            let Some(right) = right.iter().find(|row| row.subject == *subject) else { continue };
+            let Some(right) = right.iter().find(|row| row.subject == *subject) else {
+                continue;
+            };
             if (messages.parse(), spent.parse()) != (Ok(right.messages), Ok(right.spent_microusd)) {
-                let args: [Arg; 4] =
-                    [messages.into(), spent.into(), right.messages.into(), right.spent_microusd.into()];
-                repairs.push(REPAIR_SUBJECT.command(&[&stored::subject_key(subject, day)], &args).idempotent());
+                let args: [Arg; 4] = [
+                    messages.into(),
+                    spent.into(),
+                    right.messages.into(),
+                    right.spent_microusd.into(),
+                ];
+                repairs.push(
+                    REPAIR_SUBJECT
+                        .command(&[&stored::subject_key(subject, day)], &args)
+                        .idempotent(),
+                );
             }
         }
         for repaired in app.redis()?.pipeline(&repairs).await? {
-            report.subjects_repaired += usize::from(repaired.as_ref().is_ok_and(|repaired| *repaired == 1));
+            report.subjects_repaired +=
+                usize::from(repaired.as_ref().is_ok_and(|repaired| *repaired == 1));
             outcome = outcome.and(repaired.map(drop).map_err(redis::Error::from));
         }
     }
@@ -102,16 +144,31 @@ async fn compare_subjects(app: &App, now: OffsetDateTime, day: Date, report: &mu
 
 async fn compare_budget_once(app: &App, day: Date) -> Result<Compared> {
     let (today_key, month_key) = (stored::day_key(day), stored::month_key(day));
-    let read = Command::new("MGET").arg(&today_key).arg(&month_key).args(stored::earlier_days(day)).idempotent();
+    let read = Command::new("MGET")
+        .arg(&today_key)
+        .arg(&month_key)
+        .args(stored::earlier_days(day))
+        .idempotent();
     let known: Vec<Option<String>> = app.redis()?.exec(&read).await?;
     let of_month = |hold: &OpenHold| budget::month(hold.day) == budget::month(day);
     let open: Vec<OpenHold> = open_now(app).await?.into_iter().filter(of_month).collect();
     let days: Vec<Date> = open.iter().map(|hold| hold.day).collect();
     let requests: Vec<Uuid> = open.iter().map(|hold| hold.request).collect();
     let amounts: Vec<i64> = open.iter().map(|hold| hold.amount).collect();
-    let right = [&day as &(dyn ToSql + Sync), &budget::month(day), &days, &requests, &amounts];
+    let right = [
+        &day as &(dyn ToSql + Sync),
+        &budget::month(day),
+        &days,
+        &requests,
+        &amounts,
+    ];
     let right: Spending = app.db()?.one(&SPENDING, &right).await?;
-    let number = |at: usize| known[at].as_deref().and_then(|text| text.parse::<i64>().ok()).unwrap_or_default();
+    let number = |at: usize| {
+        known[at]
+            .as_deref()
+            .and_then(|text| text.parse::<i64>().ok())
+            .unwrap_or_default()
+    };
     let Some(known_today) = known[0].clone() else {
         // Lost, or the day has not begun: the next send raises it.
         return Ok(Compared::Right);
@@ -128,7 +185,9 @@ async fn compare_budget_once(app: &App, day: Date) -> Result<Compared> {
         right_rest.into(),
         KEEP_DAY.as_secs().into(),
     ];
-    let repair = REPAIR_BUDGET.command(&[&today_key, &month_key], &args).idempotent();
+    let repair = REPAIR_BUDGET
+        .command(&[&today_key, &month_key], &args)
+        .idempotent();
     match app.redis()?.exec::<i64>(&repair).await? {
         1 => Ok(Compared::Repaired),
         _ => Ok(Compared::Changed),

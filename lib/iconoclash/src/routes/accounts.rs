@@ -91,8 +91,12 @@ impl TryFrom<String> for Email {
         let email = typed.trim();
         let (local, domain) = email.split_once('@').unwrap_or_default();
         let labels = domain.split('.').all(|label| !label.is_empty());
-        let plausible = !local.is_empty() && domain.contains('.') && labels && !domain.contains('@');
-        if plausible && email.len() <= 254 && !email.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        let plausible =
+            !local.is_empty() && domain.contains('.') && labels && !domain.contains('@');
+        if plausible
+            && email.len() <= 254
+            && !email.contains(|c: char| c.is_whitespace() || c.is_control())
+        {
             Ok(Self(email.to_owned()))
         } else {
             Err("must be an e-mail address")
@@ -126,21 +130,52 @@ impl TryFrom<String> for Password {
 /// Make an account. With a guest's token that guest becomes the account and keeps the discussions.
 #[utoipa::path(post, path = "/api/auth/signup", tag = "accounts", security((), ("bearer" = [])),
     responses((status = 201, body = SignedIn), (status = 401, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
-async fn signup(State(app): State<App>, visitor: Visitor, Json(new): Json<NewAccount>) -> Result<Response> {
+async fn signup(
+    State(app): State<App>,
+    visitor: Visitor,
+    Json(new): Json<NewAccount>,
+) -> Result<Response> {
     let (network, address) = (Of::Network(visitor.network), Of::Email(&new.email.0));
-    limit::check(&app, &[(Limit::SignUp, network), (Limit::SignUpAs, address)]).await?;
+    limit::check(
+        &app,
+        &[(Limit::SignUp, network), (Limit::SignUpAs, address)],
+    )
+    .await?;
     let hash = password::hash(new.password.0).await?;
     let name = new.name.as_ref().map(Text::as_str);
     let db = app.db()?;
-    let row = match visitor.session.map(|session| session.claims).filter(|claims| claims.guest) {
+    let row = match visitor
+        .session
+        .map(|session| session.claims)
+        .filter(|claims| claims.guest)
+    {
         Some(guest) => {
             let Claims { sub, sid, ver, .. } = guest;
             cache::forget(&app, &[Cached::Session(sub)], Vec::new()).await?;
-            let upgraded = db.optional(&UPGRADE_GUEST, &[&sub, &ver, &sid, &new.email.0, &name, &hash]).await;
-            upgraded.on_constraint("users_email_key", EMAIL_TAKEN)?.ok_or(auth::INVALID_TOKEN)?
+            let upgraded = db
+                .optional(
+                    &UPGRADE_GUEST,
+                    &[&sub, &ver, &sid, &new.email.0, &name, &hash],
+                )
+                .await;
+            upgraded
+                .on_constraint("users_email_key", EMAIL_TAKEN)?
+                .ok_or(auth::INVALID_TOKEN)?
         }
         None => {
-            let inserted = db.one(&INSERT, &[&app.new_id(), &new.email.0, &name, &hash, &"free", &app.now()]).await;
+            let inserted = db
+                .one(
+                    &INSERT,
+                    &[
+                        &app.new_id(),
+                        &new.email.0,
+                        &name,
+                        &hash,
+                        &"free",
+                        &app.now(),
+                    ],
+                )
+                .await;
             inserted.on_constraint("users_email_key", EMAIL_TAKEN)?
         }
     };
@@ -150,9 +185,17 @@ async fn signup(State(app): State<App>, visitor: Visitor, Json(new): Json<NewAcc
 /// Sign in. An unknown address takes as long as a wrong password and is answered the same.
 #[utoipa::path(post, path = "/api/auth/login", tag = "accounts",
     responses((status = 200, body = SignedIn), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
-async fn login(State(app): State<App>, visitor: Visitor, Json(credentials): Json<Credentials>) -> Result<Response> {
+async fn login(
+    State(app): State<App>,
+    visitor: Visitor,
+    Json(credentials): Json<Credentials>,
+) -> Result<Response> {
     let (network, account) = (Of::Network(visitor.network), Of::Email(&credentials.email));
-    limit::check(&app, &[(Limit::SignIn, network), (Limit::SignInTo, account)]).await?;
+    limit::check(
+        &app,
+        &[(Limit::SignIn, network), (Limit::SignInTo, account)],
+    )
+    .await?;
     let address = credentials.email.trim();
     let found = match address.contains('\0') {
         // Nobody's, and nothing that Postgres could be asked for.
@@ -168,7 +211,11 @@ async fn login(State(app): State<App>, visitor: Visitor, Json(credentials): Json
     if suspended {
         return Err(SUSPENDED);
     }
-    let row = app.db()?.optional(&BY_ID, &[&user]).await?.ok_or(INVALID_CREDENTIALS)?;
+    let row = app
+        .db()?
+        .optional(&BY_ID, &[&user])
+        .await?
+        .ok_or(INVALID_CREDENTIALS)?;
     begin_session(&app, row, StatusCode::OK)
 }
 
@@ -177,16 +224,34 @@ async fn login(State(app): State<App>, visitor: Visitor, Json(credentials): Json
 async fn guest(State(app): State<App>, visitor: Visitor) -> Result<Response> {
     limit::check(&app, &[(Limit::Guest, Of::Network(visitor.network))]).await?;
     let nothing = None::<&str>;
-    let row = app.db()?.one(&INSERT, &[&app.new_id(), &nothing, &nothing, &nothing, &"guest", &app.now()]).await?;
+    let row = app
+        .db()?
+        .one(
+            &INSERT,
+            &[
+                &app.new_id(),
+                &nothing,
+                &nothing,
+                &nothing,
+                &"guest",
+                &app.now(),
+            ],
+        )
+        .await?;
     begin_session(&app, row, StatusCode::CREATED)
 }
 
 /// Sign out, here or everywhere, at once.
 #[utoipa::path(post, path = "/api/auth/logout", tag = "accounts", security(("bearer" = [])),
     responses((status = 204), (status = 401, body = Problem)))]
-async fn logout(State(app): State<App>, user: User, OptionalJson(logout): OptionalJson<Logout>) -> Result<Response> {
+async fn logout(
+    State(app): State<App>,
+    user: User,
+    OptionalJson(logout): OptionalJson<Logout>,
+) -> Result<Response> {
     let claims = &user.session.claims;
-    let ends = OffsetDateTime::from_unix_timestamp(claims.exp).map_err(|error| Error::Internal(error.into()))?;
+    let ends = OffsetDateTime::from_unix_timestamp(claims.exp)
+        .map_err(|error| Error::Internal(error.into()))?;
     let (session, version) = match logout.everywhere {
         true => (None, Some(claims.ver + 1)),
         false => (Some((claims.sid, (ends - app.now()).unsigned_abs())), None),
@@ -208,32 +273,68 @@ async fn logout(State(app): State<App>, user: User, OptionalJson(logout): Option
     responses((status = 200, body = CurrentSession), (status = 401, body = Problem)))]
 async fn session(State(app): State<App>, session: Session) -> Result<Response> {
     let (subject, now) = (Subject::of(&session, &app)?, app.now());
-    let (user, counted) = session.live(&app, vec![admission::messages_command(&subject, now)]).await?;
-    let counted = counted.into_iter().next().flatten().and_then(|counted| counted.as_str()?.parse().ok());
+    let (user, counted) = session
+        .live(&app, vec![admission::messages_command(&subject, now)])
+        .await?;
+    let counted = counted
+        .into_iter()
+        .next()
+        .flatten()
+        .and_then(|counted| counted.as_str()?.parse().ok());
     let messages = match counted {
         Some(messages) => messages,
         None => admission::messages(&app, &subject, now).await?,
     };
-    let limit = user.profile.plan.messages_per_day(&app.config().quotas.clone()?);
+    let limit = user
+        .profile
+        .plan
+        .messages_per_day(&app.config().quotas.clone()?);
     let quota = Quota::new(limit, u32::try_from(messages).unwrap_or_default(), now);
-    Ok((quota.headers(), axum::Json(CurrentSession { user: user.profile, quota })).into_response())
+    Ok((
+        quota.headers(),
+        axum::Json(CurrentSession {
+            user: user.profile,
+            quota,
+        }),
+    )
+        .into_response())
 }
 
 fn begin_session(app: &App, row: UserRow, status: StatusCode) -> Result<Response> {
     let version = row.token_version;
     let user: Profile = row.try_into()?;
     let guest = user.plan == Plan::Guest;
-    let (token, expires_at) = app.tokens()?.sign(user.id, app.new_id(), version, guest, app.now())?;
-    let cookie = [(header::SET_COOKIE, auth::session_cookie(&token, token::LIFETIME.whole_seconds()))];
-    Ok((status, cookie, axum::Json(SignedIn { user, token, expires_at })).into_response())
+    let (token, expires_at) =
+        app.tokens()?
+            .sign(user.id, app.new_id(), version, guest, app.now())?;
+    let cookie = [(
+        header::SET_COOKIE,
+        auth::session_cookie(&token, token::LIFETIME.whole_seconds()),
+    )];
+    Ok((
+        status,
+        cookie,
+        axum::Json(SignedIn {
+            user,
+            token,
+            expires_at,
+        }),
+    )
+        .into_response())
 }
 
-const EMAIL_TAKEN: Error =
-    Error::Conflict { code: "email_taken", detail: "There is an account with this address; sign in instead." };
-const INVALID_CREDENTIALS: Error =
-    Error::Unauthorized { code: "invalid_credentials", detail: "The address or the password is wrong." };
-const SUSPENDED: Error =
-    Error::Forbidden { code: "account_suspended", detail: "This account is suspended; write to us to have it back." };
+const EMAIL_TAKEN: Error = Error::Conflict {
+    code: "email_taken",
+    detail: "There is an account with this address; sign in instead.",
+};
+const INVALID_CREDENTIALS: Error = Error::Unauthorized {
+    code: "invalid_credentials",
+    detail: "The address or the password is wrong.",
+};
+const SUSPENDED: Error = Error::Forbidden {
+    code: "account_suspended",
+    detail: "This account is suspended; write to us to have it back.",
+};
 
 sql! {
     write INSERT(UUID, TEXT, TEXT, TEXT, TEXT, TIMESTAMPTZ) -> UserRow = "
@@ -283,13 +384,25 @@ mod tests {
     #[test]
     fn an_address_is_taken_unless_it_cannot_be_one() {
         let accepted = |typed: &str| Email::try_from(typed.to_owned()).is_ok();
-        for good in ["ada@example.org", " Ada+x@sub.example.co.uk ", "ü@exämple.de"] {
+        for good in [
+            "ada@example.org",
+            " Ada+x@sub.example.co.uk ",
+            "ü@exämple.de",
+        ] {
             assert!(accepted(good), "{good}");
         }
         let long = format!("{}@example.org", "a".repeat(250));
-        for bad in
-            ["", "ada", "ada@", "@example.org", "ada@localhost", "a b@example.org", "a@b@c.org", "a@b..org", &long]
-        {
+        for bad in [
+            "",
+            "ada",
+            "ada@",
+            "@example.org",
+            "ada@localhost",
+            "a b@example.org",
+            "a@b@c.org",
+            "a@b..org",
+            &long,
+        ] {
             assert!(!accepted(bad), "{bad}");
         }
     }

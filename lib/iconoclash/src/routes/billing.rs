@@ -30,7 +30,10 @@ use crate::{
 
 /// `/api/billing/*`
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(checkout)).routes(routes!(portal)).routes(routes!(receive))
+    OpenApiRouter::new()
+        .routes(routes!(checkout))
+        .routes(routes!(portal))
+        .routes(routes!(receive))
 }
 
 /// Stripe wants to be answered quickly, and so do we, within a second; what takes longer is asked again by the cron.
@@ -67,7 +70,11 @@ enum Outcome {
 /// Begin to pay for Pro: the page on which to do so. Asking again gives the same page while it is open.
 #[utoipa::path(post, path = "/api/billing/checkout", tag = "billing", security(("bearer" = [])),
     responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
-async fn checkout(State(app): State<App>, background: Background, user: User) -> Result<Json<Page>> {
+async fn checkout(
+    State(app): State<App>,
+    background: Background,
+    user: User,
+) -> Result<Json<Page>> {
     let email = email(&user)?;
     limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
     let Linked { customer, former } = app.db()?.one(&LINKED, &[&user.id]).await?;
@@ -76,7 +83,12 @@ async fn checkout(State(app): State<App>, background: Background, user: User) ->
         None => new_customer(&app, &user, email, former.as_deref()).await?,
     };
     // Before Stripe is asked what is paid for: whoever pays on that page from now on is seen to have paid.
-    let latest = match app.stripe()?.with_deadline(CHECKOUT_DEADLINE).latest_checkout(&customer).await {
+    let latest = match app
+        .stripe()?
+        .with_deadline(CHECKOUT_DEADLINE)
+        .latest_checkout(&customer)
+        .await
+    {
         Err(error) if error.customer_is_missing() => None,
         latest => latest?,
     };
@@ -89,12 +101,24 @@ async fn checkout(State(app): State<App>, background: Background, user: User) ->
     let customer = match synced {
         Synced::Written(_) | Synced::Covered(_) | Synced::Repeated => customer,
         // Another key's customer. Where something is paid for, the key is what is wrong.
-        Synced::Missing if user.profile.plan == Plan::Free => new_customer(&app, &user, email, Some(&customer)).await?,
-        Synced::Missing => return Err(Error::Internal("Stripe does not know a customer who pays".into())),
-        Synced::Foreign => return Err(Error::Internal("a customer that was just linked is nobody's".into())),
+        Synced::Missing if user.profile.plan == Plan::Free => {
+            new_customer(&app, &user, email, Some(&customer)).await?
+        }
+        Synced::Missing => {
+            return Err(Error::Internal(
+                "Stripe does not know a customer who pays".into(),
+            ));
+        }
+        Synced::Foreign => {
+            return Err(Error::Internal(
+                "a customer that was just linked is nobody's".into(),
+            ));
+        }
     };
     subscription::checkout_begins(&app, &customer).await?;
-    Ok(Json(Page { url: checkout_page(&app, &background, user.id, &customer, latest).await? }))
+    Ok(Json(Page {
+        url: checkout_page(&app, &background, user.id, &customer, latest).await?,
+    }))
 }
 
 /// The page on which to change the card, see invoices and cancel.
@@ -105,9 +129,14 @@ async fn portal(State(app): State<App>, user: User) -> Result<Json<Page>> {
     limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
     let Linked { customer, .. } = app.db()?.one(&LINKED, &[&user.id]).await?;
     let customer = customer.ok_or(NOTHING_TO_MANAGE)?;
-    let (back, key) = (app.config().public_url.clone(), format!("portal-{}", app.new_id()));
+    let (back, key) = (
+        app.config().public_url.clone(),
+        format!("portal-{}", app.new_id()),
+    );
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
-    Ok(Json(Page { url: stripe.create_portal(&customer, &back, &key).await? }))
+    Ok(Json(Page {
+        url: stripe.create_portal(&customer, &back, &key).await?,
+    }))
 }
 
 /// Stripe's events, signed. A repeated one, one that comes late and one that nobody knows are all well.
@@ -125,7 +154,9 @@ async fn receive(
     let outcome = match Effect::of(&event.kind) {
         Effect::Subscription => confirm(&app, &background, &event).await?,
         Effect::Deletion => match event.customer() {
-            Some(customer) if subscription::forget(&app, customer, &event).await? => Outcome::Written,
+            Some(customer) if subscription::forget(&app, customer, &event).await? => {
+                Outcome::Written
+            }
             _ => Outcome::Ignored,
         },
         Effect::Alert if subscription::record(&app, &event).await? => {
@@ -134,7 +165,11 @@ async fn receive(
         }
         Effect::Alert => Outcome::Repeated,
         Effect::Nothing => {
-            tracing::info!(event = event.id, kind = event.kind, "an event that nothing depends on");
+            tracing::info!(
+                event = event.id,
+                kind = event.kind,
+                "an event that nothing depends on"
+            );
             Outcome::Ignored
         }
     };
@@ -155,7 +190,10 @@ impl Effect {
         match kind {
             webhook::CUSTOMER_DELETED => Self::Deletion,
             "charge.refunded" | "charge.dispute.created" => Self::Alert,
-            _ if about("customer.subscription.") || about("checkout.session.") || about("invoice.") => {
+            _ if about("customer.subscription.")
+                || about("checkout.session.")
+                || about("invoice.") =>
+            {
                 Self::Subscription
             }
             _ => Self::Nothing,
@@ -168,14 +206,22 @@ fn genuine(app: &App, headers: &HeaderMap, body: Result<Raw>) -> Result<Event> {
     let secrets = app.config().stripe_webhook_secrets.clone()?;
     let malformed = |error: &dyn std::fmt::Display| Error::BadRequest(error.to_string());
     let Raw(body) = body.map_err(|error| malformed(&error))?;
-    let signature = headers.get("stripe-signature").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let signature = headers
+        .get("stripe-signature")
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     webhook::verify(&secrets, signature, &body, app.now()).map_err(|forged| malformed(&forged))?;
-    serde_json::from_slice(&body).map_err(|error| malformed(&format_args!("The body is no event: {error}.")))
+    serde_json::from_slice(&body)
+        .map_err(|error| malformed(&format_args!("The body is no event: {error}.")))
 }
 
 async fn confirm(app: &App, background: &Background, event: &Event) -> Result<Outcome> {
     let Some(customer) = event.customer() else {
-        tracing::info!(event = event.id, kind = event.kind, "an event of no customer");
+        tracing::info!(
+            event = event.id,
+            kind = event.kind,
+            "an event of no customer"
+        );
         return Ok(Outcome::Ignored);
     };
     let synced = subscription::sync(app, customer, Some(event), WEBHOOK_DEADLINE).await;
@@ -192,10 +238,17 @@ async fn confirm(app: &App, background: &Background, event: &Event) -> Result<Ou
         }
         Ok(Synced::Repeated | Synced::Covered(_)) => Ok(Outcome::Repeated),
         Ok(Synced::Foreign) => {
-            tracing::info!(event = event.id, kind = event.kind, customer, "an event of nobody's customer");
+            tracing::info!(
+                event = event.id,
+                kind = event.kind,
+                customer,
+                "an event of nobody's customer"
+            );
             Ok(Outcome::Ignored)
         }
-        Ok(Synced::Missing) => Err(Error::Internal("Stripe does not know the customer of its own event".into())),
+        Ok(Synced::Missing) => Err(Error::Internal(
+            "Stripe does not know the customer of its own event".into(),
+        )),
         // Stripe tries again whatever the 5xx is; that it could not be asked is for our log.
         Err(Error::Unavailable { cause, .. }) => Err(Error::Internal(cause)),
         Err(error) => Err(error),
@@ -208,10 +261,19 @@ fn alert(event: &Event) -> Alert {
     let text = |field: &str| object[field].as_str().unwrap_or("?").to_owned();
     let money = |field: &str| money(object[field].as_i64().unwrap_or(0), &text("currency"));
     let (subject, words, charge) = if event.kind == "charge.refunded" {
-        let words = format!("{} of {} went back to {}.", money("amount_refunded"), money("amount"), text("customer"));
+        let words = format!(
+            "{} of {} went back to {}.",
+            money("amount_refunded"),
+            money("amount"),
+            text("customer")
+        );
         ("A payment was refunded", words, text("id"))
     } else {
-        let words = format!("{} are disputed: {}. Answer before the deadline.", money("amount"), text("reason"));
+        let words = format!(
+            "{} are disputed: {}. Answer before the deadline.",
+            money("amount"),
+            text("reason")
+        );
         ("A payment is disputed", words, text("charge"))
     };
     let link = format!("https://dashboard.stripe.com/payments/{charge}");
@@ -227,9 +289,11 @@ fn alert(event: &Event) -> Alert {
 fn money(amount: i64, currency: &str) -> String {
     let currency = currency.to_uppercase();
     match currency.as_str() {
-        "BIF" | "CLP" | "DJF" | "GNF" | "JPY" | "KMF" | "KRW" | "MGA" | "PYG" | "RWF" | "UGX" | "VND" | "VUV"
-        | "XAF" | "XOF" | "XPF" => format!("{amount} {currency}"),
-        "BHD" | "JOD" | "KWD" | "OMR" | "TND" => format!("{}.{:03} {currency}", amount / 1000, amount % 1000),
+        "BIF" | "CLP" | "DJF" | "GNF" | "JPY" | "KMF" | "KRW" | "MGA" | "PYG" | "RWF" | "UGX"
+        | "VND" | "VUV" | "XAF" | "XOF" | "XPF" => format!("{amount} {currency}"),
+        "BHD" | "JOD" | "KWD" | "OMR" | "TND" => {
+            format!("{}.{:03} {currency}", amount / 1000, amount % 1000)
+        }
         _ => format!("{}.{:02} {currency}", amount / 100, amount % 100),
     }
 }
@@ -244,13 +308,21 @@ fn email(user: &User) -> Result<&str> {
 async fn new_customer(app: &App, user: &User, email: &str, former: Option<&str>) -> Result<String> {
     let key = format!("customer-{}-{}", user.id, former.unwrap_or("first"));
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
-    let made = stripe.create_customer(email, &user.id.to_string(), &key).await?;
+    let made = stripe
+        .create_customer(email, &user.id.to_string(), &key)
+        .await?;
     link(app, user, &made.id, former).await
 }
 
 /// Links a customer to the user, and gives the one that is linked: the first to come decides.
 async fn link(app: &App, user: &User, customer: &str, in_place_of: Option<&str>) -> Result<String> {
-    Ok(app.db()?.one(&LINK_CUSTOMER, &[&user.id, &customer, &in_place_of, &app.now()]).await?)
+    Ok(app
+        .db()?
+        .one(
+            &LINK_CUSTOMER,
+            &[&user.id, &customer, &in_place_of, &app.now()],
+        )
+        .await?)
 }
 
 /// Asks Stripe about a customer who is about to pay: an event that is on its way would be paid twice.
@@ -275,16 +347,25 @@ async fn checkout_page(
     customer: &str,
     latest: Option<CheckoutSession>,
 ) -> Result<String> {
-    let (price, root) = (app.config().stripe_price_pro.clone()?, &app.config().public_url);
+    let (price, root) = (
+        app.config().stripe_price_pro.clone()?,
+        &app.config().public_url,
+    );
     let stripe = app.stripe()?.with_deadline(CHECKOUT_DEADLINE);
     if let Some(open) = latest.as_ref().filter(|latest| latest.is_open()) {
         let lasts = open.expires_at > app.now().unix_timestamp() + PAGE_LIFE_LEFT_SECS;
-        if let Some(url) = open.url.clone().filter(|_| lasts && open.metadata.get("price") == Some(&price)) {
+        if let Some(url) = open
+            .url
+            .clone()
+            .filter(|_| lasts && open.metadata.get("price") == Some(&price))
+        {
             return Ok(url);
         }
         let closed = stripe.expire_checkout(&open.id).await?;
         if closed.is_open() {
-            return Err(Error::Internal("Stripe does not close a checkout that is to be followed by another".into()));
+            return Err(Error::Internal(
+                "Stripe does not close a checkout that is to be followed by another".into(),
+            ));
         }
         // Whoever came first has closed it, or the user has paid there a moment ago.
         if closed.is_complete() {
@@ -301,11 +382,18 @@ async fn checkout_page(
         ("allow_promotion_codes", "true"),
         ("subscription_data[metadata][user_id]", &user),
         ("metadata[price]", &price),
-        ("success_url", &format!("{root}/billing/success.html?session_id={{CHECKOUT_SESSION_ID}}")),
+        (
+            "success_url",
+            &format!("{root}/billing/success.html?session_id={{CHECKOUT_SESSION_ID}}"),
+        ),
         ("cancel_url", &format!("{root}/billing/cancel.html")),
     ];
-    let opened = stripe.create_checkout(&params, latest.as_ref().map(|latest| latest.id.as_str())).await?;
-    opened.url.ok_or_else(|| Error::Internal("Stripe opened a checkout without a page".into()))
+    let opened = stripe
+        .create_checkout(&params, latest.as_ref().map(|latest| latest.id.as_str()))
+        .await?;
+    opened
+        .url
+        .ok_or_else(|| Error::Internal("Stripe opened a checkout without a page".into()))
 }
 
 const SIGN_UP_FIRST: Error = Error::Forbidden {
@@ -316,8 +404,10 @@ const ALREADY_SUBSCRIBED: Error = Error::Conflict {
     code: "already_subscribed",
     detail: "You have a subscription; change or end it under “Manage subscription”.",
 };
-const NOTHING_TO_MANAGE: Error =
-    Error::Conflict { code: "not_subscribed", detail: "You have no subscription to manage." };
+const NOTHING_TO_MANAGE: Error = Error::Conflict {
+    code: "not_subscribed",
+    detail: "You have no subscription to manage.",
+};
 
 sql! {
     read LINKED(UUID) -> Linked = "

@@ -19,7 +19,9 @@ use crate::{
 
 /// `/api/icons`, `/api/plans`
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(icons)).routes(routes!(plans))
+    OpenApiRouter::new()
+        .routes(routes!(icons))
+        .routes(routes!(plans))
 }
 
 /// All of something that is short enough to be listed at once.
@@ -58,7 +60,22 @@ struct Plan {
 async fn icons(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> Result<Response> {
     visitor.may_read(&app).await?;
     let rows = app.db()?.all(&OFFERED, &[]).await?;
-    let data = rows.into_iter().map(|IconRow { slug, name, era, tagline }| Icon { slug, name, era, tagline }).collect();
+    let data = rows
+        .into_iter()
+        .map(
+            |IconRow {
+                 slug,
+                 name,
+                 era,
+                 tagline,
+             }| Icon {
+                slug,
+                name,
+                era,
+                tagline,
+            },
+        )
+        .collect();
     cacheable(&headers, &List { data })
 }
 
@@ -82,16 +99,30 @@ async fn plans(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> 
 fn cacheable(request: &HeaderMap, answer: &impl Serialize) -> Result<Response> {
     let body = serde_json::to_vec(answer).map_err(|error| Error::Internal(error.into()))?;
     let digest = Sha256::digest(&body);
-    let etag = format!("\"{}\"", digest[..12].iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    let etag = format!(
+        "\"{}\"",
+        digest[..12]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    );
     let headers = [
         (header::CACHE_CONTROL.as_str(), "public, max-age=60"),
-        ("vercel-cdn-cache-control", "max-age=3600, stale-while-revalidate=86400"),
+        (
+            "vercel-cdn-cache-control",
+            "max-age=3600, stale-while-revalidate=86400",
+        ),
         (header::ETAG.as_str(), &etag),
         (header::CONTENT_TYPE.as_str(), "application/json"),
     ];
     // A CDN that compresses turns our strong tag into a weak one; the copy is the same.
-    let known = request.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    let mut known = known.flat_map(|value| value.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
+    let known = request
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let mut known = known
+        .flat_map(|value| value.split(','))
+        .map(|tag| tag.trim().trim_start_matches("W/"));
     if known.any(|tag| tag == etag || tag == "*") {
         return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
     }

@@ -25,7 +25,10 @@ use crate::{
 
 /// `/api/discussions`, `/api/discussions/count`, `/api/discussions/{id}`
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(count)).routes(routes!(show, edit, delete))
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(count))
+        .routes(routes!(show, edit, delete))
 }
 
 /// What to argue about, and with whom.
@@ -100,10 +103,15 @@ impl TryFrom<Vec<String>> for Icons {
     type Error = &'static str;
 
     fn try_from(slugs: Vec<String>) -> Result<Self, Self::Error> {
-        let repeated = slugs.iter().enumerate().any(|(at, slug)| slugs[..at].contains(slug));
+        let repeated = slugs
+            .iter()
+            .enumerate()
+            .any(|(at, slug)| slugs[..at].contains(slug));
         match slugs.len() {
             1..=4 if repeated => Err("must not name an icon twice"),
-            1..=4 if slugs.iter().any(|slug| slug.contains('\0')) => Err("must be slugs of GET /api/icons"),
+            1..=4 if slugs.iter().any(|slug| slug.contains('\0')) => {
+                Err("must be slugs of GET /api/icons")
+            }
             1..=4 => Ok(Self(slugs)),
             _ => Err("must name one to four icons"),
         }
@@ -119,9 +127,18 @@ async fn list(
     Query(filter): Query<Filter>,
     Query(page): Query<Page>,
 ) -> Result<axum::Json<Discussions>> {
-    let rows = app.db()?.all(&PAGE, &[&user.id, &filter.archived, &page.cursor, &page.limit.rows()]).await?;
+    let rows = app
+        .db()?
+        .all(
+            &PAGE,
+            &[&user.id, &filter.archived, &page.cursor, &page.limit.rows()],
+        )
+        .await?;
     let (rows, next_cursor) = page.limit.cut(rows, |row| row.id);
-    let data = rows.into_iter().map(|row| row.into_discussion(&app)).collect();
+    let data = rows
+        .into_iter()
+        .map(|row| row.into_discussion(&app))
+        .collect();
     Ok(axum::Json(Discussions { data, next_cursor }))
 }
 
@@ -137,8 +154,10 @@ async fn create(
 ) -> Result<Response> {
     limit::check(&app, &[(Limit::Discussion, Of::User(user.id))]).await?;
     let topic = new.topic.as_ref().map(Text::as_str);
-    let title =
-        new.title.as_ref().map_or_else(|| default_title(topic, &new.icons.0), |title| title.as_str().to_owned());
+    let title = new.title.as_ref().map_or_else(
+        || default_title(topic, &new.icons.0),
+        |title| title.as_str().to_owned(),
+    );
     let now = app.now();
     let discussion = Discussion {
         id: app.new_id(),
@@ -152,15 +171,39 @@ async fn create(
         created_at: now,
         updated_at: now,
     };
-    let mut asked = vec!["POST /api/discussions", new.title.as_ref().map_or("", Text::as_str), topic.unwrap_or("")];
+    let mut asked = vec![
+        "POST /api/discussions",
+        new.title.as_ref().map_or("", Text::as_str),
+        topic.unwrap_or(""),
+    ];
     asked.extend(discussion.icons.iter().map(String::as_str));
     let hash = idempotency::fingerprint(&asked);
-    let answer = serde_json::to_value(&discussion).map_err(|error| Error::Internal(error.into()))?;
-    let (Discussion { id, title, icons, .. }, title_made) = (&discussion, new.title.is_none());
+    let answer =
+        serde_json::to_value(&discussion).map_err(|error| Error::Internal(error.into()))?;
+    let (
+        Discussion {
+            id, title, icons, ..
+        },
+        title_made,
+    ) = (&discussion, new.title.is_none());
     cache::forget(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
     let inserted = app
         .db()?
-        .execute(&INSERT, &[id, &user.id, title, &topic, icons, &now, &key.0, &hash, &answer, &title_made])
+        .execute(
+            &INSERT,
+            &[
+                id,
+                &user.id,
+                title,
+                &topic,
+                icons,
+                &now,
+                &key.0,
+                &hash,
+                &answer,
+                &title_made,
+            ],
+        )
         .await?;
     if inserted == 1 {
         return Ok((StatusCode::CREATED, axum::Json(discussion)).into_response());
@@ -173,7 +216,12 @@ async fn replay(app: &App, user: &User, key: &IdempotencyKey, hash: &[u8]) -> Re
     match app.db()?.optional(&BY_KEY, &[&user.id, &key.0]).await? {
         None => Err(Error::invalid("icons", "must be slugs of GET /api/icons")),
         Some(first) if first.request_hash != hash => Err(Error::IdempotencyKeyReused),
-        Some(first) => Ok((StatusCode::CREATED, [idempotency::REPLAYED], axum::Json(first.response)).into_response()),
+        Some(first) => Ok((
+            StatusCode::CREATED,
+            [idempotency::REPLAYED],
+            axum::Json(first.response),
+        )
+            .into_response()),
     }
 }
 
@@ -187,10 +235,24 @@ async fn count(State(app): State<App>, session: Session) -> Result<axum::Json<Co
     let midnight = now.to_offset(UtcOffset::UTC).replace_time(Time::MIDNIGHT);
     let load = async || {
         let CountRow { total, today } = app.db()?.one(&COUNT, &[&user.id, &midnight]).await?;
-        Ok(CountOfDay { day: midnight.date(), total, today })
+        Ok(CountOfDay {
+            day: midnight.date(),
+            total,
+            today,
+        })
     };
-    let counted = counts.or_load(&app, found.pop().flatten(), |counted| counted.day == midnight.date(), load).await?;
-    Ok(axum::Json(Count { total: counted.total, today: counted.today }))
+    let counted = counts
+        .or_load(
+            &app,
+            found.pop().flatten(),
+            |counted| counted.day == midnight.date(),
+            load,
+        )
+        .await?;
+    Ok(axum::Json(Count {
+        total: counted.total,
+        today: counted.today,
+    }))
 }
 
 /// As it is cached: "today" is another day after midnight.
@@ -204,8 +266,16 @@ struct CountOfDay {
 /// One discussion.
 #[utoipa::path(get, path = "/api/discussions/{id}", tag = "discussions", security(("bearer" = [])), params(("id" = Uuid, Path)),
     responses((status = 200, body = Discussion), (status = 401, body = Problem), (status = 404, body = Problem)))]
-async fn show(State(app): State<App>, user: User, Path(id): Path<Uuid>) -> Result<axum::Json<Discussion>> {
-    let row = app.db()?.optional(&BY_ID, &[&id, &user.id]).await?.ok_or(Error::NotFound)?;
+async fn show(
+    State(app): State<App>,
+    user: User,
+    Path(id): Path<Uuid>,
+) -> Result<axum::Json<Discussion>> {
+    let row = app
+        .db()?
+        .optional(&BY_ID, &[&id, &user.id])
+        .await?
+        .ok_or(Error::NotFound)?;
     Ok(axum::Json(row.into_discussion(&app)))
 }
 
@@ -220,10 +290,27 @@ async fn edit(
 ) -> Result<axum::Json<Discussion>> {
     let title = edit.title.as_ref().map(Text::as_str);
     let share_slug = share_slug();
-    let EditDiscussion { archived, shared, .. } = edit;
-    let changed =
-        app.db()?.optional(&UPDATE, &[&id, &user.id, &title, &archived, &shared, &share_slug, &app.now()]).await?;
-    Ok(axum::Json(changed.ok_or(Error::NotFound)?.into_discussion(&app)))
+    let EditDiscussion {
+        archived, shared, ..
+    } = edit;
+    let changed = app
+        .db()?
+        .optional(
+            &UPDATE,
+            &[
+                &id,
+                &user.id,
+                &title,
+                &archived,
+                &shared,
+                &share_slug,
+                &app.now(),
+            ],
+        )
+        .await?;
+    Ok(axum::Json(
+        changed.ok_or(Error::NotFound)?.into_discussion(&app),
+    ))
 }
 
 /// Delete it with all its messages.
@@ -249,11 +336,18 @@ fn default_title(topic: Option<&str>, icons: &[String]) -> String {
     let names = icons.iter().map(|slug| {
         let words = slug.split('-').map(|word| {
             let mut letters = word.chars();
-            letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+            letters.next().map_or(String::new(), |first| {
+                first.to_uppercase().chain(letters).collect()
+            })
         });
         words.collect::<Vec<_>>().join(" ")
     });
-    names.collect::<Vec<_>>().join(", ").chars().take(200).collect()
+    names
+        .collect::<Vec<_>>()
+        .join(", ")
+        .chars()
+        .take(200)
+        .collect()
 }
 
 /// Unguessable: who knows it may read.
@@ -364,7 +458,13 @@ mod tests {
     fn a_discussion_without_a_title_is_named_after_its_topic_or_its_icons() {
         let icons = ["ibn-rushd".to_owned(), "socrates".to_owned()];
         assert_eq!(default_title(None, &icons), "Ibn Rushd, Socrates");
-        assert_eq!(default_title(Some("Is virtue taught?\nOr not"), &icons), "Is virtue taught?");
-        assert_eq!(default_title(Some(&"ä".repeat(100)), &icons), format!("{}…", "ä".repeat(80)));
+        assert_eq!(
+            default_title(Some("Is virtue taught?\nOr not"), &icons),
+            "Is virtue taught?"
+        );
+        assert_eq!(
+            default_title(Some(&"ä".repeat(100)), &icons),
+            format!("{}…", "ä".repeat(80))
+        );
     }
 }

@@ -33,7 +33,10 @@ use crate::{
 
 /// `/api/discussions/{id}/messages`, `/api/messages/{id}/events`, `/api/messages/{id}/stop`
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list, send::send)).routes(routes!(resume::events)).routes(routes!(stop::stop))
+    OpenApiRouter::new()
+        .routes(routes!(list, send::send))
+        .routes(routes!(resume::events))
+        .routes(routes!(stop::stop))
 }
 
 /// Something said by the user or by the icons.
@@ -87,13 +90,20 @@ async fn list(
     Query(page): Query<Page>,
 ) -> Result<axum::Json<Messages>> {
     let (db, rows) = (app.db()?, page.limit.rows());
-    let (voices, rows) = tokio::try_join!(async { db.optional(&VOICES, &[&discussion, &user.id]).await }, async {
-        db.all(&PAGE, &[&discussion, &user.id, &page.cursor, &rows]).await
-    },)?;
-    let voices: Vec<Voice> =
-        serde_json::from_value(voices.ok_or(Error::NotFound)?).map_err(|error| Error::Internal(error.into()))?;
+    let (voices, rows) = tokio::try_join!(
+        async { db.optional(&VOICES, &[&discussion, &user.id]).await },
+        async {
+            db.all(&PAGE, &[&discussion, &user.id, &page.cursor, &rows])
+                .await
+        },
+    )?;
+    let voices: Vec<Voice> = serde_json::from_value(voices.ok_or(Error::NotFound)?)
+        .map_err(|error| Error::Internal(error.into()))?;
     let (rows, next_cursor) = page.limit.cut(rows, |row| row.id);
-    let data = rows.into_iter().map(|row| Message::from(row).spoken_by(&voices)).collect();
+    let data = rows
+        .into_iter()
+        .map(|row| Message::from(row).spoken_by(&voices))
+        .collect();
     Ok(axum::Json(Messages { data, next_cursor }))
 }
 
@@ -101,7 +111,10 @@ impl Message {
     /// With its parts, where several icons may have spoken.
     fn spoken_by(self, voices: &[Voice]) -> Self {
         let several = voices.len() > 1 && self.role == "assistant";
-        Self { parts: several.then(|| parts(&self.content, voices)), ..self }
+        Self {
+            parts: several.then(|| parts(&self.content, voices)),
+            ..self
+        }
     }
 }
 
@@ -151,7 +164,26 @@ impl From<MessageRow> for Message {
             output_tokens: row.output_tokens.unwrap_or_default(),
             cost_microusd,
         });
-        let MessageRow { id, role, content, status, model, stop_reason, created_at, .. } = row;
-        Self { id, role, content, parts: None, status, model, stop_reason, usage, created_at }
+        let MessageRow {
+            id,
+            role,
+            content,
+            status,
+            model,
+            stop_reason,
+            created_at,
+            ..
+        } = row;
+        Self {
+            id,
+            role,
+            content,
+            parts: None,
+            status,
+            model,
+            stop_reason,
+            usage,
+            created_at,
+        }
     }
 }

@@ -23,7 +23,9 @@ use crate::{
 
 /// `/api/health`, `/api/jwks`
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(health)).routes(routes!(jwks))
+    OpenApiRouter::new()
+        .routes(routes!(health))
+        .routes(routes!(jwks))
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -50,7 +52,11 @@ struct Health {
 /// Whether the function answers; with `deep=1`, whether what it needs does.
 #[utoipa::path(get, path = "/api/health", tag = "operations", params(Depth),
     responses((status = 200, body = Health), (status = 401, body = Problem), (status = 503, body = Health)))]
-async fn health(State(app): State<App>, headers: HeaderMap, Query(depth): Query<Depth>) -> Result<Response> {
+async fn health(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Query(depth): Query<Depth>,
+) -> Result<Response> {
     let (checks, claude_keys) = if depth.deep.as_deref() == Some("1") {
         Cron::of(&headers, &app)?;
         dependencies(&app).await
@@ -58,9 +64,19 @@ async fn health(State(app): State<App>, headers: HeaderMap, Query(depth): Query<
         Default::default()
     };
     let failed = checks.values().any(|said| said != "ok");
-    let (code, status) = if failed { (StatusCode::SERVICE_UNAVAILABLE, "failing") } else { (StatusCode::OK, "ok") };
+    let (code, status) = if failed {
+        (StatusCode::SERVICE_UNAVAILABLE, "failing")
+    } else {
+        (StatusCode::OK, "ok")
+    };
     let config = app.config();
-    let health = Health { status, version: config.version.clone(), region: config.region.clone(), checks, claude_keys };
+    let health = Health {
+        status,
+        version: config.version.clone(),
+        region: config.region.clone(),
+        checks,
+        claude_keys,
+    };
     Ok((code, axum::Json(health)).into_response())
 }
 
@@ -89,14 +105,25 @@ async fn dependencies(app: &App) -> (BTreeMap<&'static str, String>, BTreeMap<St
     };
     let shown = |health| match health {
         KeyHealth::Ready => "ok".to_owned(),
-        KeyHealth::Cooling(until) => format!("left alone until {}", until.format(&Rfc3339).unwrap_or_default()),
+        KeyHealth::Cooling(until) => format!(
+            "left alone until {}",
+            until.format(&Rfc3339).unwrap_or_default()
+        ),
     };
-    let keys = keys.unwrap_or_default().into_iter().map(|(label, health)| (label, shown(health))).collect();
+    let keys = keys
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(label, health)| (label, shown(health)))
+        .collect();
     let said = |result: Result<()>| match result {
         Ok(()) => "ok".to_owned(),
         Err(error) => error.cause(),
     };
-    let checks = [("postgres", said(postgres)), ("redis", said(redis)), ("claude", said(claude))];
+    let checks = [
+        ("postgres", said(postgres)),
+        ("redis", said(redis)),
+        ("claude", said(claude)),
+    ];
     (checks.into(), keys)
 }
 

@@ -38,7 +38,11 @@ impl Event {
     /// The customer that it is about.
     pub fn customer(&self) -> Option<&str> {
         let object = &self.data.object;
-        let customer = if self.kind == CUSTOMER_DELETED { object } else { &object["customer"] };
+        let customer = if self.kind == CUSTOMER_DELETED {
+            object
+        } else {
+            &object["customer"]
+        };
         customer.as_str().or_else(|| customer["id"].as_str())
     }
 }
@@ -60,10 +64,18 @@ pub enum Forged {
 /// Checks that one of our secrets signed exactly these bytes, now.
 ///
 /// Secrets are compared before the time is looked at, and all of them, so that an answer tells nothing about them.
-pub fn verify(secrets: &[Secret], header: &str, body: &[u8], now: OffsetDateTime) -> Result<(), Forged> {
+pub fn verify(
+    secrets: &[Secret],
+    header: &str,
+    body: &[u8],
+    now: OffsetDateTime,
+) -> Result<(), Forged> {
     let mut time = None;
     let mut signatures = Vec::new();
-    for (name, value) in header.split(',').filter_map(|part| part.trim().split_once('=')) {
+    for (name, value) in header
+        .split(',')
+        .filter_map(|part| part.trim().split_once('='))
+    {
         match name {
             "t" if time.is_none() => time = Some(value),
             "v1" => signatures.extend(unhex(value)),
@@ -77,9 +89,12 @@ pub fn verify(secrets: &[Secret], header: &str, body: &[u8], now: OffsetDateTime
         return Err(Forged::Malformed);
     }
     let mut genuine = Choice::from(0);
-    for secret in secrets.iter().filter(|secret| !secret.expose().trim().is_empty()) {
-        let mut mac =
-            Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes a key of any length");
+    for secret in secrets
+        .iter()
+        .filter(|secret| !secret.expose().trim().is_empty())
+    {
+        let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes())
+            .expect("HMAC takes a key of any length");
         mac.update(stamp.as_bytes());
         mac.update(b".");
         mac.update(body);
@@ -105,7 +120,11 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
     }
     let mut bytes = [0; 32];
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let digit = |digit: u8| {
+            char::from(digit)
+                .to_digit(16)
+                .and_then(|digit| u8::try_from(digit).ok())
+        };
         *byte = digit(pair[0])? * 16 + digit(pair[1])?;
     }
     Some(bytes)
@@ -123,7 +142,11 @@ mod tests {
         let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
         mac.update(format!("{at}.").as_bytes());
         mac.update(body);
-        mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+        mac.finalize()
+            .into_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     fn check(secrets: &[&str], header: &str, expected: Result<(), Forged>) {
@@ -137,14 +160,34 @@ mod tests {
         let good = sign("whsec_a", now, BODY);
         check(&["whsec_a"], &format!("t={now},v1={good}"), Ok(()));
         check(&["whsec_a"], &format!("t={now}, v1={good}, v0=ff"), Ok(()));
-        check(&["whsec_b"], &format!("t={now},v1={good}"), Err(Forged::Mismatch));
-        check(&["whsec_a"], &format!("t={},v1={good}", now + 1), Err(Forged::Mismatch));
+        check(
+            &["whsec_b"],
+            &format!("t={now},v1={good}"),
+            Err(Forged::Mismatch),
+        );
+        check(
+            &["whsec_a"],
+            &format!("t={},v1={good}", now + 1),
+            Err(Forged::Mismatch),
+        );
         let other = sign("whsec_a", now, b"{}");
-        check(&["whsec_a"], &format!("t={now},v1={other}"), Err(Forged::Mismatch));
-        for (offset, expected) in [(300, Ok(())), (-300, Ok(())), (301, Err(Forged::Stale)), (-301, Err(Forged::Stale))]
-        {
+        check(
+            &["whsec_a"],
+            &format!("t={now},v1={other}"),
+            Err(Forged::Mismatch),
+        );
+        for (offset, expected) in [
+            (300, Ok(())),
+            (-300, Ok(())),
+            (301, Err(Forged::Stale)),
+            (-301, Err(Forged::Stale)),
+        ] {
             let at = now + offset;
-            check(&["whsec_a"], &format!("t={at},v1={}", sign("whsec_a", at, BODY)), expected);
+            check(
+                &["whsec_a"],
+                &format!("t={at},v1={}", sign("whsec_a", at, BODY)),
+                expected,
+            );
         }
     }
 
@@ -152,9 +195,21 @@ mod tests {
     fn while_a_secret_is_replaced_either_one_will_do_on_either_side() {
         let now = NOW.unix_timestamp();
         let (old, new) = (sign("whsec_old", now, BODY), sign("whsec_new", now, BODY));
-        check(&["whsec_new", "whsec_old"], &format!("t={now},v1={old}"), Ok(()));
-        check(&["whsec_new"], &format!("t={now},v1={old},v1={new}"), Ok(()));
-        check(&["whsec_other"], &format!("t={now},v1={old},v1={new}"), Err(Forged::Mismatch));
+        check(
+            &["whsec_new", "whsec_old"],
+            &format!("t={now},v1={old}"),
+            Ok(()),
+        );
+        check(
+            &["whsec_new"],
+            &format!("t={now},v1={old},v1={new}"),
+            Ok(()),
+        );
+        check(
+            &["whsec_other"],
+            &format!("t={now},v1={old},v1={new}"),
+            Err(Forged::Mismatch),
+        );
     }
 
     #[test]
@@ -162,7 +217,11 @@ mod tests {
         let now = NOW.unix_timestamp();
         let blank = sign("", now, BODY);
         check(&[""], &format!("t={now},v1={blank}"), Err(Forged::Mismatch));
-        check(&[" "], &format!("t={now},v1={}", sign(" ", now, BODY)), Err(Forged::Mismatch));
+        check(
+            &[" "],
+            &format!("t={now},v1={}", sign(" ", now, BODY)),
+            Err(Forged::Mismatch),
+        );
         check(&[], &format!("t={now},v1={blank}"), Err(Forged::Mismatch));
         let good = sign("whsec_a", now, BODY);
         for header in [
@@ -183,12 +242,21 @@ mod tests {
     #[test]
     fn an_event_tells_its_customer_expanded_or_not() {
         let event = |object: &str| -> Event {
-            serde_json::from_str(&format!(r#"{{"id":"evt_1","type":"t","data":{{"object":{object}}}}}"#)).unwrap()
+            serde_json::from_str(&format!(
+                r#"{{"id":"evt_1","type":"t","data":{{"object":{object}}}}}"#
+            ))
+            .unwrap()
         };
-        let deleted = Event { kind: CUSTOMER_DELETED.into(), ..event(r#"{"id":"cus_1","object":"customer"}"#) };
+        let deleted = Event {
+            kind: CUSTOMER_DELETED.into(),
+            ..event(r#"{"id":"cus_1","object":"customer"}"#)
+        };
         assert_eq!(deleted.customer(), Some("cus_1"));
         assert_eq!(event(r#"{"customer":"cus_1"}"#).customer(), Some("cus_1"));
-        assert_eq!(event(r#"{"customer":{"id":"cus_1"}}"#).customer(), Some("cus_1"));
+        assert_eq!(
+            event(r#"{"customer":{"id":"cus_1"}}"#).customer(),
+            Some("cus_1")
+        );
         assert_eq!(event(r#"{"customer":null}"#).customer(), None);
         assert_eq!(event("{}").customer(), None);
     }

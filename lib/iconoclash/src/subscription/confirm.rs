@@ -32,11 +32,20 @@ pub async fn confirm_stale(app: &App) -> Result<Confirmed> {
     let lease = now + time::Duration::minutes(15);
     let customers = app.db()?.all(&TAKE_DUE, &[&now, &lease, &AT_MOST]).await?;
     let asked = customers.len();
-    let plans = stream::iter(customers).map(async |customer| confirm(app, &customer).await).buffer_unordered(AT_ONCE);
+    let plans = stream::iter(customers)
+        .map(async |customer| confirm(app, &customer).await)
+        .buffer_unordered(AT_ONCE);
     let outcomes: Vec<Option<bool>> = plans.collect().await;
-    let healed = outcomes.iter().filter(|outcome| **outcome == Some(true)).count();
+    let healed = outcomes
+        .iter()
+        .filter(|outcome| **outcome == Some(true))
+        .count();
     let failed = outcomes.iter().filter(|outcome| outcome.is_none()).count();
-    Ok(Confirmed { asked, healed, failed })
+    Ok(Confirmed {
+        asked,
+        healed,
+        failed,
+    })
 }
 
 /// Whether the plan had to change, if Stripe could be asked.
@@ -53,7 +62,10 @@ async fn confirm(app: &App, customer: &str) -> Option<bool> {
         }
         Ok(Synced::Covered(_) | Synced::Repeated | Synced::Foreign) => Some(false),
         Ok(Synced::Missing) => {
-            tracing::warn!(customer, "Stripe does not know this customer: is STRIPE_SECRET_KEY of the right account?");
+            tracing::warn!(
+                customer,
+                "Stripe does not know this customer: is STRIPE_SECRET_KEY of the right account?"
+            );
             None
         }
         Err(error) => {

@@ -42,7 +42,10 @@ pub struct Held {
 impl Held {
     /// What Stripe answered, with what we alone remember: since when a payment is due.
     pub(super) fn new(fetched: &stripe::Subscription, known: &[Self], now: OffsetDateTime) -> Self {
-        let before = known.iter().find(|held| held.id == fetched.id).and_then(|held| held.past_due_since);
+        let before = known
+            .iter()
+            .find(|held| held.id == fetched.id)
+            .and_then(|held| held.past_due_since);
         Self {
             id: fetched.id.clone(),
             status: fetched.status.clone(),
@@ -71,7 +74,10 @@ impl Held {
 
     /// Whether it is still there to be managed; a second one beside it would be paid twice.
     pub fn is_live(&self) -> bool {
-        !matches!(self.status.as_str(), "canceled" | "incomplete" | "incomplete_expired")
+        !matches!(
+            self.status.as_str(),
+            "canceled" | "incomplete" | "incomplete_expired"
+        )
     }
 
     /// Whether Stripe will never change it again.
@@ -82,7 +88,11 @@ impl Held {
 
 /// What all of a customer's subscriptions grant: the best one counts.
 pub fn plan(held: &[Held], now: OffsetDateTime) -> Plan {
-    if held.iter().any(|held| held.plan(now) == Plan::Pro) { Plan::Pro } else { Plan::Free }
+    if held.iter().any(|held| held.plan(now) == Plan::Pro) {
+        Plan::Pro
+    } else {
+        Plan::Free
+    }
 }
 
 /// When to ask Stripe again if no event comes before.
@@ -91,13 +101,32 @@ pub(super) fn check_at(
     checkout_at: Option<OffsetDateTime>,
     now: OffsetDateTime,
 ) -> Option<OffsetDateTime> {
-    let routine = |held: &Held| now + if held.has_ended() { CONFIRM_ENDED } else { CONFIRM };
-    let grace = held.iter().filter_map(Held::grace_ends).filter(|end| *end > now);
-    let last_day = held.iter().filter(|held| held.cancel_at_period_end && !held.has_ended());
-    let last_day = last_day.filter_map(|held| held.current_period_end).filter(|end| *end > now);
-    let checkout = checkout_at.filter(|begun| *begun + CHECKOUT_LIVES > now && !held.iter().any(Held::is_live));
+    let routine = |held: &Held| {
+        now + if held.has_ended() {
+            CONFIRM_ENDED
+        } else {
+            CONFIRM
+        }
+    };
+    let grace = held
+        .iter()
+        .filter_map(Held::grace_ends)
+        .filter(|end| *end > now);
+    let last_day = held
+        .iter()
+        .filter(|held| held.cancel_at_period_end && !held.has_ended());
+    let last_day = last_day
+        .filter_map(|held| held.current_period_end)
+        .filter(|end| *end > now);
+    let checkout = checkout_at
+        .filter(|begun| *begun + CHECKOUT_LIVES > now && !held.iter().any(Held::is_live));
     let checkout = checkout.map(|begun| now + FIRST_LOOK.max(now - begun));
-    held.iter().map(routine).chain(grace).chain(last_day).chain(checkout).min()
+    held.iter()
+        .map(routine)
+        .chain(grace)
+        .chain(last_day)
+        .chain(checkout)
+        .min()
 }
 
 /// When to look first at what became of a checkout.
@@ -139,8 +168,15 @@ mod tests {
             ("invented_next_year", Plan::Free),
         ] {
             assert_eq!(plan(&[held(status)], NOW), expected, "{status}");
-            let ending = Held { cancel_at_period_end: true, ..held(status) };
-            assert_eq!(plan(&[ending], NOW), expected, "{status}, not to be renewed");
+            let ending = Held {
+                cancel_at_period_end: true,
+                ..held(status)
+            };
+            assert_eq!(
+                plan(&[ending], NOW),
+                expected,
+                "{status}, not to be renewed"
+            );
         }
         assert_eq!(plan(&[], NOW), Plan::Free);
     }
@@ -148,7 +184,10 @@ mod tests {
     #[test]
     fn grace_lasts_seven_days_from_when_a_payment_was_first_seen_to_be_due() {
         let due = held("past_due");
-        assert_eq!(plan(slice::from_ref(&due), NOW + GRACE - Duration::SECOND), Plan::Pro);
+        assert_eq!(
+            plan(slice::from_ref(&due), NOW + GRACE - Duration::SECOND),
+            Plan::Pro
+        );
         assert_eq!(plan(slice::from_ref(&due), NOW + GRACE), Plan::Free);
         let fetched = |status: &str| -> stripe::Subscription {
             let json = serde_json::json!({"id": "sub_past_due", "status": status, "cancel_at_period_end": false,
@@ -156,9 +195,18 @@ mod tests {
             serde_json::from_value(json).unwrap()
         };
         let later = NOW + Duration::days(3);
-        assert_eq!(Held::new(&fetched("past_due"), slice::from_ref(&due), later).past_due_since, Some(NOW));
-        assert_eq!(Held::new(&fetched("past_due"), &[], later).past_due_since, Some(later));
-        assert_eq!(Held::new(&fetched("active"), &[due], later).past_due_since, None);
+        assert_eq!(
+            Held::new(&fetched("past_due"), slice::from_ref(&due), later).past_due_since,
+            Some(NOW)
+        );
+        assert_eq!(
+            Held::new(&fetched("past_due"), &[], later).past_due_since,
+            Some(later)
+        );
+        assert_eq!(
+            Held::new(&fetched("active"), &[due], later).past_due_since,
+            None
+        );
     }
 
     #[test]
@@ -168,7 +216,11 @@ mod tests {
                 "cancel_at": cancel_at, "created": 1, "items": {"data": [{"current_period_end": 20, "price": {"id": "a"}}]}});
             let held = Held::new(&serde_json::from_value(json).unwrap(), &[], NOW);
             let last_day = held.current_period_end.unwrap().unix_timestamp();
-            assert_eq!((held.cancel_at_period_end, last_day), expected, "{at_period_end} {cancel_at:?}");
+            assert_eq!(
+                (held.cancel_at_period_end, last_day),
+                expected,
+                "{at_period_end} {cancel_at:?}"
+            );
         };
         check(false, None, (false, 20));
         check(true, None, (true, 20));
@@ -180,30 +232,55 @@ mod tests {
 
     #[test]
     fn the_best_of_several_counts() {
-        assert_eq!(plan(&[held("canceled"), held("active"), held("unpaid")], NOW), Plan::Pro);
+        assert_eq!(
+            plan(&[held("canceled"), held("active"), held("unpaid")], NOW),
+            Plan::Pro
+        );
         assert_eq!(plan(&[held("canceled"), held("unpaid")], NOW), Plan::Free);
     }
 
     #[test]
     fn stripe_is_asked_again_when_something_may_have_happened_unheard() {
         let check = |held: &[Held], checkout_at, expected: Option<Duration>| {
-            assert_eq!(check_at(held, checkout_at, NOW).map(|at| at - NOW), expected, "{held:?}");
+            assert_eq!(
+                check_at(held, checkout_at, NOW).map(|at| at - NOW),
+                expected,
+                "{held:?}"
+            );
         };
         let ago = |by| Some(NOW - by);
         check(&[], None, None);
         check(&[held("active")], None, Some(Duration::days(1)));
         check(&[held("canceled")], None, Some(Duration::days(7)));
-        let due = Held { past_due_since: ago(GRACE - Duration::hours(2)), ..held("past_due") };
+        let due = Held {
+            past_due_since: ago(GRACE - Duration::hours(2)),
+            ..held("past_due")
+        };
         check(&[due], None, Some(Duration::hours(2)));
-        let over = Held { past_due_since: ago(GRACE), ..held("past_due") };
+        let over = Held {
+            past_due_since: ago(GRACE),
+            ..held("past_due")
+        };
         check(&[over], None, Some(Duration::days(1)));
         let soon = Some(NOW + Duration::hours(3));
-        let ending = Held { cancel_at_period_end: true, current_period_end: soon, ..held("active") };
+        let ending = Held {
+            cancel_at_period_end: true,
+            current_period_end: soon,
+            ..held("active")
+        };
         check(&[ending], None, Some(Duration::hours(3)));
         check(&[], ago(Duration::ZERO), Some(Duration::minutes(10)));
         check(&[], ago(Duration::hours(5)), Some(Duration::hours(5)));
         check(&[], ago(Duration::hours(25)), None);
-        check(&[held("canceled")], ago(Duration::hours(1)), Some(Duration::hours(1)));
-        check(&[held("active")], ago(Duration::ZERO), Some(Duration::days(1)));
+        check(
+            &[held("canceled")],
+            ago(Duration::hours(1)),
+            Some(Duration::hours(1)),
+        );
+        check(
+            &[held("active")],
+            ago(Duration::ZERO),
+            Some(Duration::days(1)),
+        );
     }
 }

@@ -55,8 +55,20 @@ struct Measures {
     no_thought: bool,
 }
 
-const ALL: Measures = Measures { cache: true, haiku: true, summary: true, max_tokens: true, no_thought: true };
-const NONE: Measures = Measures { cache: false, haiku: false, summary: false, max_tokens: false, no_thought: false };
+const ALL: Measures = Measures {
+    cache: true,
+    haiku: true,
+    summary: true,
+    max_tokens: true,
+    no_thought: true,
+};
+const NONE: Measures = Measures {
+    cache: false,
+    haiku: false,
+    summary: false,
+    max_tokens: false,
+    no_thought: false,
+};
 
 /// Micro-dollars by what they were paid for, and tokens of the prompts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -101,7 +113,11 @@ pub fn run(costs: &Costs) -> Result<bool> {
         writeln!(out, "  {:<10}{messages:>6} messages at {each}", plan.name())?;
     }
     for (name, (calls, cost)) in [("summaries", bill.summaries), ("titles", bill.titles)] {
-        writeln!(out, "  {name:<10}{calls:>6} calls    at {}", dollars(cost as f64 / calls.max(1) as f64))?;
+        writeln!(
+            out,
+            "  {name:<10}{calls:>6} calls    at {}",
+            dollars(cost as f64 / calls.max(1) as f64)
+        )?;
     }
     let share = |part: f64, whole: f64| 100.0 * part / whole;
     writeln!(
@@ -114,18 +130,57 @@ pub fn run(costs: &Costs) -> Result<bool> {
     let (message, total) = (bill.a_message(), bill.total() as f64);
     writeln!(out, "\na message                {}", dollars(message))?;
     writeln!(out, "a day                    {}", dollars(total))?;
-    writeln!(out, "a month at 2,000 users   {}", dollars(total * 30.0 * 2_000.0 / f64::from(costs.users)))?;
+    writeln!(
+        out,
+        "a month at 2,000 users   {}",
+        dollars(total * 30.0 * 2_000.0 / f64::from(costs.users))
+    )?;
     writeln!(out, "\nWithout one measure      a message   saved by it")?;
     for (name, measures) in [
-        ("prompt cache", Measures { cache: false, ..ALL }),
-        ("Haiku for guests, free", Measures { haiku: false, ..ALL }),
-        ("summaries", Measures { summary: false, ..ALL }),
-        ("max_tokens by plan", Measures { max_tokens: false, ..ALL }),
-        ("no thinking first", Measures { no_thought: false, ..ALL }),
+        (
+            "prompt cache",
+            Measures {
+                cache: false,
+                ..ALL
+            },
+        ),
+        (
+            "Haiku for guests, free",
+            Measures {
+                haiku: false,
+                ..ALL
+            },
+        ),
+        (
+            "summaries",
+            Measures {
+                summary: false,
+                ..ALL
+            },
+        ),
+        (
+            "max_tokens by plan",
+            Measures {
+                max_tokens: false,
+                ..ALL
+            },
+        ),
+        (
+            "no thinking first",
+            Measures {
+                no_thought: false,
+                ..ALL
+            },
+        ),
         ("all of them", NONE),
     ] {
         let without = simulate(&day, measures).a_message();
-        writeln!(out, "  {name:<23}{}   {:>5.1} %", dollars(without), share(without - message, without))?;
+        writeln!(
+            out,
+            "  {name:<23}{}   {:>5.1} %",
+            dollars(without),
+            share(without - message, without)
+        )?;
     }
     let met = message <= BAR_MICRODOLLARS;
     let verdict = if met { "met" } else { "MISSED" };
@@ -145,8 +200,12 @@ struct Icon {
 
 /// The icons as they are seeded.
 fn icons() -> Result<Vec<Persona>> {
-    let icons: Vec<Icon> = serde_json::from_str(include_str!("../../../cli/icons.json")).context("icons.json")?;
-    let persona = |icon: Icon| Persona { name: icon.name, system_prompt: icon.system_prompt.join("\n\n") };
+    let icons: Vec<Icon> =
+        serde_json::from_str(include_str!("../../../cli/icons.json")).context("icons.json")?;
+    let persona = |icon: Icon| Persona {
+        name: icon.name,
+        system_prompt: icon.system_prompt.join("\n\n"),
+    };
     Ok(icons.into_iter().map(persona).collect())
 }
 
@@ -172,10 +231,23 @@ struct Simulated<'a> {
 
 impl<'a> Simulated<'a> {
     fn new(talk: &'a people::Talk, measures: Measures) -> Self {
-        let model = if measures.haiku && talk.plan != Plan::Pro { SMALL } else { PRO };
+        let model = if measures.haiku && talk.plan != Plan::Pro {
+            SMALL
+        } else {
+            PRO
+        };
         let system = prompt::system(&talk.personas, Some(&talk.topic));
         let cache = Cache::new(model);
-        Self { talk, measures, model, system, past: Vec::new(), summary: None, cache, ids: 0 }
+        Self {
+            talk,
+            measures,
+            model,
+            system,
+            past: Vec::new(),
+            summary: None,
+            cache,
+            ids: 0,
+        }
     }
 
     fn run(mut self, bill: &mut Bill) {
@@ -192,16 +264,31 @@ impl<'a> Simulated<'a> {
 
     fn say(&mut self, role: &str, content: &str) {
         self.ids += 1;
-        let (id, role, content) = (Uuid::from_u128(self.ids), role.to_owned(), content.to_owned());
-        self.past.push(Past { id, role, status: "complete".to_owned(), content });
+        let (id, role, content) = (
+            Uuid::from_u128(self.ids),
+            role.to_owned(),
+            content.to_owned(),
+        );
+        self.past.push(Past {
+            id,
+            role,
+            status: "complete".to_owned(),
+            content,
+        });
     }
 
     /// Asks, pays, and gives the reply's text.
     fn answer(&mut self, exchange: &people::Exchange, bill: &mut Bill) -> String {
-        let recap = self.summary.as_deref().map(summary::recap).unwrap_or_default();
+        let recap = self
+            .summary
+            .as_deref()
+            .map(summary::recap)
+            .unwrap_or_default();
         let read = &self.past[self.past.len().saturating_sub(READ)..];
         let turns = prompt::turns(read, &exchange.message, self.system.len() + recap.len());
-        bill.longest_prompt_bytes = bill.longest_prompt_bytes.max(prompt::bytes(&self.system, &recap, &turns));
+        bill.longest_prompt_bytes =
+            bill.longest_prompt_bytes
+                .max(prompt::bytes(&self.system, &recap, &turns));
         let mut usage = self.prompt_usage(exchange.at_secs, &recap, &turns);
         let (text, output) = self.cut(exchange);
         usage.output = output;
@@ -221,18 +308,34 @@ impl<'a> Simulated<'a> {
             blocks.push((recap, true));
         }
         let last = turns.len() - 1;
-        blocks.extend(turns.iter().enumerate().map(|(at, turn)| (turn.text.as_str(), at == last)));
+        blocks.extend(
+            turns
+                .iter()
+                .enumerate()
+                .map(|(at, turn)| (turn.text.as_str(), at == last)),
+        );
         if self.measures.cache {
             return self.cache.charge(&blocks, at_secs);
         }
-        Usage { input: blocks.iter().map(|(text, _)| tokens(text.len())).sum(), ..Usage::default() }
+        Usage {
+            input: blocks.iter().map(|(text, _)| tokens(text.len())).sum(),
+            ..Usage::default()
+        }
     }
 
     /// The reply as long as it may be: what the model thinks before it speaks is part of that.
     fn cut(&self, exchange: &people::Exchange) -> (String, u32) {
-        let thought = if self.measures.no_thought { 0.0 } else { people::THOUGHT };
+        let thought = if self.measures.no_thought {
+            0.0
+        } else {
+            people::THOUGHT
+        };
         let whole = f64::from(tokens(exchange.reply.len())) * (1.0 + thought);
-        let most = if self.measures.max_tokens { f64::from(self.talk.plan.max_output_tokens()) } else { f64::INFINITY };
+        let most = if self.measures.max_tokens {
+            f64::from(self.talk.plan.max_output_tokens())
+        } else {
+            f64::INFINITY
+        };
         let kept = (whole.min(most) / whole).clamp(0.0, 1.0);
         let end = (exchange.reply.len() as f64 * kept) as usize;
         (exchange.reply[..end].to_owned(), whole.min(most) as u32)
@@ -246,10 +349,15 @@ impl<'a> Simulated<'a> {
         if !self.measures.summary {
             return;
         }
-        let Some((older, _)) = summary::due(&self.past) else { return };
+        let Some((older, _)) = summary::due(&self.past) else {
+            return;
+        };
         let asked = summary::prompt(SMALL, "", self.summary.as_deref(), older);
         let cut = older.len();
-        bill.summaries = (bill.summaries.0 + 1, bill.summaries.1 + aside(&asked, tokens(people::SUMMARY_BYTES)));
+        bill.summaries = (
+            bill.summaries.0 + 1,
+            bill.summaries.1 + aside(&asked, tokens(people::SUMMARY_BYTES)),
+        );
         self.past.drain(..cut);
         self.summary = Some(words(people::SUMMARY_BYTES));
     }
@@ -258,7 +366,14 @@ impl<'a> Simulated<'a> {
 /// What a call of the small model costs, of which nothing is in a cache but everything is marked for it.
 fn aside(asked: &Prompt, output: u32) -> i64 {
     let prompt = prompt::bytes(&asked.system, &asked.recap, &asked.turns);
-    cost(&asked.model, &Usage { cache_write_5m: tokens(prompt), output, ..Usage::default() })
+    cost(
+        &asked.model,
+        &Usage {
+            cache_write_5m: tokens(prompt),
+            output,
+            ..Usage::default()
+        },
+    )
 }
 
 fn cost(model: &str, usage: &Usage) -> i64 {
@@ -278,14 +393,32 @@ mod tests {
             assert_eq!(bill.messages(), 1_000, "{bill:?}");
             assert!(bill.a_message() <= BAR_MICRODOLLARS, "{bill:?}");
             for measures in [
-                Measures { cache: false, ..ALL },
-                Measures { haiku: false, ..ALL },
-                Measures { summary: false, ..ALL },
-                Measures { max_tokens: false, ..ALL },
-                Measures { no_thought: false, ..ALL },
+                Measures {
+                    cache: false,
+                    ..ALL
+                },
+                Measures {
+                    haiku: false,
+                    ..ALL
+                },
+                Measures {
+                    summary: false,
+                    ..ALL
+                },
+                Measures {
+                    max_tokens: false,
+                    ..ALL
+                },
+                Measures {
+                    no_thought: false,
+                    ..ALL
+                },
             ] {
                 let without = simulate(&day, measures).a_message();
-                assert!(without > bill.a_message(), "{measures:?} saves nothing on day {seed}: {without}");
+                assert!(
+                    without > bill.a_message(),
+                    "{measures:?} saves nothing on day {seed}: {without}"
+                );
             }
         }
     }

@@ -69,11 +69,21 @@ pub fn run(runtime: &Handle, profile: &Profile, relay: &Relay) -> Result<bool> {
         !cfg!(debug_assertions),
         "only a release build says something: cargo run --release -p iconoclash-local -- bench relay"
     );
-    ensure!(fs::exists("/proc/self/stat")?, "this system does not tell what a process uses in /proc");
+    ensure!(
+        fs::exists("/proc/self/stat")?,
+        "this system does not tell what a process uses in /proc"
+    );
     let function = build(profile)?;
     let stack = Stack::start(runtime, profile, 3000)?;
     let (user, token) = sign_up(runtime, profile, &stack)?;
-    let bench = Bench { runtime, profile, stack: &stack, function, user, token };
+    let bench = Bench {
+        runtime,
+        profile,
+        stack: &stack,
+        function,
+        user,
+        token,
+    };
     let window = Duration::from_secs(relay.seconds);
     // As fast as Claude speaks, on as many streams as leave the machine room for those who ask and answer.
     let pace = Duration::from_millis(25);
@@ -89,7 +99,10 @@ pub fn run(runtime: &Handle, profile: &Profile, relay: &Relay) -> Result<bool> {
         each.kernel,
     ));
     let copy = copied.cpu.total();
-    println(&format!("the same bytes copied from socket to socket: {copy:.1} µs; ratio {:.2}", each.total() / copy));
+    println(&format!(
+        "the same bytes copied from socket to socket: {copy:.1} µs; ratio {:.2}",
+        each.total() / copy
+    ));
     println(&format!(
         "{} open streams: {:.1} MB at the most, {:.1} MB before (bar {MOST_MEGABYTES})",
         relay.streams, many.most_megabytes, many.idle_megabytes
@@ -115,11 +128,24 @@ struct Used {
 /// The function as the platform gets it.
 fn build(profile: &Profile) -> Result<PathBuf> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--quiet", "--release", "--package", "iconoclash-functions", "--bin", FUNCTION]);
+    command.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "iconoclash-functions",
+        "--bin",
+        FUNCTION,
+    ]);
     command.current_dir(&profile.places.root);
     long_step("the function: building as for a deployment", || {
-        let status = profile.spawn("cargo", &mut command, Stop::Terminate)?.wait()?;
-        ensure!(status.success(), "the function {FUNCTION} does not build ({status})");
+        let status = profile
+            .spawn("cargo", &mut command, Stop::Terminate)?
+            .wait()?;
+        ensure!(
+            status.success(),
+            "the function {FUNCTION} does not build ({status})"
+        );
         Ok(())
     })?;
     Ok(env::current_exe()?.with_file_name(FUNCTION))
@@ -129,12 +155,21 @@ fn build(profile: &Profile) -> Result<PathBuf> {
 fn sign_up(runtime: &Handle, profile: &Profile, stack: &Stack) -> Result<(String, String)> {
     let mut command = Command::new(env::current_exe()?);
     let port = ports::from(3100)?;
-    command.args(["serve", "--port", &port.to_string()]).envs(&stack.environment);
+    command
+        .args(["serve", "--port", &port.to_string()])
+        .envs(&stack.environment);
     let mut server = start(profile, port, &mut command)?;
     let user = json!({"email": format!("{}@example.org", random::<u64>()), "password": "correct horse", "name": "Ada"});
     let signed = runtime.block_on(async {
         let url = format!("http://127.0.0.1:{port}/api/auth/signup");
-        Client::new().post(url).json(&user).send().await?.error_for_status()?.json::<Value>().await
+        Client::new()
+            .post(url)
+            .json(&user)
+            .send()
+            .await?
+            .error_for_status()?
+            .json::<Value>()
+            .await
     });
     profile.end(&mut server, Stop::Kill);
     let signed = signed?;
@@ -144,10 +179,14 @@ fn sign_up(runtime: &Handle, profile: &Profile, stack: &Stack) -> Result<(String
 
 fn start(profile: &Profile, port: u16, command: &mut Command) -> Result<Child> {
     // A line for each request, which nobody reads here.
-    command.current_dir(&profile.places.root).stdout(Stdio::null());
+    command
+        .current_dir(&profile.places.root)
+        .stdout(Stdio::null());
     let mut child = profile.spawn("relay", command, Stop::Terminate)?;
     let address = ports::loopback(port);
-    wait_until(&mut child, || TcpStream::connect(address).map(drop).map_err(Into::into))?;
+    wait_until(&mut child, || {
+        TcpStream::connect(address).map(drop).map_err(Into::into)
+    })?;
     Ok(child)
 }
 
@@ -166,13 +205,23 @@ impl Bench<'_> {
         let stand_in = self.stand_in(pace)?;
         let port = ports::from(3100)?;
         let mut command = Command::new(&self.function);
-        command.envs(&self.stack.environment).env("VERCEL_DEV_PORT", port.to_string());
-        command.env("ANTHROPIC_API_KEYS", "local=sk-ant-local").env("ANTHROPIC_BASE_URL", stand_in.url());
-        command.env("QUOTA_FREE", "100000").env("BURST_PER_MINUTE", "6000");
+        command
+            .envs(&self.stack.environment)
+            .env("VERCEL_DEV_PORT", port.to_string());
+        command
+            .env("ANTHROPIC_API_KEYS", "local=sk-ant-local")
+            .env("ANTHROPIC_BASE_URL", stand_in.url());
+        command
+            .env("QUOTA_FREE", "100000")
+            .env("BURST_PER_MINUTE", "6000");
         let mut child = start(self.profile, port, &mut command)?;
         let asks = |http: &Client, id: String| {
-            let ask = http.post(format!("http://127.0.0.1:{port}/api/discussions/{id}/messages"));
-            let ask = ask.bearer_auth(&self.token).header("accept", "text/event-stream");
+            let ask = http.post(format!(
+                "http://127.0.0.1:{port}/api/discussions/{id}/messages"
+            ));
+            let ask = ask
+                .bearer_auth(&self.token)
+                .header("accept", "text/event-stream");
             ask.json(&json!({"content": "Why?"}))
         };
         let used = self.runtime.block_on(async {
@@ -208,7 +257,9 @@ impl Bench<'_> {
         thread::spawn(move || runtime.block_on(copying));
         let (address, thread) = told.recv().context("nothing copies")?;
         let asks = |http: &Client, _: String| {
-            let ask = http.post(format!("http://{address}/v1/messages")).header("x-api-key", "sk-ant-local");
+            let ask = http
+                .post(format!("http://{address}/v1/messages"))
+                .header("x-api-key", "sk-ant-local");
             ask.header("anthropic-version", iconoclash::claude::API_VERSION).json(&json!({
                 "model": "claude-haiku-5-5", "max_tokens": 1000, "stream": true, "thinking": {"type": "disabled"},
                 "messages": [{"role": "user", "content": "Why?"}],
@@ -220,7 +271,10 @@ impl Bench<'_> {
     }
 
     fn stand_in(&self, pace: Duration) -> Result<StandIn> {
-        let config = claude::Config { pace, ..claude::Config::default() };
+        let config = claude::Config {
+            pace,
+            ..claude::Config::default()
+        };
         let stand_in = self.runtime.block_on(StandIn::start(config))?;
         // As many words, of one token each, as a free plan may have: all streams outlast the whole window.
         stand_in.always(claude::Script::say("why ".repeat(790)));
@@ -247,7 +301,10 @@ async fn listen(
         }
     }));
     let opened: Vec<_> = opened.buffer_unordered(OPENING).collect().await;
-    opened.into_iter().collect::<Result<Vec<()>, _>>().context("a stream was not opened")?;
+    opened
+        .into_iter()
+        .collect::<Result<Vec<()>, _>>()
+        .context("a stream was not opened")?;
 
     let mut parts = Vec::new();
     for _ in 0..PARTS {
@@ -257,7 +314,10 @@ async fn listen(
         ensure!(counted > 0, "no event came while it was counted");
         parts.push(Cpu::of(process)?.since(&cpu).micros(counted));
     }
-    let cpu = parts.into_iter().min_by(|one, other| one.total().total_cmp(&other.total())).context("no part")?;
+    let cpu = parts
+        .into_iter()
+        .min_by(|one, other| one.total().total_cmp(&other.total()))
+        .context("no part")?;
     Ok(Used {
         events: events.load(Ordering::Relaxed),
         cpu,
@@ -270,7 +330,10 @@ async fn count(answer: reqwest::Response, events: Arc<AtomicUsize>) {
     let mut body = answer.bytes_stream();
     while let Some(Ok(bytes)) = body.next().await {
         // An event is one frame, as its name is sent with it.
-        let named = bytes.windows(6).filter(|window| window == b"event:").count();
+        let named = bytes
+            .windows(6)
+            .filter(|window| window == b"event:")
+            .count();
         events.fetch_add(named, Ordering::Relaxed);
     }
 }
@@ -305,19 +368,36 @@ impl Cpu {
         let stat = fs::read_to_string(format!("{process}/stat"))?;
         // The name, in parentheses, may hold spaces.
         let (_, fields) = stat.rsplit_once(')').context("an odd stat")?;
-        let mut seconds = fields.split_whitespace().skip(11).map_while(|ticks| ticks.parse::<f64>().ok());
-        let mut next = || seconds.next().map(|ticks| ticks / TICKS_A_SECOND).context("an odd stat");
-        Ok(Self { own: next()?, kernel: next()? })
+        let mut seconds = fields
+            .split_whitespace()
+            .skip(11)
+            .map_while(|ticks| ticks.parse::<f64>().ok());
+        let mut next = || {
+            seconds
+                .next()
+                .map(|ticks| ticks / TICKS_A_SECOND)
+                .context("an odd stat")
+        };
+        Ok(Self {
+            own: next()?,
+            kernel: next()?,
+        })
     }
 
     fn since(&self, earlier: &Self) -> Self {
-        Self { own: self.own - earlier.own, kernel: self.kernel - earlier.kernel }
+        Self {
+            own: self.own - earlier.own,
+            kernel: self.kernel - earlier.kernel,
+        }
     }
 
     /// Microseconds of each event.
     fn micros(&self, events: usize) -> Self {
         let each = |seconds: f64| seconds * 1e6 / events as f64;
-        Self { own: each(self.own), kernel: each(self.kernel) }
+        Self {
+            own: each(self.own),
+            kernel: each(self.kernel),
+        }
     }
 
     fn total(&self) -> f64 {
@@ -327,7 +407,10 @@ impl Cpu {
 
 fn megabytes(process: &str, of: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(of)).context("an odd status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(of))
+        .context("an odd status")?;
     let kilobytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kilobytes / 1_000.0)
 }

@@ -92,7 +92,12 @@ impl Failure {
     /// Status, `error.type`, `error.details.error_code` and message.
     pub(super) fn parts(self) -> (StatusCode, &'static str, Option<&'static str>, &'static str) {
         let (status, kind, code, message) = match self {
-            Self::Invalid => (400, "invalid_request_error", None, "The request is invalid."),
+            Self::Invalid => (
+                400,
+                "invalid_request_error",
+                None,
+                "The request is invalid.",
+            ),
             Self::OwnSpendLimit => (
                 400,
                 "invalid_request_error",
@@ -100,11 +105,31 @@ impl Failure {
                 "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC.",
             ),
             Self::Auth => (401, "authentication_error", None, "invalid x-api-key"),
-            Self::Billing => (402, "billing_error", None, "Your credit balance is too low."),
-            Self::Permission => (403, "permission_error", None, "The key may not use this model."),
+            Self::Billing => (
+                402,
+                "billing_error",
+                None,
+                "Your credit balance is too low.",
+            ),
+            Self::Permission => (
+                403,
+                "permission_error",
+                None,
+                "The key may not use this model.",
+            ),
             Self::NotFound => (404, "not_found_error", None, "Not found"),
-            Self::TooLarge => (413, "request_too_large", None, "Request exceeds the maximum size"),
-            Self::RateLimited { .. } => (429, "rate_limit_error", None, "This request would exceed your rate limit."),
+            Self::TooLarge => (
+                413,
+                "request_too_large",
+                None,
+                "Request exceeds the maximum size",
+            ),
+            Self::RateLimited { .. } => (
+                429,
+                "rate_limit_error",
+                None,
+                "This request would exceed your rate limit.",
+            ),
             Self::TierSpendLimit => (
                 429,
                 "rate_limit_error",
@@ -121,7 +146,12 @@ impl Failure {
             Self::Timeout => (504, "timeout_error", None, "Request timed out"),
             Self::Overloaded => (529, "overloaded_error", None, "Overloaded"),
         };
-        (StatusCode::from_u16(status).expect("three digits"), kind, code, message)
+        (
+            StatusCode::from_u16(status).expect("three digits"),
+            kind,
+            code,
+            message,
+        )
     }
 }
 
@@ -173,7 +203,9 @@ impl FromStr for Behaviour {
                 "permission" => Failure::Permission,
                 "not_found" => Failure::NotFound,
                 "too_large" => Failure::TooLarge,
-                "rate_limited" => Failure::RateLimited { retry_after_secs: count.unwrap_or(7).into() },
+                "rate_limited" => Failure::RateLimited {
+                    retry_after_secs: count.unwrap_or(7).into(),
+                },
                 "spend_limit" => Failure::TierSpendLimit,
                 "contract_spend_limit" => Failure::ContractSpendLimit,
                 "internal" => Failure::Internal,
@@ -196,7 +228,10 @@ pub struct Script {
 
 impl From<Behaviour> for Script {
     fn from(behaviour: Behaviour) -> Self {
-        Self { behaviour, ..Self::default() }
+        Self {
+            behaviour,
+            ..Self::default()
+        }
     }
 }
 
@@ -214,7 +249,10 @@ impl Script {
 
     /// The same behaviour with these words.
     pub fn saying(self, text: impl Into<String>) -> Self {
-        Self { text: Some(text.into()), ..self }
+        Self {
+            text: Some(text.into()),
+            ..self
+        }
     }
 
     /// The same behaviour with this header on an error, such as `retry-after` or `x-should-retry`.
@@ -225,7 +263,10 @@ impl Script {
 
     /// The same behaviour with this usage, of which `output` is reported at the end.
     pub fn costing(self, usage: Usage) -> Self {
-        Self { usage: Some(usage), ..self }
+        Self {
+            usage: Some(usage),
+            ..self
+        }
     }
 }
 
@@ -243,17 +284,26 @@ pub struct Only {
 impl Only {
     /// The requests of one key.
     pub fn key(key: impl Into<String>) -> Self {
-        Self { key: Some(key.into()), ..Self::default() }
+        Self {
+            key: Some(key.into()),
+            ..Self::default()
+        }
     }
 
     /// The requests for one model.
     pub fn model(model: impl Into<String>) -> Self {
-        Self { model: Some(model.into()), ..Self::default() }
+        Self {
+            model: Some(model.into()),
+            ..Self::default()
+        }
     }
 
     /// The requests of one organisation.
     pub fn organisation(organisation: impl Into<String>) -> Self {
-        Self { organisation: Some(organisation.into()), ..Self::default() }
+        Self {
+            organisation: Some(organisation.into()),
+            ..Self::default()
+        }
     }
 
     fn fits(&self, key: &str, model: &str, organisation: &str) -> bool {
@@ -280,11 +330,25 @@ impl Scripts {
 
     /// One that is used up comes before one that stays, the latest of which wins.
     pub(super) fn take(&mut self, key: &str, model: &str, organisation: &str) -> Script {
-        if let Some(at) = self.next.iter().position(|(only, _)| only.fits(key, model, organisation)) {
-            return self.next.remove(at).map(|(_, script)| script).unwrap_or_default();
+        if let Some(at) = self
+            .next
+            .iter()
+            .position(|(only, _)| only.fits(key, model, organisation))
+        {
+            return self
+                .next
+                .remove(at)
+                .map(|(_, script)| script)
+                .unwrap_or_default();
         }
-        let fitting = self.always.iter().rev().find(|(only, _)| only.fits(key, model, organisation));
-        fitting.map(|(_, script)| script.clone()).unwrap_or_default()
+        let fitting = self
+            .always
+            .iter()
+            .rev()
+            .find(|(only, _)| only.fits(key, model, organisation));
+        fitting
+            .map(|(_, script)| script.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -307,7 +371,10 @@ mod tests {
             assert!(with_count.parse::<Behaviour>().is_ok(), "{with_count}");
             assert!(without.parse::<Behaviour>().is_ok(), "{without}");
         }
-        assert_eq!("stall:3".parse::<Behaviour>().unwrap(), Behaviour::Stall { after: 3 });
+        assert_eq!(
+            "stall:3".parse::<Behaviour>().unwrap(),
+            Behaviour::Stall { after: 3 }
+        );
         for name in ["", "stal", "stall:", "stall:-1", "stall:many"] {
             assert!(name.parse::<Behaviour>().is_err(), "{name}");
         }
@@ -315,7 +382,10 @@ mod tests {
 
     #[test]
     fn a_marker_is_found_in_a_text() {
-        assert_eq!(marker("Is [[fault:cut:1]] art?").unwrap().unwrap(), Behaviour::Cut { after: 1 });
+        assert_eq!(
+            marker("Is [[fault:cut:1]] art?").unwrap().unwrap(),
+            Behaviour::Cut { after: 1 }
+        );
         assert!(marker("Is [[fault:nonsense]] art?").unwrap().is_err());
         assert!(marker("[[fault:cut").is_none() && marker("cut").is_none());
     }

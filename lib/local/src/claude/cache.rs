@@ -47,7 +47,13 @@ pub(super) struct Cache {
 
 impl Cache {
     /// The prompt's tokens by class; remembers what the markers ask for.
-    pub(super) fn charge(&mut self, key: &str, model: &str, blocks: &[Block], now: Instant) -> Usage {
+    pub(super) fn charge(
+        &mut self,
+        key: &str,
+        model: &str,
+        blocks: &[Block],
+        now: Instant,
+    ) -> Usage {
         if self.entries.len() > MOST_ENTRIES {
             self.entries.retain(|_, (_, until)| *until > now);
         }
@@ -62,12 +68,22 @@ impl Cache {
                 (hasher.finish(), total)
             })
             .collect();
-        let markers: Vec<(usize, Ttl)> =
-            blocks.iter().enumerate().filter_map(|(at, block)| Some((at, block.marked?))).collect();
+        let markers: Vec<(usize, Ttl)> = blocks
+            .iter()
+            .enumerate()
+            .filter_map(|(at, block)| Some((at, block.marked?)))
+            .collect();
 
-        let known = |at: &usize| self.entries.get(&prefixes[*at].0).is_some_and(|(_, until)| *until > now);
-        let hit =
-            markers.iter().rev().find_map(|&(marker, _)| (marker.saturating_sub(LOOK_BACK)..=marker).rev().find(known));
+        let known = |at: &usize| {
+            self.entries
+                .get(&prefixes[*at].0)
+                .is_some_and(|(_, until)| *until > now)
+        };
+        let hit = markers.iter().rev().find_map(|&(marker, _)| {
+            (marker.saturating_sub(LOOK_BACK)..=marker)
+                .rev()
+                .find(known)
+        });
         let mut usage = Usage::default();
         let mut charged = 0;
         if let Some(at) = hit {
@@ -78,7 +94,10 @@ impl Cache {
             usage.cache_read = tokens;
             charged = tokens;
         }
-        for (marker, ttl) in markers.into_iter().filter(|&(marker, _)| hit.is_none_or(|at| marker > at)) {
+        for (marker, ttl) in markers
+            .into_iter()
+            .filter(|&(marker, _)| hit.is_none_or(|at| marker > at))
+        {
             let (hash, tokens) = prefixes[marker];
             match ttl {
                 Ttl::FiveMinutes => usage.cache_write_5m += tokens - charged,
@@ -97,7 +116,11 @@ mod tests {
     use super::*;
 
     fn block(content: &str, marked: Option<Ttl>) -> Block {
-        Block { content: content.into(), tokens: count(content), marked }
+        Block {
+            content: content.into(),
+            tokens: count(content),
+            marked,
+        }
     }
 
     /// Each case is a conversation: prompts as `text` or `text*` where marked, then input, write, read.
@@ -105,21 +128,32 @@ mod tests {
     fn a_prefix_is_written_once_and_then_read() {
         let now = Instant::now();
         let mut cache = Cache::default();
-        let mut check = |key: &str, model: &str, prompt: &[&str], expected: (u32, u32, u32), at: u64| {
-            let blocks: Vec<Block> = prompt
-                .iter()
-                .map(|text| match text.strip_suffix('*') {
-                    Some(text) => block(text, Some(Ttl::FiveMinutes)),
-                    None => block(text, None),
-                })
-                .collect();
-            let usage = cache.charge(key, model, &blocks, now + Duration::from_secs(at));
-            assert_eq!((usage.input, usage.cache_write_5m, usage.cache_read), expected, "{prompt:?}");
-        };
+        let mut check =
+            |key: &str, model: &str, prompt: &[&str], expected: (u32, u32, u32), at: u64| {
+                let blocks: Vec<Block> = prompt
+                    .iter()
+                    .map(|text| match text.strip_suffix('*') {
+                        Some(text) => block(text, Some(Ttl::FiveMinutes)),
+                        None => block(text, None),
+                    })
+                    .collect();
+                let usage = cache.charge(key, model, &blocks, now + Duration::from_secs(at));
+                assert_eq!(
+                    (usage.input, usage.cache_write_5m, usage.cache_read),
+                    expected,
+                    "{prompt:?}"
+                );
+            };
         check("k1", "m", &["ssss*", "aaaa*"], (0, 2, 0), 0);
         check("k1", "m", &["ssss*", "aaaa*"], (0, 0, 2), 0);
         check("k1", "m", &["ssss*", "aaaa", "bbbb", "cccc*"], (0, 2, 2), 0);
-        check("k1", "m", &["ssss*", "aaaa", "bbbb", "cccc", "dddd"], (4, 0, 1), 0);
+        check(
+            "k1",
+            "m",
+            &["ssss*", "aaaa", "bbbb", "cccc", "dddd"],
+            (4, 0, 1),
+            0,
+        );
         check("k1", "m", &["ssss*", "xxxx*"], (0, 1, 1), 0);
         check("k1", "m", &["ssss", "aaaa"], (2, 0, 0), 0);
         check("k2", "m", &["ssss*", "aaaa*"], (0, 2, 0), 0);
@@ -135,7 +169,9 @@ mod tests {
         let mut cache = Cache::default();
         let now = Instant::now();
         let conversation = |turns: usize| {
-            let mut blocks: Vec<Block> = (0..turns).map(|turn| block(&turn.to_string(), None)).collect();
+            let mut blocks: Vec<Block> = (0..turns)
+                .map(|turn| block(&turn.to_string(), None))
+                .collect();
             blocks[turns - 1].marked = Some(Ttl::FiveMinutes);
             blocks
         };
@@ -148,7 +184,10 @@ mod tests {
     fn an_hour_is_charged_apart_and_lasts_longer() {
         let mut cache = Cache::default();
         let now = Instant::now();
-        let blocks = [block("ssss", Some(Ttl::Hour)), block("aaaa", Some(Ttl::FiveMinutes))];
+        let blocks = [
+            block("ssss", Some(Ttl::Hour)),
+            block("aaaa", Some(Ttl::FiveMinutes)),
+        ];
         let usage = cache.charge("k", "m", &blocks, now);
         assert_eq!((usage.cache_write_1h, usage.cache_write_5m), (1, 1));
         let later = cache.charge("k", "m", &blocks, now + Duration::from_secs(1800));

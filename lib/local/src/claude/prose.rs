@@ -35,13 +35,17 @@ pub(super) fn argue(system: &str, last: &str, turns: usize) -> String {
         ],
         7,
     );
-    format!("{opening} {middle} {closing}").replace("{persona}", persona).replace("{point}", &point)
+    format!("{opening} {middle} {closing}")
+        .replace("{persona}", persona)
+        .replace("{point}", &point)
 }
 
 /// The name in “You are Frida Kahlo, …”.
 fn persona(system: &str) -> Option<&str> {
     let (_, rest) = system.split_once("You are ")?;
-    let end = rest.find([',', '.', ';', ':', '(', '\n']).unwrap_or(rest.len());
+    let end = rest
+        .find([',', '.', ';', ':', '(', '\n'])
+        .unwrap_or(rest.len());
     let name = rest[..end].trim().trim_matches(['"', '*', '“', '”']);
     (!name.is_empty() && name.chars().count() <= 60).then_some(name)
 }
@@ -52,15 +56,25 @@ fn point(text: &str) -> String {
         (Some((before, _)), Some((_, after))) => format!("{before} {after}"),
         _ => text.to_owned(),
     };
-    let sentence = without_marker.trim().split(['.', '!', '?', '\n']).next().unwrap_or_default();
+    let sentence = without_marker
+        .trim()
+        .split(['.', '!', '?', '\n'])
+        .next()
+        .unwrap_or_default();
     let words: Vec<&str> = sentence.split_whitespace().take(14).collect();
-    if words.is_empty() { "that".to_owned() } else { words.join(" ") }
+    if words.is_empty() {
+        "that".to_owned()
+    } else {
+        words.join(" ")
+    }
 }
 
 /// FNV-1a: the standard library's hash may change between releases, and with it every answer.
 fn hash(parts: &[&str]) -> u64 {
     let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -69,16 +83,37 @@ mod tests {
 
     #[test]
     fn an_answer_names_the_persona_and_the_point_and_is_repeatable() {
-        let answer = argue("Stay brief. You are Frida Kahlo, a painter.", "Beauty is dead! Or is it?", 1);
-        assert!(answer.contains("Frida Kahlo") && answer.contains("Beauty is dead"), "{answer}");
-        assert_eq!(answer, argue("Stay brief. You are Frida Kahlo, a painter.", "Beauty is dead! Or is it?", 1));
-        assert_ne!(answer, argue("You are Frida Kahlo.", "Money is everything", 1));
+        let answer = argue(
+            "Stay brief. You are Frida Kahlo, a painter.",
+            "Beauty is dead! Or is it?",
+            1,
+        );
+        assert!(
+            answer.contains("Frida Kahlo") && answer.contains("Beauty is dead"),
+            "{answer}"
+        );
+        assert_eq!(
+            answer,
+            argue(
+                "Stay brief. You are Frida Kahlo, a painter.",
+                "Beauty is dead! Or is it?",
+                1
+            )
+        );
+        assert_ne!(
+            answer,
+            argue("You are Frida Kahlo.", "Money is everything", 1)
+        );
     }
 
     #[test]
     fn odd_prompts_still_get_an_answer() {
-        for (system, last) in [("", ""), ("You are ", "…"), ("Be kind", "[[fault:cut]]"), ("You are 你好。", "]] x [[")]
-        {
+        for (system, last) in [
+            ("", ""),
+            ("You are ", "…"),
+            ("Be kind", "[[fault:cut]]"),
+            ("You are 你好。", "]] x [["),
+        ] {
             assert!(argue(system, last, 0).len() > 50);
         }
         assert_eq!(point("[[fault:cut]] Art is a lie."), "Art is a lie");

@@ -39,7 +39,9 @@ pub(super) struct Reply {
 
 impl Reply {
     pub(super) fn plan(id: String, asked: &Asked, script: Script, prompt: Usage) -> Self {
-        let text = script.text.unwrap_or_else(|| prose::argue(&asked.system, &asked.last, asked.turns));
+        let text = script
+            .text
+            .unwrap_or_else(|| prose::argue(&asked.system, &asked.last, asked.turns));
         let mut pieces: Vec<String> = text.split_inclusive(' ').map(str::to_owned).collect();
         let mut stop_reason = "end_turn";
         match script.behaviour {
@@ -67,7 +69,15 @@ impl Reply {
         }
         let usage = script.usage.unwrap_or(Usage { output, ..prompt });
         let (model, behaviour) = (asked.model.clone(), script.behaviour);
-        Self { id, model, pieces, thinking_tokens, usage, behaviour, stop_reason }
+        Self {
+            id,
+            model,
+            pieces,
+            thinking_tokens,
+            usage,
+            behaviour,
+            stop_reason,
+        }
     }
 
     /// The answer without streaming.
@@ -87,36 +97,49 @@ impl Reply {
     }
 
     /// The event stream. Each chunk is flushed before the next step, so that a cut loses nothing before it.
-    pub(super) fn stream(self, shared: Arc<Shared>, pace: Duration) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    pub(super) fn stream(
+        self,
+        shared: Arc<Shared>,
+        pace: Duration,
+    ) -> impl Stream<Item = io::Result<Bytes>> + Send {
         let watch = Cancelled::watch(&shared);
         let steps = self.steps().into_iter();
-        stream::unfold((steps, shared, watch), move |(mut steps, shared, mut watch)| async move {
-            loop {
-                match steps.next() {
-                    Some(Step::Send(bytes)) => {
-                        tokio::task::yield_now().await;
-                        return Some((Ok(bytes), (steps, shared, watch)));
-                    }
-                    Some(Step::Pace) if pace.is_zero() => {}
-                    Some(Step::Pace) => tokio::time::sleep(pace).await,
-                    Some(Step::Hold) => shared.held().await,
-                    Some(Step::Stall) => std::future::pending().await,
-                    Some(Step::Cut) => {
-                        tokio::task::yield_now().await;
-                        watch.served();
-                        return Some((Err(io::Error::other("cut on purpose")), (steps, shared, watch)));
-                    }
-                    None => {
-                        watch.served();
-                        return None;
+        stream::unfold(
+            (steps, shared, watch),
+            move |(mut steps, shared, mut watch)| async move {
+                loop {
+                    match steps.next() {
+                        Some(Step::Send(bytes)) => {
+                            tokio::task::yield_now().await;
+                            return Some((Ok(bytes), (steps, shared, watch)));
+                        }
+                        Some(Step::Pace) if pace.is_zero() => {}
+                        Some(Step::Pace) => tokio::time::sleep(pace).await,
+                        Some(Step::Hold) => shared.held().await,
+                        Some(Step::Stall) => std::future::pending().await,
+                        Some(Step::Cut) => {
+                            tokio::task::yield_now().await;
+                            watch.served();
+                            return Some((
+                                Err(io::Error::other("cut on purpose")),
+                                (steps, shared, watch),
+                            ));
+                        }
+                        None => {
+                            watch.served();
+                            return None;
+                        }
                     }
                 }
-            }
-        })
+            },
+        )
     }
 
     fn steps(&self) -> Vec<Step> {
-        let mut steps = vec![send("message_start", json!({"message": self.message(self.usage.output.min(1))}))];
+        let mut steps = vec![send(
+            "message_start",
+            json!({"message": self.message(self.usage.output.min(1))}),
+        )];
         let strange = self.behaviour == Behaviour::Strange;
         if strange {
             steps.push(send("weather_report", json!({"sky": {"clouds": [1, 2]}})));
@@ -127,14 +150,26 @@ impl Reply {
         }
         let mut index = usize::from(strange);
         if self.thinking_tokens > 0 {
-            steps.push(block_start(index, json!({"type": "thinking", "thinking": "", "signature": ""})));
-            steps.push(delta(index, json!({"type": "thinking_delta", "thinking": "A hard question."})));
-            steps.push(delta(index, json!({"type": "signature_delta", "signature": "c2lnbmVk"})));
+            steps.push(block_start(
+                index,
+                json!({"type": "thinking", "thinking": "", "signature": ""}),
+            ));
+            steps.push(delta(
+                index,
+                json!({"type": "thinking_delta", "thinking": "A hard question."}),
+            ));
+            steps.push(delta(
+                index,
+                json!({"type": "signature_delta", "signature": "c2lnbmVk"}),
+            ));
             steps.push(block_stop(index));
             index += 1;
         }
         if self.behaviour != Behaviour::OnlyThinking {
-            steps.push(block_start(index, json!({"type": "text", "text": "", "citations": null})));
+            steps.push(block_start(
+                index,
+                json!({"type": "text", "text": "", "citations": null}),
+            ));
             steps.push(send("ping", json!({})));
             let mut fault = self.fault();
             for (at, piece) in self.pieces.iter().enumerate() {
@@ -205,11 +240,18 @@ impl Reply {
     }
 
     fn message_delta(&self, stop_reason: Option<&str>, output_tokens: u32) -> Step {
-        let stop_details = if stop_reason.is_some() { self.stop_details() } else { Value::Null };
+        let stop_details = if stop_reason.is_some() {
+            self.stop_details()
+        } else {
+            Value::Null
+        };
         let delta = json!({
             "container": null, "stop_details": stop_details, "stop_reason": stop_reason, "stop_sequence": null,
         });
-        send("message_delta", json!({"delta": delta, "usage": self.prompt_usage(output_tokens)}))
+        send(
+            "message_delta",
+            json!({"delta": delta, "usage": self.prompt_usage(output_tokens)}),
+        )
     }
 
     fn prompt_usage(&self, output_tokens: u32) -> Value {
@@ -240,11 +282,17 @@ fn send(name: &str, mut data: Value) -> Step {
 }
 
 fn block_start(index: usize, block: Value) -> Step {
-    send("content_block_start", json!({"index": index, "content_block": block}))
+    send(
+        "content_block_start",
+        json!({"index": index, "content_block": block}),
+    )
 }
 
 fn delta(index: usize, delta: Value) -> Step {
-    send("content_block_delta", json!({"index": index, "delta": delta}))
+    send(
+        "content_block_delta",
+        json!({"index": index, "delta": delta}),
+    )
 }
 
 fn block_stop(index: usize) -> Step {

@@ -1,6 +1,9 @@
 //! From a request to its answer: who asks, for what, and what its script makes of it.
 
-#![expect(clippy::disallowed_methods, reason = "a stand-in keeps the time of the wall, as the provider does")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a stand-in keeps the time of the wall, as the provider does"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,10 +23,17 @@ use super::{Cancelled, Recorded, Shared, control, key, lock};
 use crate::wire::{self, Body, HangUp};
 
 /// What an organisation may ask for a minute: requests, prompt tokens, output tokens.
-const LIMITS: [(&str, u64); 4] =
-    [("requests", 1_000), ("input-tokens", 500_000), ("output-tokens", 100_000), ("tokens", 600_000)];
+const LIMITS: [(&str, u64); 4] = [
+    ("requests", 1_000),
+    ("input-tokens", 500_000),
+    ("output-tokens", 100_000),
+    ("tokens", 600_000),
+];
 
-pub(super) async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Result<Response<Body>, HangUp> {
+pub(super) async fn handle(
+    shared: Arc<Shared>,
+    request: Request<Bytes>,
+) -> Result<Response<Body>, HangUp> {
     let (parts, bytes) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
@@ -37,7 +47,9 @@ pub(super) async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Resu
         headers: parts.headers.clone(),
         body: body.clone(),
     };
-    shared.requests.send_modify(|requests| requests.push(recorded));
+    shared
+        .requests
+        .send_modify(|requests| requests.push(recorded));
 
     let request_id = shared.id("req");
     let key = key(&parts.headers).unwrap_or_default();
@@ -50,7 +62,11 @@ pub(super) async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Resu
     let headers = response.headers_mut();
     put(headers, "request-id", &request_id);
     let organisation = shared.organisation(key);
-    put(headers, "anthropic-organization-id", &organisation_id(&organisation));
+    put(
+        headers,
+        "anthropic-organization-id",
+        &organisation_id(&organisation),
+    );
     limits(&shared, organisation, headers);
     Ok(response)
 }
@@ -82,7 +98,11 @@ async fn answer(
     match (method.as_str(), path) {
         ("POST", "/v1/messages") => message(shared, key, body).await,
         ("POST", "/v1/messages/count_tokens") => {
-            let tokens: u32 = request::read(body, true)?.blocks.iter().map(|block| block.tokens).sum();
+            let tokens: u32 = request::read(body, true)?
+                .blocks
+                .iter()
+                .map(|block| block.tokens)
+                .sum();
             Ok(wire::json(StatusCode::OK, &json!({"input_tokens": tokens})))
         }
         ("GET", "/v1/models") => Ok(wire::json(StatusCode::OK, &models())),
@@ -119,7 +139,11 @@ async fn message(shared: &Arc<Shared>, key: &str, body: &Value) -> Result<Respon
     let reply = Reply::plan(shared.id("msg"), &asked, script, prompt);
     if asked.stream {
         let events = wire::streamed(reply.stream(Arc::clone(shared), shared.pace));
-        return Ok(wire::answer(StatusCode::OK, "text/event-stream; charset=utf-8", events));
+        return Ok(wire::answer(
+            StatusCode::OK,
+            "text/event-stream; charset=utf-8",
+            events,
+        ));
     }
     match behaviour {
         Behaviour::Hold { .. } => shared.held().await,
@@ -154,7 +178,12 @@ fn error(problem: Problem, request_id: &str) -> Response<Body> {
 }
 
 fn models() -> Value {
-    let model = |&Model { id, name, most_tokens, .. }: &Model| {
+    let model = |&Model {
+                     id,
+                     name,
+                     most_tokens,
+                     ..
+                 }: &Model| {
         json!({
             "type": "model", "id": id, "display_name": name, "created_at": "2026-10-07T00:00:00Z",
             "lifecycle": "active", "deprecated_at": null, "retires_at": null, "line": id.split('-').nth(1),
@@ -169,7 +198,9 @@ fn models() -> Value {
 
 /// A UUID that is the same for the same name.
 fn organisation_id(name: &str) -> String {
-    let hash = name.bytes().fold(0_u64, |hash, byte| hash.wrapping_mul(1_099_511_628_211) ^ u64::from(byte));
+    let hash = name.bytes().fold(0_u64, |hash, byte| {
+        hash.wrapping_mul(1_099_511_628_211) ^ u64::from(byte)
+    });
     format!("00000000-0000-4000-8000-{:012x}", hash & 0xffff_ffff_ffff)
 }
 
@@ -178,13 +209,23 @@ fn limits(shared: &Shared, organisation: String, headers: &mut HeaderMap) {
     let left = remaining.entry(organisation).or_insert(LIMITS[0].1);
     *left = left.saturating_sub(1);
     let reset = (OffsetDateTime::now_utc() + Duration::from_secs(60)).replace_nanosecond(0);
-    let reset = reset.ok().and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default();
+    let reset = reset
+        .ok()
+        .and_then(|at| at.format(&Rfc3339).ok())
+        .unwrap_or_default();
     for (of, limit) in LIMITS {
         // All limits of an organisation shrink together, as if every request were of the same size.
         let left = limit * *left / LIMITS[0].1;
-        for (which, value) in [("limit", limit.to_string()), ("remaining", left.to_string()), ("reset", reset.clone())]
-        {
-            put(headers, &format!("anthropic-ratelimit-{of}-{which}"), &value);
+        for (which, value) in [
+            ("limit", limit.to_string()),
+            ("remaining", left.to_string()),
+            ("reset", reset.clone()),
+        ] {
+            put(
+                headers,
+                &format!("anthropic-ratelimit-{of}-{which}"),
+                &value,
+            );
         }
     }
 }

@@ -110,7 +110,11 @@ impl Http {
 
     /// Treats answers like this from now on.
     pub fn mode(&self, mode: Mode) {
-        *self.shared.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
+        *self
+            .shared
+            .mode
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = mode;
     }
 }
 
@@ -148,7 +152,11 @@ async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Result<Response
     // An upstream that is gone looks to the client as if there were no proxy.
     let answer = ask(&shared, request).await.map_err(|_| HangUp)?;
     let (status, mut headers) = (answer.status(), answer.headers().clone());
-    for hop in [header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH] {
+    for hop in [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::CONTENT_LENGTH,
+    ] {
         headers.remove(hop);
     }
     let body = match mode {
@@ -172,9 +180,20 @@ async fn ask(shared: &Shared, request: Request<Bytes>) -> reqwest::Result<reqwes
     let (parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let mut headers = parts.headers;
-    for hop in [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH] {
+    for hop in [
+        header::HOST,
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::CONTENT_LENGTH,
+    ] {
         headers.remove(hop);
     }
     let url = format!("{}{path}", shared.upstream);
-    shared.http.request(parts.method, url).headers(headers).body(body).send().await
+    shared
+        .http
+        .request(parts.method, url)
+        .headers(headers)
+        .body(body)
+        .send()
+        .await
 }

@@ -30,7 +30,10 @@ impl StartUp {
     }
 
     pub(super) fn client_said(&mut self, burst: &[u8]) {
-        let code = burst.get(4..8).and_then(|code| code.try_into().ok()).map(u32::from_be_bytes);
+        let code = burst
+            .get(4..8)
+            .and_then(|code| code.try_into().ok())
+            .map(u32::from_be_bytes);
         if !self.ready && burst.len() == 8 && matches!(code, Some(SSL_REQUEST | GSS_REQUEST)) {
             self.bare_answer = true;
         }

@@ -62,7 +62,11 @@ impl Tcp {
         let stop = CancellationToken::new();
         let accepting = accept(listener, Arc::clone(&shared), stop.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
-        Ok(Self { addr, shared, _stop: stop.drop_guard() })
+        Ok(Self {
+            addr,
+            shared,
+            _stop: stop.drop_guard(),
+        })
     }
 
     /// Where clients connect.
@@ -72,7 +76,10 @@ impl Tcp {
 
     /// The flights so far.
     pub fn flights(&self) -> Flights {
-        Flights { connect: self.shared.connect.load(Ordering::SeqCst), query: self.shared.query.load(Ordering::SeqCst) }
+        Flights {
+            connect: self.shared.connect.load(Ordering::SeqCst),
+            query: self.shared.query.load(Ordering::SeqCst),
+        }
     }
 
     /// How many connections were accepted so far.
@@ -212,7 +219,11 @@ fn begins_flight(talk: &Mutex<Talk>, burst: &[u8], shared: &Shared) -> bool {
     if std::mem::replace(&mut talk.client_spoke_last, true) || is_goodbye(burst) {
         return false;
     }
-    let counter = if talk.start_up.is_ready() { &shared.query } else { &shared.connect };
+    let counter = if talk.start_up.is_ready() {
+        &shared.query
+    } else {
+        &shared.connect
+    };
     counter.fetch_add(1, Ordering::SeqCst);
     true
 }

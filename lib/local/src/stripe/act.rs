@@ -88,7 +88,8 @@ impl World {
         match action {
             Action::Pay(session) => self.pay(session),
             Action::Expire(session) => {
-                let open = |it: &serde_json::Value| object::id(it) == session && it["status"] == "open";
+                let open =
+                    |it: &serde_json::Value| object::id(it) == session && it["status"] == "open";
                 if let Some(at) = self.sessions.iter().position(open) {
                     self.expire(at);
                 }
@@ -99,7 +100,11 @@ impl World {
                 let end = self.subscription(id).map(super::world::period_end);
                 self.set_end(id, false, end);
             }
-            Action::Resume(id) if self.subscription(id).is_some_and(|it| it["status"] == "paused") => {
+            Action::Resume(id)
+                if self
+                    .subscription(id)
+                    .is_some_and(|it| it["status"] == "paused") =>
+            {
                 self.set_status(id, "active", "customer.subscription.resumed");
             }
             Action::Resume(id) => self.set_end(id, false, None),
@@ -118,27 +123,42 @@ impl World {
             Action::EndPeriod(id) => self.end_period(id),
             Action::Refund(customer) => {
                 let charge = self.id("ch");
-                self.happens("charge.refunded", &object::charge(&charge, customer, true, self.now));
+                self.happens(
+                    "charge.refunded",
+                    &object::charge(&charge, customer, true, self.now),
+                );
             }
             Action::Dispute(_) => {
                 let (dispute, charge) = (self.id("dp"), self.id("ch"));
-                self.happens("charge.dispute.created", &object::dispute(&dispute, &charge, self.now));
+                self.happens(
+                    "charge.dispute.created",
+                    &object::dispute(&dispute, &charge, self.now),
+                );
             }
             Action::Delete(customer) => self.delete(customer),
         }
     }
 
     fn pay(&mut self, session: &str) {
-        let open = |it: &&mut serde_json::Value| object::id(it) == session && it["status"] == "open";
-        let Some(found) = self.sessions.iter_mut().find(open) else { return };
+        let open =
+            |it: &&mut serde_json::Value| object::id(it) == session && it["status"] == "open";
+        let Some(found) = self.sessions.iter_mut().find(open) else {
+            return;
+        };
         found["status"] = json!("complete");
         found["payment_status"] = json!("paid");
         found["url"] = serde_json::Value::Null;
         let paid = found.clone();
         let customer = paid["customer"].as_str().unwrap_or_default();
-        let metadata = self.subscription_metadata.remove(session).unwrap_or_else(|| json!({}));
+        let metadata = self
+            .subscription_metadata
+            .remove(session)
+            .unwrap_or_else(|| json!({}));
         let id = self.subscribe(customer, metadata);
-        let found = self.sessions.iter_mut().find(|it| object::id(it) == session);
+        let found = self
+            .sessions
+            .iter_mut()
+            .find(|it| object::id(it) == session);
         let complete = found.map(|found| {
             found["subscription"] = json!(id);
             found.clone()
@@ -147,8 +167,17 @@ impl World {
     }
 
     fn delete(&mut self, customer: &str) {
-        let Some(at) = self.customers.iter().position(|it| object::id(it) == customer) else { return };
-        let theirs = self.subscriptions.iter().filter(|it| it["customer"] == customer);
+        let Some(at) = self
+            .customers
+            .iter()
+            .position(|it| object::id(it) == customer)
+        else {
+            return;
+        };
+        let theirs = self
+            .subscriptions
+            .iter()
+            .filter(|it| it["customer"] == customer);
         let ids: Vec<String> = theirs.map(|it| object::id(it).to_owned()).collect();
         ids.iter().for_each(|id| self.cancel(id));
         let deleted = self.customers.remove(at);
@@ -184,11 +213,19 @@ mod tests {
         let id = world.subscribe("cus_1", json!({}));
         world.act(Action::CancelNow(&id));
         let events = world.events.len();
-        for action in [Action::Recover(&id), Action::Resume(&id), Action::EndPeriod(&id), Action::CancelNow(&id)] {
+        for action in [
+            Action::Recover(&id),
+            Action::Resume(&id),
+            Action::EndPeriod(&id),
+            Action::CancelNow(&id),
+        ] {
             world.act(action);
         }
         assert_eq!(world.subscription(&id).unwrap()["status"], "canceled");
-        let after: Vec<&str> = world.events[events..].iter().map(|event| event.kind.as_str()).collect();
+        let after: Vec<&str> = world.events[events..]
+            .iter()
+            .map(|event| event.kind.as_str())
+            .collect();
         assert_eq!(after, ["invoice.paid"]);
     }
 }

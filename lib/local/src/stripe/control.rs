@@ -55,6 +55,9 @@ fn done(shared: &Shared, method: &Method, what: &str, body: &Value) -> Result<Va
             shared.act(Action::of(&action, &target).map_err(|unknown| unknown.to_string())?);
             Ok(json!({}))
         }
-        _ => Err("there are POST and DELETE deliveries, POST and DELETE faults, POST release, POST act".to_owned()),
+        _ => Err(
+            "there are POST and DELETE deliveries, POST and DELETE faults, POST release, POST act"
+                .to_owned(),
+        ),
     }
 }

@@ -14,7 +14,11 @@ use tokio::time::sleep;
 use super::lock;
 
 /// Pauses before an event that was not answered with 2xx is sent again; Stripe's own last for days.
-const AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
+const AGAIN: [Duration; 3] = [
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+    Duration::from_secs(10),
+];
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How many of the last deliveries the page shows.
 const REMEMBERED: usize = 40;
@@ -72,7 +76,11 @@ pub fn sign(secret: &str, at: i64, payload: &str) -> String {
     let mac = |key: &[u8]| {
         let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
         mac.update(format!("{at}.{payload}").as_bytes());
-        mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        mac.finalize()
+            .into_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
     };
     format!("t={at},v1={},v0={}", mac(secret.as_bytes()), mac(b"v0"))
 }
@@ -109,14 +117,21 @@ struct Plans {
 impl Deliveries {
     pub(super) fn new(url: Option<String>, secret: String) -> Self {
         let line = Line {
-            http: reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build().unwrap_or_default(),
+            http: reqwest::Client::builder()
+                .no_proxy()
+                .timeout(ANSWER_WITHIN)
+                .build()
+                .unwrap_or_default(),
             secret,
             waiting: Mutex::default(),
             plans: Mutex::default(),
             open: watch::Sender::new(0),
             sent: Mutex::default(),
         };
-        Self { url, shared: Arc::new(line) }
+        Self {
+            url,
+            shared: Arc::new(line),
+        }
     }
 
     pub(super) fn next(&self, delivery: Delivery) {
@@ -140,8 +155,9 @@ impl Deliveries {
     pub(super) fn take_of(&self, customer: &str) -> Vec<Event> {
         let name = format!("\"{customer}\"");
         let mut waiting = lock(&self.shared.waiting);
-        let (theirs, others): (VecDeque<Event>, VecDeque<Event>) =
-            waiting.drain(..).partition(|event| event.payload.contains(&name));
+        let (theirs, others): (VecDeque<Event>, VecDeque<Event>) = waiting
+            .drain(..)
+            .partition(|event| event.payload.contains(&name));
         *waiting = others;
         Vec::from(theirs)
     }
@@ -151,7 +167,12 @@ impl Deliveries {
     }
 
     pub(super) async fn idle(&self) {
-        let _ = self.shared.open.subscribe().wait_for(|open| *open == 0).await;
+        let _ = self
+            .shared
+            .open
+            .subscribe()
+            .wait_for(|open| *open == 0)
+            .await;
     }
 
     /// Sends events off; without an address they wait to be taken.
@@ -211,7 +232,11 @@ impl Line {
         let url = url.to_owned();
         self.open.send_modify(|open| *open += 1);
         tokio::spawn(async move {
-            let pauses = if after.is_zero() { AGAIN.to_vec() } else { [&[after][..], &AGAIN].concat() };
+            let pauses = if after.is_zero() {
+                AGAIN.to_vec()
+            } else {
+                [&[after][..], &AGAIN].concat()
+            };
             for pause in pauses {
                 sleep(pause).await;
                 if self.once(&url, &event).await {
@@ -223,9 +248,20 @@ impl Line {
     }
 
     async fn once(&self, url: &str, event: &Event) -> bool {
-        let signature = sign(&self.secret, OffsetDateTime::now_utc().unix_timestamp(), &event.payload);
-        let request = self.http.post(url).header("stripe-signature", signature).body(event.payload.clone());
-        let answer = request.header("content-type", "application/json; charset=utf-8").send().await;
+        let signature = sign(
+            &self.secret,
+            OffsetDateTime::now_utc().unix_timestamp(),
+            &event.payload,
+        );
+        let request = self
+            .http
+            .post(url)
+            .header("stripe-signature", signature)
+            .body(event.payload.clone());
+        let answer = request
+            .header("content-type", "application/json; charset=utf-8")
+            .send()
+            .await;
         match answer {
             Ok(answer) => {
                 self.note(event.clone(), answer.status().as_str());
@@ -240,7 +276,10 @@ impl Line {
 
     fn note(&self, event: Event, outcome: &str) {
         let mut sent = lock(&self.sent);
-        sent.push_back(Sent { event, outcome: outcome.to_owned() });
+        sent.push_back(Sent {
+            event,
+            outcome: outcome.to_owned(),
+        });
         if sent.len() > REMEMBERED {
             sent.pop_front();
         }
@@ -254,7 +293,10 @@ mod tests {
     #[test]
     fn every_name_is_understood() {
         for name in NAMES.split_whitespace() {
-            assert!(name.replace(":ms", ":20").parse::<Delivery>().is_ok(), "{name}");
+            assert!(
+                name.replace(":ms", ":20").parse::<Delivery>().is_ok(),
+                "{name}"
+            );
         }
         assert!("late".parse::<Delivery>().is_err() && "thrice".parse::<Delivery>().is_err());
     }

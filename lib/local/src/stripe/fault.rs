@@ -63,7 +63,10 @@ mod tests {
     #[test]
     fn every_name_is_understood() {
         for name in NAMES.split_whitespace() {
-            assert!(name.replace(":n", ":503").parse::<Fault>().is_ok(), "{name}");
+            assert!(
+                name.replace(":n", ":503").parse::<Fault>().is_ok(),
+                "{name}"
+            );
         }
         for name in ["", "status", "status:", "status:200", "status:600", "late"] {
             assert!(name.parse::<Fault>().is_err(), "{name}");

@@ -34,7 +34,13 @@ fn price() -> Value {
 }
 
 /// An active subscription of one item; the period belongs to the item.
-pub(super) fn subscription(id: &str, customer: &str, metadata: Value, now: i64, ends: i64) -> Value {
+pub(super) fn subscription(
+    id: &str,
+    customer: &str,
+    metadata: Value,
+    now: i64,
+    ends: i64,
+) -> Value {
     let item = json!({
         "id": id.replace("sub_", "si_"), "object": "subscription_item", "billing_thresholds": null, "created": now,
         "current_period_end": ends, "current_period_start": now, "current_trial": null, "discounts": [],
@@ -104,7 +110,13 @@ pub(super) fn session(id: &str, url: &str, params: &super::params::Params, now: 
     })
 }
 
-pub(super) fn portal_session(id: &str, url: &str, customer: &str, return_url: Option<&str>, now: i64) -> Value {
+pub(super) fn portal_session(
+    id: &str,
+    url: &str,
+    customer: &str,
+    return_url: Option<&str>,
+    now: i64,
+) -> Value {
     json!({
         "id": id, "object": "billing_portal.session", "configuration": "bpc_local", "created": now,
         "customer": customer, "customer_account": null, "flow": null, "livemode": false, "locale": null,

@@ -12,14 +12,28 @@ use crate::html::{self, escaped};
 use crate::wire::{self, Body};
 
 /// Answers `/local/stripe/{path}`.
-pub(super) fn answer(shared: &Shared, method: &Method, path: &str, form: &Params) -> Response<Body> {
+pub(super) fn answer(
+    shared: &Shared,
+    method: &Method,
+    path: &str,
+    form: &Params,
+) -> Response<Body> {
     let segments: Vec<&str> = path.split('/').collect();
     let page = match (method.as_str(), segments.as_slice()) {
         ("POST", ["act"]) => {
-            let (name, target) = (form.get("action").unwrap_or_default(), form.get("target").unwrap_or_default());
+            let (name, target) = (
+                form.get("action").unwrap_or_default(),
+                form.get("target").unwrap_or_default(),
+            );
             match Action::of(name, target) {
                 Ok(action) => shared.act(action),
-                Err(unknown) => return html::page(StatusCode::BAD_REQUEST, "Stripe, locally", &unknown.to_string()),
+                Err(unknown) => {
+                    return html::page(
+                        StatusCode::BAD_REQUEST,
+                        "Stripe, locally",
+                        &unknown.to_string(),
+                    );
+                }
             }
             return see_other(form.get("back").unwrap_or("/local/stripe"));
         }
@@ -53,7 +67,11 @@ fn see_other(url: &str) -> Response<Body> {
 
 fn success_url(world: &World, session: &str) -> Option<String> {
     let session = world.sessions.iter().find(|it| object::id(it) == session)?;
-    Some(session["success_url"].as_str()?.replace("{CHECKOUT_SESSION_ID}", object::id(session)))
+    Some(
+        session["success_url"]
+            .as_str()?
+            .replace("{CHECKOUT_SESSION_ID}", object::id(session)),
+    )
 }
 
 fn text(value: &Value) -> String {
@@ -65,7 +83,9 @@ fn dollars(cents: i64) -> String {
 }
 
 fn day(epoch_secs: i64) -> String {
-    OffsetDateTime::from_unix_timestamp(epoch_secs).map(|at| at.date().to_string()).unwrap_or_default()
+    OffsetDateTime::from_unix_timestamp(epoch_secs)
+        .map(|at| at.date().to_string())
+        .unwrap_or_default()
 }
 
 fn email_of(world: &World, customer: &Value) -> String {
@@ -87,8 +107,11 @@ fn checkout(world: &World, id: &str) -> Option<String> {
         Some("complete") => "<p class=note>This checkout is paid.</p>".to_owned(),
         _ => "<p class=note>This checkout is closed. Begin a new one.</p>".to_owned(),
     };
-    let codes =
-        if session["allow_promotion_codes"] == true { "<p class=quiet>Promotion codes are allowed.</p>" } else { "" };
+    let codes = if session["allow_promotion_codes"] == true {
+        "<p class=quiet>Promotion codes are allowed.</p>"
+    } else {
+        ""
+    };
     Some(format!(
         "<main class=card><p class=brand>Iconoclash</p><h1>Subscribe to Pro</h1>\
          <p class=price>{price}<span> a month</span></p><dl><dt>Account<dd>{email}<dt>Renews<dd>every month, until \
@@ -98,9 +121,19 @@ fn checkout(world: &World, id: &str) -> Option<String> {
 
 fn portal(world: &World, id: &str) -> Option<String> {
     let portal = world.portals.iter().find(|it| object::id(it) == id)?;
-    let theirs = world.subscriptions.iter().rev().filter(|it| it["customer"] == portal["customer"]);
-    let rows: String = theirs.map(|it| subscription(it, &format!("/local/stripe/portal/{id}"))).collect();
-    let rows = if rows.is_empty() { "<p class=note>There is no subscription.</p>".to_owned() } else { rows };
+    let theirs = world
+        .subscriptions
+        .iter()
+        .rev()
+        .filter(|it| it["customer"] == portal["customer"]);
+    let rows: String = theirs
+        .map(|it| subscription(it, &format!("/local/stripe/portal/{id}")))
+        .collect();
+    let rows = if rows.is_empty() {
+        "<p class=note>There is no subscription.</p>".to_owned()
+    } else {
+        rows
+    };
     Some(format!(
         "<main class=card><p class=brand>Iconoclash</p><h1>Your subscription</h1><p class=quiet>{}</p>{rows}\
          <p class=quiet><a href='{}'>Back to Iconoclash</a></p>\
@@ -112,7 +145,11 @@ fn portal(world: &World, id: &str) -> Option<String> {
 
 /// A subscription, and what can happen to it as it is.
 fn subscription(it: &Value, back: &str) -> String {
-    let (id, status, ends) = (object::id(it), it["status"].as_str().unwrap_or_default(), day(period_end(it)));
+    let (id, status, ends) = (
+        object::id(it),
+        it["status"].as_str().unwrap_or_default(),
+        day(period_end(it)),
+    );
     let ending = is_ending(it);
     let when = match status {
         "canceled" => "ended".to_owned(),
@@ -122,14 +159,27 @@ fn subscription(it: &Value, back: &str) -> String {
     let theirs: &[(&str, &str)] = match status {
         "canceled" => &[],
         "paused" => &[("resume", "Resume"), ("cancel_now", "Cancel now")],
-        _ if ending => &[("resume", "Keep it after all"), ("cancel_now", "Cancel now")],
-        _ => &[("cancel_at_period_end", "Cancel at the period’s end"), ("cancel_now", "Cancel now")],
+        _ if ending => &[
+            ("resume", "Keep it after all"),
+            ("cancel_now", "Cancel now"),
+        ],
+        _ => &[
+            ("cancel_at_period_end", "Cancel at the period’s end"),
+            ("cancel_now", "Cancel now"),
+        ],
     };
     let fates: &[(&str, &str)] = match status {
         "canceled" => &[],
-        "past_due" | "unpaid" => &[("recover", "The payment succeeds"), ("give_up", "Stripe gives up")],
+        "past_due" | "unpaid" => &[
+            ("recover", "The payment succeeds"),
+            ("give_up", "Stripe gives up"),
+        ],
         "paused" => &[],
-        _ => &[("fail_payment", "A payment fails"), ("end_period", "The period ends now"), ("pause", "Pause")],
+        _ => &[
+            ("fail_payment", "A payment fails"),
+            ("end_period", "The period ends now"),
+            ("pause", "Pause"),
+        ],
     };
     let buttons = |actions: &[(&str, &str)]| -> String {
         let button = |(action, label): &(&str, &str)| {
@@ -144,7 +194,10 @@ fn subscription(it: &Value, back: &str) -> String {
     let fates = if fates.is_empty() {
         String::new()
     } else {
-        format!("<h3>Play the bank and the clock</h3><div class=row>{}</div>", buttons(fates))
+        format!(
+            "<h3>Play the bank and the clock</h3><div class=row>{}</div>",
+            buttons(fates)
+        )
     };
     format!(
         "<section class='{status}'><p><strong>Pro</strong> <span class=tag>{}</span></p>\
@@ -161,12 +214,23 @@ fn overview(shared: &Shared) -> String {
         .iter()
         .map(|it| {
             let (kind, id) = (escaped(&it.event.kind), escaped(&it.event.id));
-            format!("<tr><td>{kind}<td class=quiet>{id}<td>{}", escaped(&it.outcome))
+            format!(
+                "<tr><td>{kind}<td class=quiet>{id}<td>{}",
+                escaped(&it.outcome)
+            )
         })
         .collect();
-    let events = if events.is_empty() { "<tr><td class=quiet>None yet.".to_owned() } else { events };
+    let events = if events.is_empty() {
+        "<tr><td class=quiet>None yet.".to_owned()
+    } else {
+        events
+    };
     let customers = shared.with_world(|world| {
-        let customers = world.customers.iter().rev().map(|customer| one_customer(world, customer));
+        let customers = world
+            .customers
+            .iter()
+            .rev()
+            .map(|customer| one_customer(world, customer));
         customers.collect::<String>()
     });
     let customers = if customers.is_empty() {
@@ -183,11 +247,24 @@ fn overview(shared: &Shared) -> String {
 
 fn one_customer(world: &World, customer: &Value) -> String {
     let id = object::id(customer);
-    let theirs = world.subscriptions.iter().rev().filter(|it| it["customer"] == id);
+    let theirs = world
+        .subscriptions
+        .iter()
+        .rev()
+        .filter(|it| it["customer"] == id);
     let rows: String = theirs.map(|it| subscription(it, "/local/stripe")).collect();
-    let open = world.sessions.iter().rev().filter(|it| it["customer"] == id && it["status"] == "open");
+    let open = world
+        .sessions
+        .iter()
+        .rev()
+        .filter(|it| it["customer"] == id && it["status"] == "open");
     let links: String = open
-        .map(|it| format!("<p><a href='/local/stripe/checkout/{}'>An open checkout</a></p>", escaped(object::id(it))))
+        .map(|it| {
+            format!(
+                "<p><a href='/local/stripe/checkout/{}'>An open checkout</a></p>",
+                escaped(object::id(it))
+            )
+        })
         .collect();
     let gifts = [
         ("subscribe", "Give a subscription"),

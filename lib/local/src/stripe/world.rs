@@ -36,40 +36,60 @@ impl World {
     pub(super) fn happens(&mut self, kind: &str, object: &Value) {
         let id = self.id("evt");
         let payload = object::event(&id, kind, object, self.now).to_string();
-        self.events.push(Event { id, kind: kind.to_owned(), payload });
+        self.events.push(Event {
+            id,
+            kind: kind.to_owned(),
+            payload,
+        });
     }
 
     pub(super) fn add_customer(&mut self, id: &str, email: &str) {
-        self.customers.push(object::customer(id, email, json!({}), self.now));
+        self.customers
+            .push(object::customer(id, email, json!({}), self.now));
     }
 
     pub(super) fn has_customer(&self, id: &str) -> bool {
-        self.customers.iter().any(|customer| object::id(customer) == id)
+        self.customers
+            .iter()
+            .any(|customer| object::id(customer) == id)
     }
 
     /// Begins a subscription for a month that is paid.
     pub(super) fn subscribe(&mut self, customer: &str, metadata: Value) -> String {
         let id = self.id("sub");
-        let subscription = object::subscription(&id, customer, metadata, self.now, self.now + MONTH_SECS);
+        let subscription =
+            object::subscription(&id, customer, metadata, self.now, self.now + MONTH_SECS);
         self.happens("customer.subscription.created", &subscription);
         self.invoice(&subscription, true);
         let charge = self.id("ch");
-        self.happens("charge.succeeded", &object::charge(&charge, customer, false, self.now));
+        self.happens(
+            "charge.succeeded",
+            &object::charge(&charge, customer, false, self.now),
+        );
         self.subscriptions.push(subscription);
         id
     }
 
     pub(super) fn invoice(&mut self, subscription: &Value, paid: bool) {
         let id = self.id("in");
-        let kind = if paid { "invoice.paid" } else { "invoice.payment_failed" };
+        let kind = if paid {
+            "invoice.paid"
+        } else {
+            "invoice.payment_failed"
+        };
         self.happens(kind, &object::invoice(&id, subscription, paid, self.now));
     }
 
     /// Changes a subscription and says so; one that has ended never changes again.
     pub(super) fn change(&mut self, id: &str, kind: &str, change: impl FnOnce(&mut Value, i64)) {
         let now = self.now;
-        let found = self.subscriptions.iter_mut().find(|it| object::id(it) == id);
-        let Some(subscription) = found.filter(|it| it["status"] != "canceled") else { return };
+        let found = self
+            .subscriptions
+            .iter_mut()
+            .find(|it| object::id(it) == id);
+        let Some(subscription) = found.filter(|it| it["status"] != "canceled") else {
+            return;
+        };
         change(subscription, now);
         let changed = subscription.clone();
         self.happens(kind, &changed);
@@ -101,12 +121,19 @@ impl World {
     pub(super) fn pass_time(&mut self, now: i64) {
         self.now = now;
         for at in 0..self.sessions.len() {
-            if self.sessions[at]["status"] == "open" && seconds(&self.sessions[at]["expires_at"]) <= now {
+            if self.sessions[at]["status"] == "open"
+                && seconds(&self.sessions[at]["expires_at"]) <= now
+            {
                 self.expire(at);
             }
         }
         let over = |it: &&Value| it["status"] != "canceled" && period_end(it) <= now;
-        let ids: Vec<String> = self.subscriptions.iter().filter(over).map(|it| object::id(it).to_owned()).collect();
+        let ids: Vec<String> = self
+            .subscriptions
+            .iter()
+            .filter(over)
+            .map(|it| object::id(it).to_owned())
+            .collect();
         for id in ids {
             self.end_period(&id);
         }
@@ -114,7 +141,9 @@ impl World {
 
     /// Ends the period: the subscription ends with it, or begins the next one.
     pub(super) fn end_period(&mut self, id: &str) {
-        let Some(subscription) = self.subscription(id).cloned() else { return };
+        let Some(subscription) = self.subscription(id).cloned() else {
+            return;
+        };
         if is_ending(&subscription) {
             return self.cancel(id);
         }

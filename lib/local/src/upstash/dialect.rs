@@ -22,8 +22,7 @@ const REFUSED: &str = "
 const FLAG: &str = "allow-key-locking";
 
 /// The error that Upstash documents for a key that a flagged script did not declare; the key follows.
-const UNDECLARED: &str =
-    "ERR Dynamic keys are not allowed in Lua scripts when 'allow-key-locking' flag is set. Key was: ";
+const UNDECLARED: &str = "ERR Dynamic keys are not allowed in Lua scripts when 'allow-key-locking' flag is set. Key was: ";
 
 /// Stands in for `redis` in flagged scripts. Redis itself is asked which words of a command are keys.
 /// The one visible trace: an error that `redis.call` raises names the guard's line instead of its own.
@@ -93,7 +92,8 @@ impl Scripts {
             let bytes = words.get(place).map_or(&[][..], Vec::as_slice);
             String::from_utf8_lossy(bytes).to_ascii_uppercase()
         };
-        let has = |from: usize, option: &str| (from..words.len()).any(|place| word(place) == option);
+        let has =
+            |from: usize, option: &str| (from..words.len()).any(|place| word(place) == option);
         let name = word(0);
         let undo = match (name.as_str(), words.len()) {
             ("FLUSHALL", _) => {
@@ -142,7 +142,11 @@ impl Scripts {
         // Nothing has this SHA-1, so Redis answers in its own words that there is no such script.
         const NONE: &str = "0000000000000000000000000000000000000000";
         let given = String::from_utf8_lossy(sha1).to_ascii_lowercase();
-        let sent = self.lock().get(&given).map_or(NONE, String::as_str).to_owned();
+        let sent = self
+            .lock()
+            .get(&given)
+            .map_or(NONE, String::as_str)
+            .to_owned();
         *sha1 = sent.clone().into_bytes();
         Names { given, sent }
     }
@@ -156,8 +160,12 @@ impl Undo {
     /// The reply as the caller expects it.
     pub(super) fn restore(&self, reply: Reply) -> Reply {
         match (self, reply) {
-            (Self::LoadedScript(names), Reply::Bulk(_)) => Reply::Bulk(names.given.clone().into_bytes()),
-            (Self::Script(names) | Self::LoadedScript(names), Reply::Error(text)) => Reply::Error(names.restore(&text)),
+            (Self::LoadedScript(names), Reply::Bulk(_)) => {
+                Reply::Bulk(names.given.clone().into_bytes())
+            }
+            (Self::Script(names) | Self::LoadedScript(names), Reply::Error(text)) => {
+                Reply::Error(names.restore(&text))
+            }
             (_, reply) => reply,
         }
     }
@@ -186,7 +194,10 @@ fn refusal(name: &str) -> String {
 }
 
 fn sha1(source: &[u8]) -> String {
-    Sha1::digest(source).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha1::digest(source)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -229,7 +240,10 @@ mod tests {
     fn commands_that_need_a_connection_are_refused() {
         check_refused(&["subscribe", "news"], true);
         check_refused(&["SELECT", "1"], true);
-        check_refused(&["XREAD", "COUNT", "1", "block", "0", "STREAMS", "s", "$"], true);
+        check_refused(
+            &["XREAD", "COUNT", "1", "block", "0", "STREAMS", "s", "$"],
+            true,
+        );
         check_refused(&["XREAD", "COUNT", "1", "STREAMS", "s", "0"], false);
         check_refused(&["COPY", "a", "b", "DB", "3"], true);
         check_refused(&["COPY", "DB", "b"], false);

@@ -22,7 +22,10 @@ pub(super) enum Reply {
 }
 
 pub(super) fn words(command: &[&str]) -> Words {
-    command.iter().map(|word| word.as_bytes().to_vec()).collect()
+    command
+        .iter()
+        .map(|word| word.as_bytes().to_vec())
+        .collect()
 }
 
 pub(super) struct Connection(BufReader<TcpStream>);
@@ -61,7 +64,9 @@ impl Connection {
     async fn reply(&mut self) -> io::Result<Reply> {
         let mut line = String::new();
         self.0.read_line(&mut line).await?;
-        let line = line.strip_suffix("\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+        let line = line
+            .strip_suffix("\r\n")
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
         let (kind, rest) = line.split_at_checked(1).ok_or_else(|| odd(line))?;
         let number = || rest.parse::<i64>().map_err(|_| odd(line));
         Ok(match kind {
@@ -112,7 +117,12 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(redis: SocketAddr, database: u32, size: usize) -> Self {
-        Self { redis, database, idle: Mutex::default(), permits: Semaphore::new(size) }
+        Self {
+            redis,
+            database,
+            idle: Mutex::default(),
+            permits: Semaphore::new(size),
+        }
     }
 
     pub(super) async fn call(&self, commands: &[Words]) -> io::Result<Vec<Reply>> {

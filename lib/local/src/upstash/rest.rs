@@ -63,14 +63,30 @@ async fn answer(shared: &Shared, request: Request) -> Result<Value, Refusal> {
         return Err((StatusCode::UNAUTHORIZED, text));
     }
     if ![Method::GET, Method::HEAD, Method::POST, Method::PUT].contains(&parts.method) {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, "ERR method not allowed".to_owned()));
+        return Err((
+            StatusCode::METHOD_NOT_ALLOWED,
+            "ERR method not allowed".to_owned(),
+        ));
     }
-    if parts.headers.get("upstash-response-format").is_some_and(|format| format != "json") {
+    if parts
+        .headers
+        .get("upstash-response-format")
+        .is_some_and(|format| format != "json")
+    {
         return Err(bad_request("ERR the local front answers in JSON only"));
     }
-    let base64 = parts.headers.get("upstash-encoding").is_some_and(|name| name == "base64");
-    let encoding = if base64 { Encoding::Base64 } else { Encoding::Text };
-    let body = to_bytes(body, MAX_REQUEST_BYTES).await.map_err(|_| bad_request("ERR max request size exceeded"))?;
+    let base64 = parts
+        .headers
+        .get("upstash-encoding")
+        .is_some_and(|name| name == "base64");
+    let encoding = if base64 {
+        Encoding::Base64
+    } else {
+        Encoding::Text
+    };
+    let body = to_bytes(body, MAX_REQUEST_BYTES)
+        .await
+        .map_err(|_| bad_request("ERR max request size exceeded"))?;
 
     match parts.uri.path() {
         "" | "/" => {
@@ -78,16 +94,21 @@ async fn answer(shared: &Shared, request: Request) -> Result<Value, Refusal> {
             shared.single(command.map_err(bad_request)?, encoding).await
         }
         "/pipeline" => {
-            let commands = parse_all(&body).ok_or_else(|| bad_request("ERR failed to parse pipeline request"))?;
+            let commands = parse_all(&body)
+                .ok_or_else(|| bad_request("ERR failed to parse pipeline request"))?;
             shared.pipeline(commands, encoding).await
         }
         "/multi-exec" => {
-            let commands = parse_all(&body).ok_or_else(|| bad_request("ERR failed to parse multi-exec request"))?;
+            let commands = parse_all(&body)
+                .ok_or_else(|| bad_request("ERR failed to parse multi-exec request"))?;
             shared.multi_exec(commands, encoding).await
         }
         path => {
-            let mut command: Words =
-                path.split('/').skip(1).map(|segment| percent_decode_str(segment).collect()).collect();
+            let mut command: Words = path
+                .split('/')
+                .skip(1)
+                .map(|segment| percent_decode_str(segment).collect())
+                .collect();
             if !body.is_empty() {
                 command.push(body.to_vec());
             }
@@ -105,11 +126,19 @@ async fn answer(shared: &Shared, request: Request) -> Result<Value, Refusal> {
 
 impl Shared {
     pub(super) fn new(token: String, pool: Pool) -> Self {
-        Self { token, pool, scripts: Scripts::default(), answers: AtomicU64::new(0) }
+        Self {
+            token,
+            pool,
+            scripts: Scripts::default(),
+            answers: AtomicU64::new(0),
+        }
     }
 
     fn admits(&self, parts: &Parts, query: &[(String, String)]) -> bool {
-        let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let header = parts
+            .headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
         let bearer = header.and_then(|value| value.strip_prefix("Bearer "));
         let in_query = query.iter().find(|(name, _)| name == "_token");
         bearer.or(in_query.map(|(_, token)| token.as_str())) == Some(self.token.as_str())
@@ -120,7 +149,12 @@ impl Shared {
             return Err(bad_request("ERR empty command"));
         }
         let (words, undo) = self.scripts.translate(command).map_err(bad_request)?;
-        match self.call(&[words]).await?.pop().map(|reply| undo.restore(reply)) {
+        match self
+            .call(&[words])
+            .await?
+            .pop()
+            .map(|reply| undo.restore(reply))
+        {
             Some(Reply::Error(text)) => Err(bad_request(text)),
             Some(reply) => Ok(item(reply, encoding)),
             None => Err(unreachable_redis("no reply")),
@@ -147,7 +181,9 @@ impl Shared {
         let mut replies = self.call(&sent).await?.into_iter();
         let items = plan.into_iter().filter_map(|planned| match planned {
             // One reply was read for each command that was sent.
-            Ok(undo) => replies.next().map(|reply| item(undo.restore(reply), encoding)),
+            Ok(undo) => replies
+                .next()
+                .map(|reply| item(undo.restore(reply), encoding)),
             Err(text) => Some(json!({ "error": text })),
         });
         Ok(items.collect())
@@ -157,7 +193,11 @@ impl Shared {
         if commands.is_empty() {
             return Err(bad_request("ERR empty multi-exec request"));
         }
-        let discarded = |text: &str| bad_request(format!("EXECABORT Transaction discarded because of: {text}"));
+        let discarded = |text: &str| {
+            bad_request(format!(
+                "EXECABORT Transaction discarded because of: {text}"
+            ))
+        };
         let mut sent = vec![words(&["MULTI"])];
         let mut undos = Vec::new();
         for command in commands {
@@ -178,9 +218,11 @@ impl Shared {
             _ => None,
         });
         match (executed, refused) {
-            (Some(Reply::Array(replies)), None) => {
-                Ok(undos.iter().zip(replies).map(|(undo, reply)| item(undo.restore(reply), encoding)).collect())
-            }
+            (Some(Reply::Array(replies)), None) => Ok(undos
+                .iter()
+                .zip(replies)
+                .map(|(undo, reply)| item(undo.restore(reply), encoding))
+                .collect()),
             (_, Some(text)) => Err(discarded(&text)),
             (other, None) => Err(unreachable_redis(format!("EXEC answered {other:?}"))),
         }
@@ -192,7 +234,10 @@ impl Shared {
 }
 
 fn unreachable_redis(error: impl ToString) -> Refusal {
-    let text = format!("ERR the Redis behind the local front: {}", error.to_string());
+    let text = format!(
+        "ERR the Redis behind the local front: {}",
+        error.to_string()
+    );
     (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
@@ -206,16 +251,25 @@ fn parse(body: &[u8]) -> Option<Sent> {
 
 fn parse_all(body: &[u8]) -> Option<Vec<Sent>> {
     let commands: Vec<Vec<&RawValue>> = serde_json::from_slice(body).ok()?;
-    Some(commands.into_iter().map(|words| words.into_iter().map(word).collect()).collect())
+    Some(
+        commands
+            .into_iter()
+            .map(|words| words.into_iter().map(word).collect())
+            .collect(),
+    )
 }
 
 fn word(value: &RawValue) -> Result<Vec<u8>, String> {
     let written = value.get();
     match written.as_bytes().first() {
-        Some(b'"') => serde_json::from_str(written).map(String::into_bytes).map_err(|error| format!("ERR {error}")),
+        Some(b'"') => serde_json::from_str(written)
+            .map(String::into_bytes)
+            .map_err(|error| format!("ERR {error}")),
         // What JavaScript makes of `undefined` and `NaN`: the one command is refused, not the whole pipeline.
         Some(b'n') => Err("ERR null args are not supported".to_owned()),
-        Some(b'[' | b'{') => Err("ERR unsupported arg type: only strings, numbers and booleans are words".to_owned()),
+        Some(b'[' | b'{') => {
+            Err("ERR unsupported arg type: only strings, numbers and booleans are words".to_owned())
+        }
         // Digit for digit: through a float, large and small numbers would change their spelling.
         _ => Ok(written.as_bytes().to_vec()),
     }
@@ -238,7 +292,10 @@ fn result(reply: Reply, encoding: Encoding) -> Value {
         Reply::Error(text) => text.into(),
         Reply::Status(text) => string(text.as_bytes(), encoding),
         Reply::Bulk(bytes) => string(&bytes, encoding),
-        Reply::Array(replies) => replies.into_iter().map(|reply| result(reply, encoding)).collect(),
+        Reply::Array(replies) => replies
+            .into_iter()
+            .map(|reply| result(reply, encoding))
+            .collect(),
     }
 }
 

@@ -22,7 +22,10 @@ async fn stand_in() -> StandIn {
 }
 
 fn client(url: String, key: &str) -> Claude {
-    let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).no_proxy().build();
+    let http = reqwest::Client::builder()
+        .connect_timeout(Duration::from_secs(5))
+        .no_proxy()
+        .build();
     Claude::new(http.unwrap(), url, ApiKey::new("test", key))
 }
 
@@ -32,7 +35,10 @@ fn prompt(text: &str) -> Prompt {
         max_tokens: 500,
         system: "You are Socrates, who asks.".into(),
         recap: String::new(),
-        turns: vec![Turn { role: Role::User, text: text.into() }],
+        turns: vec![Turn {
+            role: Role::User,
+            text: text.into(),
+        }],
         user_id: "u1".into(),
     }
 }

@@ -12,10 +12,18 @@ use crate::{KEY, WORDS, WORDS_OUTPUT, client, prompt, read, stand_in};
 async fn a_whole_reply_comes_in_pieces_with_its_usage() {
     let stand_in = stand_in().await;
     stand_in.remaining(KEY, 500);
-    let mut reply = client(stand_in.url(), KEY).stream(&prompt("Beauty is dead.")).await.unwrap();
+    let mut reply = client(stand_in.url(), KEY)
+        .stream(&prompt("Beauty is dead."))
+        .await
+        .unwrap();
     assert_eq!(reply.model(), "claude-haiku-5-5");
     assert!(reply.request_id().unwrap().starts_with("req_"));
-    let Some(Limit { limit: 1000, remaining: 499, reset: Some(_) }) = reply.limits().requests else {
+    let Some(Limit {
+        limit: 1000,
+        remaining: 499,
+        reset: Some(_),
+    }) = reply.limits().requests
+    else {
         panic!("{:?}", reply.limits());
     };
     let mut pieces = 0;
@@ -24,12 +32,18 @@ async fn a_whole_reply_comes_in_pieces_with_its_usage() {
         pieces += 1;
         text.push_str(&piece);
     }
-    assert!(text.contains("Socrates") && text.contains("Beauty is dead"), "{text}");
+    assert!(
+        text.contains("Socrates") && text.contains("Beauty is dead"),
+        "{text}"
+    );
     assert_eq!(pieces, text.split(' ').count());
     assert_eq!(reply.stop_reason(), Some("end_turn"));
     let usage = reply.usage();
     // Both texts are marked, so nothing of the prompt is left at the plain price.
-    assert_eq!((usage.input, usage.cache_write_5m, usage.cache_read), (0, 7 + 4, 0));
+    assert_eq!(
+        (usage.input, usage.cache_write_5m, usage.cache_read),
+        (0, 7 + 4, 0)
+    );
     assert!(usage.output as usize > pieces / 2);
 
     let seen = &stand_in.requests()[0];
@@ -48,8 +62,14 @@ async fn the_next_message_reads_the_conversation_from_the_cache() {
     let (text, _) = read(&mut reply).await;
     let first = reply.usage();
 
-    prompt.turns.push(Turn { role: Role::Assistant, text: text.clone() });
-    prompt.turns.push(Turn { role: Role::User, text: "No, it lives.".into() });
+    prompt.turns.push(Turn {
+        role: Role::Assistant,
+        text: text.clone(),
+    });
+    prompt.turns.push(Turn {
+        role: Role::User,
+        text: "No, it lives.".into(),
+    });
     let mut reply = claude.stream(&prompt).await.unwrap();
     read(&mut reply).await.1.unwrap();
     let second = reply.usage();
@@ -58,7 +78,10 @@ async fn the_next_message_reads_the_conversation_from_the_cache() {
     assert!(second.cache_write_5m > 4);
 
     stand_in.accept(vec!["other".into()]);
-    let mut reply = client(stand_in.url(), "other").stream(&prompt).await.unwrap();
+    let mut reply = client(stand_in.url(), "other")
+        .stream(&prompt)
+        .await
+        .unwrap();
     read(&mut reply).await.1.unwrap();
     assert_eq!(reply.usage().cache_read, 0, "a cache belongs to its key");
 }
@@ -84,10 +107,16 @@ async fn replies_that_are_odd_but_whole_are_whole() {
         );
     }
     stand_in.next(Script::say(WORDS));
-    let short = Prompt { max_tokens: 3, ..prompt("Hello") };
+    let short = Prompt {
+        max_tokens: 3,
+        ..prompt("Hello")
+    };
     let mut reply = claude.stream(&short).await.unwrap();
     let (actual, _) = read(&mut reply).await;
-    assert_eq!((actual.as_str(), reply.stop_reason()), ("one two ", Some("max_tokens")));
+    assert_eq!(
+        (actual.as_str(), reply.stop_reason()),
+        ("one two ", Some("max_tokens"))
+    );
     assert_eq!(reply.usage().output, 3);
 }
 
@@ -95,7 +124,10 @@ async fn replies_that_are_odd_but_whole_are_whole() {
 async fn a_held_stream_waits_for_its_release() {
     let stand_in = stand_in().await;
     stand_in.next(Script::from(Behaviour::Hold { after: 2 }).saying(WORDS));
-    let mut reply = client(stand_in.url(), KEY).stream(&prompt("Hello")).await.unwrap();
+    let mut reply = client(stand_in.url(), KEY)
+        .stream(&prompt("Hello"))
+        .await
+        .unwrap();
     assert_eq!(reply.next().await.unwrap().as_deref(), Some("one "));
     assert_eq!(reply.next().await.unwrap().as_deref(), Some("two "));
     let more = tokio::time::timeout(Duration::from_millis(50), reply.next()).await;
@@ -110,7 +142,10 @@ async fn a_held_stream_waits_for_its_release() {
 async fn dropping_a_reply_cancels_the_request() {
     let stand_in = stand_in().await;
     stand_in.next(Behaviour::Hold { after: 1 });
-    let mut reply = client(stand_in.url(), KEY).stream(&prompt("Hello")).await.unwrap();
+    let mut reply = client(stand_in.url(), KEY)
+        .stream(&prompt("Hello"))
+        .await
+        .unwrap();
     reply.next().await.unwrap();
     drop(reply);
     stand_in.wait_for_cancelled(1).await;
@@ -119,11 +154,21 @@ async fn dropping_a_reply_cancels_the_request() {
 #[tokio::test]
 async fn connections_are_used_again_after_a_whole_reply() {
     let stand_in = stand_in().await;
-    let proxy = Tcp::start(stand_in.url().trim_start_matches("http://").parse().unwrap(), Duration::ZERO);
+    let proxy = Tcp::start(
+        stand_in
+            .url()
+            .trim_start_matches("http://")
+            .parse()
+            .unwrap(),
+        Duration::ZERO,
+    );
     let proxy = proxy.await.unwrap();
     let claude = client(format!("http://{}", proxy.addr()), KEY);
     for _ in 0..20 {
-        read(&mut claude.stream(&prompt("Hello")).await.unwrap()).await.1.unwrap();
+        read(&mut claude.stream(&prompt("Hello")).await.unwrap())
+            .await
+            .1
+            .unwrap();
     }
     // A second one may be opened while the first is on its way back to the pool.
     assert!(proxy.connections() <= 2, "{}", proxy.connections());

@@ -18,7 +18,8 @@ fn get(key: &str) -> Command {
 
 /// Results with errors as text, so that a whole batch is compared at once.
 fn plain(results: Vec<Result<Value, Error>>) -> Vec<Value> {
-    let plain = |result: Result<Value, Error>| result.unwrap_or_else(|error| json!(format!("{error:?}")));
+    let plain =
+        |result: Result<Value, Error>| result.unwrap_or_else(|error| json!(format!("{error:?}")));
     results.into_iter().map(plain).collect()
 }
 
@@ -28,8 +29,14 @@ async fn values_keep_their_types() {
     let redis = client(&front);
     let set = Command::new("SET").arg("k").arg("é \"✓\"\n\0");
     assert_eq!(redis.exec::<String>(&set).await.unwrap(), "OK");
-    assert_eq!(redis.exec::<String>(&get("k")).await.unwrap(), "é \"✓\"\n\0");
-    assert_eq!(redis.exec::<Option<String>>(&get("none")).await.unwrap(), None);
+    assert_eq!(
+        redis.exec::<String>(&get("k")).await.unwrap(),
+        "é \"✓\"\n\0"
+    );
+    assert_eq!(
+        redis.exec::<Option<String>>(&get("none")).await.unwrap(),
+        None
+    );
 
     let big = Command::new("INCRBY").arg("n").arg(i64::MAX);
     assert_eq!(redis.exec::<i64>(&big).await.unwrap(), i64::MAX);
@@ -50,17 +57,32 @@ async fn a_refused_command_says_why() {
     assert!(matches!(error, Error::WrongType), "{error:?}");
     assert!(!error.is_unavailable());
 
-    let error = redis.exec::<Value>(&Command::new("NONESUCH")).await.unwrap_err();
-    assert!(matches!(&error, Error::Redis(text) if text.starts_with("ERR unknown command")), "{error:?}");
+    let error = redis
+        .exec::<Value>(&Command::new("NONESUCH"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::Redis(text) if text.starts_with("ERR unknown command")),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_result_of_another_type_is_not_guessed_at() {
     let front = front().await;
     let redis = client(&front);
-    redis.exec::<String>(&Command::new("SET").arg("k").arg("private")).await.unwrap();
+    redis
+        .exec::<String>(&Command::new("SET").arg("k").arg("private"))
+        .await
+        .unwrap();
     let error = redis.exec::<i64>(&get("k")).await.unwrap_err();
-    let Error::BadBody { status: 200, detail } = error else { panic!("{error:?}") };
+    let Error::BadBody {
+        status: 200,
+        detail,
+    } = error
+    else {
+        panic!("{error:?}")
+    };
     assert_eq!(detail, "the result is a string, not i64");
 }
 
@@ -68,9 +90,17 @@ async fn a_result_of_another_type_is_not_guessed_at() {
 async fn an_error_in_a_pipeline_is_one_items_only() {
     let front = front().await;
     let redis = client(&front);
-    let commands = [incr("n"), Command::new("LPUSH").arg("n").arg(1), get("n"), get("none")];
+    let commands = [
+        incr("n"),
+        Command::new("LPUSH").arg("n").arg(1),
+        get("n"),
+        get("none"),
+    ];
     let results = redis.pipeline(&commands).await.unwrap();
-    assert_eq!(plain(results), [json!(1), json!("WrongType"), json!("1"), json!(null)]);
+    assert_eq!(
+        plain(results),
+        [json!(1), json!("WrongType"), json!("1"), json!(null)]
+    );
     assert_eq!(plain(redis.pipeline(&[]).await.unwrap()), [json!(null); 0]);
 }
 
@@ -82,9 +112,14 @@ async fn a_transaction_runs_whole_or_not_at_all() {
     let results = redis.multi_exec(&commands).await.unwrap();
     assert_eq!(plain(results), [json!(1), json!("WrongType"), json!(2)]);
 
-    let discarded = redis.multi_exec(&[incr("n"), Command::new("NONESUCH")]).await;
+    let discarded = redis
+        .multi_exec(&[incr("n"), Command::new("NONESUCH")])
+        .await;
     let error = discarded.unwrap_err();
-    assert!(matches!(&error, Error::Redis(text) if text.starts_with("EXECABORT")), "{error:?}");
+    assert!(
+        matches!(&error, Error::Redis(text) if text.starts_with("EXECABORT")),
+        "{error:?}"
+    );
     assert_eq!(redis.exec::<String>(&get("n")).await.unwrap(), "2");
 }
 
@@ -97,7 +132,10 @@ async fn transactions_at_the_same_time_do_not_mix() {
     for results in futures_util::future::join_all(runs).await {
         let results = plain(results.unwrap());
         let first = results[0].as_i64().unwrap();
-        assert_eq!(results[1..], [json!(first + 1), json!((first + 1).to_string())]);
+        assert_eq!(
+            results[1..],
+            [json!(first + 1), json!((first + 1).to_string())]
+        );
     }
     assert_eq!(redis.exec::<String>(&get("n")).await.unwrap(), "100");
 }
@@ -107,18 +145,32 @@ async fn an_unknown_script_runs_once_and_is_known_from_then_on() {
     let front = front().await;
     let redis = client(&front);
     let script = Script::new(INCR);
-    let by_hand = Command::new("EVALSHA").arg(script.sha1()).args(["1", "n", "5"]);
+    let by_hand = Command::new("EVALSHA")
+        .arg(script.sha1())
+        .args(["1", "n", "5"]);
 
     let error = redis.exec::<i64>(&by_hand).await.unwrap_err();
     assert!(matches!(error, Error::Noscript), "{error:?}");
-    assert_eq!(redis.eval::<i64>(&script, &["n"], &[5.into()]).await.unwrap(), 5);
+    assert_eq!(
+        redis
+            .eval::<i64>(&script, &["n"], &[5.into()])
+            .await
+            .unwrap(),
+        5
+    );
     assert_eq!(redis.exec::<i64>(&by_hand).await.unwrap(), 10);
 
     let flush = Command::new("SCRIPT").arg("FLUSH");
     assert_eq!(redis.exec::<String>(&flush).await.unwrap(), "OK");
     let error = redis.exec::<i64>(&by_hand).await.unwrap_err();
     assert!(matches!(error, Error::Noscript), "{error:?}");
-    assert_eq!(redis.eval::<i64>(&script, &["n"], &[5.into()]).await.unwrap(), 15);
+    assert_eq!(
+        redis
+            .eval::<i64>(&script, &["n"], &[5.into()])
+            .await
+            .unwrap(),
+        15
+    );
 }
 
 #[tokio::test]
@@ -127,10 +179,19 @@ async fn an_unknown_script_in_a_pipeline_is_sent_again_alone() {
     let redis = client(&front);
     let script = Script::new(INCR);
     let run = |key| script.command(&[key], &[1.into()]);
-    let commands = [incr("n"), run("a"), incr("n"), run("n"), Command::new("EVALSHA").args(["0", "0"])];
+    let commands = [
+        incr("n"),
+        run("a"),
+        incr("n"),
+        run("n"),
+        Command::new("EVALSHA").args(["0", "0"]),
+    ];
     let results = redis.pipeline(&commands).await.unwrap();
     // The two scripts ran after the rest; the EVALSHA written by hand has no source to fall back on.
-    assert_eq!(plain(results), [json!(1), json!(1), json!(2), json!(3), json!("Noscript")]);
+    assert_eq!(
+        plain(results),
+        [json!(1), json!(1), json!(2), json!(3), json!("Noscript")]
+    );
 }
 
 #[tokio::test]
@@ -176,8 +237,20 @@ fn a_setup_that_cannot_work_is_refused_at_once() {
     let new = |url, token| upstash_redis_rs::Redis::new(url, token, http().build().unwrap()).err();
     assert_eq!(new("https://example.upstash.io/", "token"), None);
     assert_eq!(new("example.upstash.io", "token"), Some(SetupError::Url));
-    assert_eq!(new("redis://example.upstash.io", "token"), Some(SetupError::Url));
-    assert_eq!(new("https://example.upstash.io/?_token=x", "token"), Some(SetupError::Url));
-    assert_eq!(new("https://example.upstash.io", ""), Some(SetupError::Token));
-    assert_eq!(new("https://example.upstash.io", "token\n"), Some(SetupError::Token));
+    assert_eq!(
+        new("redis://example.upstash.io", "token"),
+        Some(SetupError::Url)
+    );
+    assert_eq!(
+        new("https://example.upstash.io/?_token=x", "token"),
+        Some(SetupError::Url)
+    );
+    assert_eq!(
+        new("https://example.upstash.io", ""),
+        Some(SetupError::Token)
+    );
+    assert_eq!(
+        new("https://example.upstash.io", "token\n"),
+        Some(SetupError::Token)
+    );
 }

@@ -116,7 +116,10 @@ async fn a_refused_connection_is_tried_once_more_for_any_command() {
 async fn a_store_that_is_gone_is_tried_twice_and_no_more() {
     let (resolver, redis) = RefusedFirst::client(NOBODY, "token");
     let error = redis.exec::<i64>(&incr().idempotent()).await.unwrap_err();
-    assert!(matches!(&error, Error::Transport(cause) if cause.is_connect()), "{error:?}");
+    assert!(
+        matches!(&error, Error::Transport(cause) if cause.is_connect()),
+        "{error:?}"
+    );
     assert_eq!(resolver.lookups.load(Ordering::SeqCst), 2);
 }
 
@@ -134,7 +137,10 @@ async fn a_server_that_hangs_costs_the_deadline() {
 
 #[tokio::test]
 async fn the_deadline_covers_the_retry_and_the_second_trip_of_a_script() {
-    let noscript = say("400 Bad Request", r#"{"error":"NOSCRIPT No matching script."}"#);
+    let noscript = say(
+        "400 Bad Request",
+        r#"{"error":"NOSCRIPT No matching script."}"#,
+    );
     let broken = Act::Say(String::new());
     for first in [noscript, broken] {
         let stand_in = StandIn::start([first, Act::HangAfter("")]).await;
@@ -148,12 +154,21 @@ async fn the_deadline_covers_the_retry_and_the_second_trip_of_a_script() {
 
 #[tokio::test]
 async fn what_a_pipeline_did_is_known_even_if_its_script_could_not_be_sent_again() {
-    let first = say("200 OK", r#"[{"result":1},{"error":"NOSCRIPT No matching script."}]"#);
+    let first = say(
+        "200 OK",
+        r#"[{"result":1},{"error":"NOSCRIPT No matching script."}]"#,
+    );
     let stand_in = StandIn::start([first, Act::Say(String::new())]).await;
     let redis = client_of(&stand_in.url, "token");
     let script = Script::new("return 1").command(&[], &[]);
     let results = redis.pipeline(&[incr(), script]).await.unwrap();
-    assert!(matches!(&results[..], [Ok(Value::Number(_)), Err(Error::Transport(_))]), "{results:?}");
+    assert!(
+        matches!(
+            &results[..],
+            [Ok(Value::Number(_)), Err(Error::Transport(_))]
+        ),
+        "{results:?}"
+    );
 }
 
 /// What an answer becomes, which is never asked for twice.
@@ -164,28 +179,63 @@ async fn check(status: &str, body: &str, expected: &str) {
     assert_eq!(format!("{error:?}"), expected, "{status} {body}");
     assert_eq!(stand_in.requests(), 1, "{status} {body}");
     let batch = redis.pipeline(&[incr().idempotent()]).await.unwrap_err();
-    assert_eq!(error.is_unavailable(), batch.is_unavailable(), "{status} {body}");
+    assert_eq!(
+        error.is_unavailable(),
+        batch.is_unavailable(),
+        "{status} {body}"
+    );
     assert_eq!(stand_in.requests(), 2, "{status} {body}");
 }
 
 #[tokio::test]
 async fn an_answer_that_is_none_is_told_from_a_refusal() {
-    let bad = |status: u16, detail: &str| format!("BadBody {{ status: {status}, detail: {detail:?} }}");
+    let bad =
+        |status: u16, detail: &str| format!("BadBody {{ status: {status}, detail: {detail:?} }}");
     let html = "<!DOCTYPE html><title>One moment</title>";
-    check("200 OK", html, &bad(200, "Syntax error in 40 bytes of JSON")).await;
+    check(
+        "200 OK",
+        html,
+        &bad(200, "Syntax error in 40 bytes of JSON"),
+    )
+    .await;
     check("200 OK", "", &bad(200, "Eof error in 0 bytes of JSON")).await;
-    check("200 OK", r#"{"result":[1,"#, &bad(200, "Eof error in 13 bytes of JSON")).await;
+    check(
+        "200 OK",
+        r#"{"result":[1,"#,
+        &bad(200, "Eof error in 13 bytes of JSON"),
+    )
+    .await;
     check("200 OK", "7", &bad(200, "neither a result nor an error")).await;
     check("200 OK", "{}", &bad(200, "neither a result nor an error")).await;
-    check("403 Forbidden", r#"{"result":1}"#, &bad(403, "neither a result nor an error")).await;
-    check("404 Not Found", r#"{"error":{"code":"404"}}"#, &bad(404, "neither a result nor an error")).await;
+    check(
+        "403 Forbidden",
+        r#"{"result":1}"#,
+        &bad(403, "neither a result nor an error"),
+    )
+    .await;
+    check(
+        "404 Not Found",
+        r#"{"error":{"code":"404"}}"#,
+        &bad(404, "neither a result nor an error"),
+    )
+    .await;
     check("502 Bad Gateway", html, &bad(502, "a server error")).await;
-    check("503 Unavailable", r#"{"error":"ERR no"}"#, &bad(503, "a server error")).await;
+    check(
+        "503 Unavailable",
+        r#"{"error":"ERR no"}"#,
+        &bad(503, "a server error"),
+    )
+    .await;
     check("429 Too Many Requests", html, "Quota").await;
     check("401 Unauthorized", html, "Auth").await;
     let quota = r#"{"error":"ERR max requests limit exceeded. Limit: 500000, Usage: 500001"}"#;
     check("400 Bad Request", quota, "Quota").await;
-    check("400 Bad Request", r#"{"error":"ERR syntax error"}"#, r#"Redis("ERR syntax error")"#).await;
+    check(
+        "400 Bad Request",
+        r#"{"error":"ERR syntax error"}"#,
+        r#"Redis("ERR syntax error")"#,
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -195,7 +245,10 @@ async fn a_batch_must_be_answered_item_by_item() {
     for stand_in in [short, single] {
         let redis = client_of(&stand_in.url, "token");
         let results = redis.pipeline(&[incr(), incr()]).await;
-        assert!(matches!(results, Err(Error::BadBody { status: 200, .. })), "{results:?}");
+        assert!(
+            matches!(results, Err(Error::BadBody { status: 200, .. })),
+            "{results:?}"
+        );
     }
 }
 
@@ -218,10 +271,19 @@ async fn a_body_over_the_cap_is_not_read() {
     let frame = r#"{"result":""}"#.len();
 
     redis.exec::<String>(&set(1024 - frame)).await.unwrap();
-    assert_eq!(redis.exec::<String>(&get).await.unwrap().len(), 1024 - frame);
+    assert_eq!(
+        redis.exec::<String>(&get).await.unwrap().len(),
+        1024 - frame
+    );
     redis.exec::<String>(&set(1025 - frame)).await.unwrap();
     let error = redis.exec::<String>(&get).await.unwrap_err();
-    let Error::BadBody { status: 200, detail } = error else { panic!("{error:?}") };
+    let Error::BadBody {
+        status: 200,
+        detail,
+    } = error
+    else {
+        panic!("{error:?}")
+    };
     assert_eq!(detail, "the body is over 1024 bytes");
 }
 

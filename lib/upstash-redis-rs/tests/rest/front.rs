@@ -19,12 +19,17 @@ struct Raw {
 impl Raw {
     async fn new() -> Self {
         let http = http().build().unwrap();
-        Self { front: front().await, http }
+        Self {
+            front: front().await,
+            http,
+        }
     }
 
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let url = format!("{}{path}", self.front.url());
-        self.http.request(method, url).bearer_auth(self.front.token())
+        self.http
+            .request(method, url)
+            .bearer_auth(self.front.token())
     }
 
     async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
@@ -65,7 +70,10 @@ async fn other_flags_and_line_numbers_are_kept() {
     let raw = Raw::new().await;
     let redis = client(&raw.front);
     let write = "#!lua flags=no-writes,allow-key-locking\nreturn redis.call('SET', KEYS[1], 1)";
-    let error = redis.eval::<Value>(&Script::new(write), &["k"], &[]).await.unwrap_err();
+    let error = redis
+        .eval::<Value>(&Script::new(write), &["k"], &[])
+        .await
+        .unwrap_err();
     assert!(
         matches!(&error, Error::Redis(text) if text.starts_with("ERR Write commands are not allowed")),
         "{error:?}"
@@ -73,7 +81,9 @@ async fn other_flags_and_line_numbers_are_kept() {
 
     let script = Script::new("#!lua flags=allow-key-locking\n\nreturn nothing()");
     let error = redis.eval::<Value>(&script, &[], &[]).await.unwrap_err();
-    let Error::Redis(text) = error else { panic!("{error:?}") };
+    let Error::Redis(text) = error else {
+        panic!("{error:?}")
+    };
     assert!(text.contains("user_script:3"), "{text}");
     // Valkey names no script there.
     let named = text.contains(&format!("script: {},", script.sha1()));
@@ -87,14 +97,25 @@ async fn a_flagged_script_may_touch_declared_keys_only() {
     let undeclared = "ERR Dynamic keys are not allowed in Lua scripts when 'allow-key-locking' flag is set. \
                       Key was: other";
     let flagged = Script::new(FLAGGED);
-    let error = redis.eval::<Value>(&flagged, &["k"], &["other".into()]).await.unwrap_err();
+    let error = redis
+        .eval::<Value>(&flagged, &["k"], &["other".into()])
+        .await
+        .unwrap_err();
     assert_eq!(format!("{error:?}"), format!("Redis({undeclared:?})"));
 
-    let caught = Script::new("#!lua flags=allow-key-locking\nreturn redis.pcall('MGET', KEYS[1], 'other').err");
-    assert_eq!(redis.eval::<String>(&caught, &["k"], &[]).await.unwrap(), undeclared);
+    let caught = Script::new(
+        "#!lua flags=allow-key-locking\nreturn redis.pcall('MGET', KEYS[1], 'other').err",
+    );
+    assert_eq!(
+        redis.eval::<String>(&caught, &["k"], &[]).await.unwrap(),
+        undeclared
+    );
 
     let unflagged = Script::new(FLAGGED.split_once('\n').unwrap().1);
-    let value: Option<String> = redis.eval(&unflagged, &["k"], &["other".into()]).await.unwrap();
+    let value: Option<String> = redis
+        .eval(&unflagged, &["k"], &["other".into()])
+        .await
+        .unwrap();
     assert_eq!(value, None);
 }
 
@@ -107,16 +128,34 @@ async fn commands_that_need_a_connection_are_refused() {
              See https://upstash.com/docs/redis/overall/rediscompatibility for details"
         )
     };
-    for name in ["SUBSCRIBE", "MONITOR", "SELECT", "AUTH", "CLIENT", "BLPOP", "WATCH", "MULTI"] {
+    for name in [
+        "SUBSCRIBE",
+        "MONITOR",
+        "SELECT",
+        "AUTH",
+        "CLIENT",
+        "BLPOP",
+        "WATCH",
+        "MULTI",
+    ] {
         let command = json!([name.to_lowercase(), "x", 0]);
         let bad_request = error(StatusCode::BAD_REQUEST, &refused(name));
         assert_eq!(raw.post("/", command.clone()).await, bad_request);
         let items = json!([{ "result": "PONG" }, { "error": refused(name) }, { "result": 1 }]);
         let pipeline = json!([["PING"], command.clone(), ["INCR", name]]);
-        assert_eq!(raw.post("/pipeline", pipeline).await, (StatusCode::OK, items));
-        let discarded = format!("EXECABORT Transaction discarded because of: {}", refused(name));
+        assert_eq!(
+            raw.post("/pipeline", pipeline).await,
+            (StatusCode::OK, items)
+        );
+        let discarded = format!(
+            "EXECABORT Transaction discarded because of: {}",
+            refused(name)
+        );
         let transaction = json!([["INCR", name], command]);
-        assert_eq!(raw.post("/multi-exec", transaction).await, error(StatusCode::BAD_REQUEST, &discarded));
+        assert_eq!(
+            raw.post("/multi-exec", transaction).await,
+            error(StatusCode::BAD_REQUEST, &discarded)
+        );
         assert_eq!(raw.post("/", json!(["GET", name])).await, ok(json!("1")));
     }
 }
@@ -125,7 +164,9 @@ async fn commands_that_need_a_connection_are_refused() {
 async fn strings_come_in_base64_if_asked_for() {
     let raw = Raw::new().await;
     let base64 = |path, body: Value| {
-        let request = raw.request(Method::POST, path).header("Upstash-Encoding", "base64");
+        let request = raw
+            .request(Method::POST, path)
+            .header("Upstash-Encoding", "base64");
         answer(request.json(&body))
     };
     assert_eq!(base64("/", json!(["SET", "k", "é"])).await, ok(json!("OK")));
@@ -133,22 +174,45 @@ async fn strings_come_in_base64_if_asked_for() {
     assert_eq!(base64("/", json!(["GET", "none"])).await, ok(json!(null)));
     assert_eq!(base64("/", json!(["PING"])).await, ok(json!("UE9ORw==")));
     let nested = "return {1, 'OK', {'a', false}}";
-    assert_eq!(base64("/", json!(["EVAL", nested, 0])).await, ok(json!([1, "T0s=", ["YQ==", null]])));
-    let (_, items) = base64("/pipeline", json!([["SET", "k", 1], ["GET", "k"], ["INCR", "k", 2]])).await;
+    assert_eq!(
+        base64("/", json!(["EVAL", nested, 0])).await,
+        ok(json!([1, "T0s=", ["YQ==", null]]))
+    );
+    let (_, items) = base64(
+        "/pipeline",
+        json!([["SET", "k", 1], ["GET", "k"], ["INCR", "k", 2]]),
+    )
+    .await;
     assert_eq!(items[0], json!({ "result": "OK" }));
     assert_eq!(items[1], json!({ "result": "MQ==" }));
-    assert_eq!(items[2], json!({ "error": "ERR wrong number of arguments for 'incr' command" }));
+    assert_eq!(
+        items[2],
+        json!({ "error": "ERR wrong number of arguments for 'incr' command" })
+    );
 
-    let bytes = raw.request(Method::POST, "/set/bytes").body(vec![0xff, b'a']);
+    let bytes = raw
+        .request(Method::POST, "/set/bytes")
+        .body(vec![0xff, b'a']);
     assert_eq!(answer(bytes).await, ok(json!("OK")));
-    assert_eq!(base64("/", json!(["GET", "bytes"])).await, ok(json!("/2E=")));
-    assert_eq!(raw.post("/", json!(["GET", "bytes"])).await, ok(json!("\u{fffd}a")));
+    assert_eq!(
+        base64("/", json!(["GET", "bytes"])).await,
+        ok(json!("/2E="))
+    );
+    assert_eq!(
+        raw.post("/", json!(["GET", "bytes"])).await,
+        ok(json!("\u{fffd}a"))
+    );
 }
 
 #[tokio::test]
 async fn json_may_be_asked_for_by_name_and_nothing_else() {
     let raw = Raw::new().await;
-    let ping = |format| answer(raw.request(Method::GET, "/ping").header("Upstash-Response-Format", format));
+    let ping = |format| {
+        answer(
+            raw.request(Method::GET, "/ping")
+                .header("Upstash-Response-Format", format),
+        )
+    };
     assert_eq!(ping("json").await, ok(json!("PONG")));
     assert_eq!(ping("resp2").await.0, StatusCode::BAD_REQUEST);
     assert_eq!(ping("xml").await.0, StatusCode::BAD_REQUEST);
@@ -157,11 +221,20 @@ async fn json_may_be_asked_for_by_name_and_nothing_else() {
 #[tokio::test]
 async fn the_token_is_asked_for_before_anything_else() {
     let raw = Raw::new().await;
-    let unauthorized = error(StatusCode::UNAUTHORIZED, "WRONGPASS invalid or missing auth token");
+    let unauthorized = error(
+        StatusCode::UNAUTHORIZED,
+        "WRONGPASS invalid or missing auth token",
+    );
     let url = raw.front.url();
     assert_eq!(answer(raw.http.get(url)).await, unauthorized);
-    assert_eq!(answer(raw.http.delete(url).bearer_auth("x")).await, unauthorized);
-    assert_eq!(answer(raw.http.get(format!("{url}/ping?_token=x"))).await, unauthorized);
+    assert_eq!(
+        answer(raw.http.delete(url).bearer_auth("x")).await,
+        unauthorized
+    );
+    assert_eq!(
+        answer(raw.http.get(format!("{url}/ping?_token=x"))).await,
+        unauthorized
+    );
     let in_query = format!("{url}/ping?_token={}", raw.front.token());
     assert_eq!(answer(raw.http.get(in_query)).await, ok(json!("PONG")));
 }
@@ -173,7 +246,9 @@ async fn a_command_may_be_a_path() {
     assert_eq!(get("/set/a%2Fb/v%20w/EX/100").await, ok(json!("OK")));
     assert_eq!(get("/get/a%2Fb").await, ok(json!("v w")));
     assert_eq!(get("/ttl/a%2Fb").await, ok(json!(100)));
-    let body = raw.request(Method::POST, "/set/k?EX=50&NX").body("the body");
+    let body = raw
+        .request(Method::POST, "/set/k?EX=50&NX")
+        .body("the body");
     assert_eq!(answer(body).await, ok(json!("OK")));
     assert_eq!(get("/get/k").await, ok(json!("the body")));
     assert_eq!(get("/ttl/k").await, ok(json!(50)));
@@ -183,10 +258,19 @@ async fn a_command_may_be_a_path() {
 async fn what_is_not_a_command_is_refused() {
     let raw = Raw::new().await;
     let bad = |text| error(StatusCode::BAD_REQUEST, text);
-    assert_eq!(raw.post("/", json!({})).await, bad("ERR failed to parse command"));
+    assert_eq!(
+        raw.post("/", json!({})).await,
+        bad("ERR failed to parse command")
+    );
     assert_eq!(raw.post("/", json!([])).await, bad("ERR empty command"));
-    assert_eq!(raw.post("/pipeline", json!(["GET"])).await, bad("ERR failed to parse pipeline request"));
-    assert_eq!(raw.post("/pipeline", json!([])).await, bad("ERR empty pipeline request"));
+    assert_eq!(
+        raw.post("/pipeline", json!(["GET"])).await,
+        bad("ERR failed to parse pipeline request")
+    );
+    assert_eq!(
+        raw.post("/pipeline", json!([])).await,
+        bad("ERR empty pipeline request")
+    );
     let (status, _) = answer(raw.request(Method::DELETE, "/get/k")).await;
     assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
 }
@@ -195,8 +279,16 @@ async fn what_is_not_a_command_is_refused() {
 async fn a_word_that_is_none_costs_its_own_command_only() {
     let raw = Raw::new().await;
     let refused = "ERR null args are not supported";
-    assert_eq!(raw.post("/", json!(["GET", null])).await, error(StatusCode::BAD_REQUEST, refused));
-    let pipeline = json!([["INCR", "n"], ["INCRBY", "n", null], ["GET", ["n"]], ["INCR", "n"]]);
+    assert_eq!(
+        raw.post("/", json!(["GET", null])).await,
+        error(StatusCode::BAD_REQUEST, refused)
+    );
+    let pipeline = json!([
+        ["INCR", "n"],
+        ["INCRBY", "n", null],
+        ["GET", ["n"]],
+        ["INCR", "n"]
+    ]);
     let (status, items) = raw.post("/pipeline", pipeline).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(items[0], json!({ "result": 1 }));
@@ -207,19 +299,34 @@ async fn a_word_that_is_none_costs_its_own_command_only() {
 
     let transaction = json!([["INCR", "n"], ["INCRBY", "n", null]]);
     let discarded = format!("EXECABORT Transaction discarded because of: {refused}");
-    assert_eq!(raw.post("/multi-exec", transaction).await, error(StatusCode::BAD_REQUEST, &discarded));
+    assert_eq!(
+        raw.post("/multi-exec", transaction).await,
+        error(StatusCode::BAD_REQUEST, &discarded)
+    );
     assert_eq!(raw.post("/", json!(["GET", "n"])).await, ok(json!("2")));
 }
 
 #[tokio::test]
 async fn a_number_is_stored_as_it_was_written() {
     let raw = Raw::new().await;
-    for number in ["100000000000000000000", "1e21", "5e-324", "0.30000000000000004", "-0.10", "18446744073709551616"] {
-        let set = raw.request(Method::POST, "").body(format!(r#"["SET", "n", {number}]"#));
+    for number in [
+        "100000000000000000000",
+        "1e21",
+        "5e-324",
+        "0.30000000000000004",
+        "-0.10",
+        "18446744073709551616",
+    ] {
+        let set = raw
+            .request(Method::POST, "")
+            .body(format!(r#"["SET", "n", {number}]"#));
         assert_eq!(answer(set).await, ok(json!("OK")));
         assert_eq!(raw.post("/", json!(["GET", "n"])).await, ok(json!(number)));
     }
-    assert_eq!(raw.post("/", json!(["ECHO", true])).await, ok(json!("true")));
+    assert_eq!(
+        raw.post("/", json!(["ECHO", true])).await,
+        ok(json!("true"))
+    );
 }
 
 #[tokio::test]
@@ -230,12 +337,22 @@ async fn each_front_has_its_own_data_and_scripts() {
     assert_eq!(one.post("/", eval.clone()).await, ok(json!(1)));
     assert_eq!(other.post("/", eval).await, ok(json!(1)));
 
-    let sha1 = Script::new("return redis.call('INCR', KEYS[1])").sha1().to_owned();
+    let sha1 = Script::new("return redis.call('INCR', KEYS[1])")
+        .sha1()
+        .to_owned();
     let evalsha = json!(["EVALSHA", sha1, 1, "k"]);
-    assert_eq!(one.post("/pipeline", json!([["FLUSHALL"], ["SCRIPT", "FLUSH"]])).await.0, 200);
+    assert_eq!(
+        one.post("/pipeline", json!([["FLUSHALL"], ["SCRIPT", "FLUSH"]]))
+            .await
+            .0,
+        200
+    );
     assert_eq!(
         one.post("/", evalsha.clone()).await,
-        error(StatusCode::BAD_REQUEST, "NOSCRIPT No matching script. Please use EVAL.")
+        error(
+            StatusCode::BAD_REQUEST,
+            "NOSCRIPT No matching script. Please use EVAL."
+        )
     );
     assert_eq!(one.post("/", json!(["EXISTS", "k"])).await, ok(json!(0)));
     assert_eq!(other.post("/", evalsha).await, ok(json!(2)));

@@ -1,5 +1,8 @@
 //! A server for everything that a real one cannot be made to do: hang, lie, and drop the line.
-#![expect(clippy::disallowed_methods, reason = "the stand-in lives as long as its test's runtime")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the stand-in lives as long as its test's runtime"
+)]
 
 use std::{
     io,
@@ -73,7 +76,9 @@ impl StandIn {
 /// An HTTP answer after which the connection is closed.
 pub(crate) fn say(status: &str, body: &str) -> Act {
     let length = body.len();
-    Act::Say(format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"))
+    Act::Say(format!(
+        "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    ))
 }
 
 pub(crate) fn addr(url: &str) -> SocketAddr {

@@ -5,19 +5,35 @@ use http::HeaderValue;
 fn a_pause_is_read_in_each_form_the_provider_uses() {
     #[track_caller]
     fn check(headers: &[(&'static str, &'static str)], expected: Option<Duration>) {
-        let map =
-            headers.iter().map(|&(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let map = headers.iter().map(|&(name, value)| {
+            (
+                http::HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        });
         assert_eq!(retry_after(&map.collect()), expected);
     }
     let secs = |secs| Some(Duration::from_secs(secs));
     check(&[], None);
     check(&[("retry-after", "7")], secs(7));
-    check(&[("retry-after", " 0.5 ")], Some(Duration::from_millis(500)));
-    check(&[("retry-after-ms", "1500"), ("retry-after", "7")], Some(Duration::from_millis(1500)));
+    check(
+        &[("retry-after", " 0.5 ")],
+        Some(Duration::from_millis(500)),
+    );
+    check(
+        &[("retry-after-ms", "1500"), ("retry-after", "7")],
+        Some(Duration::from_millis(1500)),
+    );
     check(&[("retry-after-ms", "soon"), ("retry-after", "7")], secs(7));
     let date = ("date", "Tue, 24 Nov 2026 08:00:00 GMT");
-    check(&[("retry-after", "Tue, 24 Nov 2026 08:00:30 GMT"), date], secs(30));
-    check(&[("retry-after", "Tue, 24 Nov 2026 07:00:00 GMT"), date], secs(0));
+    check(
+        &[("retry-after", "Tue, 24 Nov 2026 08:00:30 GMT"), date],
+        secs(30),
+    );
+    check(
+        &[("retry-after", "Tue, 24 Nov 2026 07:00:00 GMT"), date],
+        secs(0),
+    );
     check(&[("retry-after", "Tue, 24 Nov 2026 08:00:30 GMT")], None);
     check(&[("retry-after", "soon")], None);
     check(&[("retry-after", "-3")], secs(0));
@@ -37,22 +53,61 @@ fn the_kind_of_an_error_follows_type_and_code_and_then_status() {
         assert_eq!(kind, expected, "{status} {body}");
     }
     let body = |kind: &str, code: &str, message: &str| {
-        let details = if code.is_empty() { "null".into() } else { format!(r#"{{"error_code":"{code}"}}"#) };
-        format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"{message}","details":{details}}}}}"#)
+        let details = if code.is_empty() {
+            "null".into()
+        } else {
+            format!(r#"{{"error_code":"{code}"}}"#)
+        };
+        format!(
+            r#"{{"type":"error","error":{{"type":"{kind}","message":"{message}","details":{details}}}}}"#
+        )
     };
-    let limit = "You have reached your specified API usage limits. You will regain access on 2026-12-01.";
+    let limit =
+        "You have reached your specified API usage limits. You will regain access on 2026-12-01.";
     check(429, &body("rate_limit_error", "", ""), "RateLimited");
-    check(429, &body("rate_limit_error", "ramp_limit_exceeded", ""), "RateLimited");
-    check(429, &body("rate_limit_error", "enforced_spend_limit_reached", ""), "SpendLimit");
-    check(429, &body("rate_limit_error", "contract_spend_limit_reached", ""), "SpendLimit");
+    check(
+        429,
+        &body("rate_limit_error", "ramp_limit_exceeded", ""),
+        "RateLimited",
+    );
+    check(
+        429,
+        &body("rate_limit_error", "enforced_spend_limit_reached", ""),
+        "SpendLimit",
+    );
+    check(
+        429,
+        &body("rate_limit_error", "contract_spend_limit_reached", ""),
+        "SpendLimit",
+    );
     check(400, &body("invalid_request_error", "", limit), "Invalid");
-    check(400, &body("invalid_request_error", "spend_limit_reached", ""), "SpendLimit");
-    check(400, &body("invalid_request_error", "organization_on_hold", ""), "Auth");
-    check(400, &body("invalid_request_error", "", "messages: Field required"), "Invalid");
-    check(401, &body("authentication_error", "", "invalid x-api-key"), "Auth");
+    check(
+        400,
+        &body("invalid_request_error", "spend_limit_reached", ""),
+        "SpendLimit",
+    );
+    check(
+        400,
+        &body("invalid_request_error", "organization_on_hold", ""),
+        "Auth",
+    );
+    check(
+        400,
+        &body("invalid_request_error", "", "messages: Field required"),
+        "Invalid",
+    );
+    check(
+        401,
+        &body("authentication_error", "", "invalid x-api-key"),
+        "Auth",
+    );
     check(402, &body("billing_error", "", ""), "Auth");
     check(403, &body("permission_error", "", ""), "Auth");
-    check(404, &body("not_found_error", "", "model: claude-1"), "Invalid");
+    check(
+        404,
+        &body("not_found_error", "", "model: claude-1"),
+        "Invalid",
+    );
     check(409, &body("conflict_error", "", ""), "Provider");
     check(413, &body("request_too_large", "", ""), "Invalid");
     check(500, &body("api_error", "", ""), "Provider");
@@ -70,8 +125,15 @@ fn the_kind_of_an_error_follows_type_and_code_and_then_status() {
 #[test]
 fn an_error_for_the_log_names_the_request_and_hides_the_key() {
     let body = r#"{"type":"error","error":{"type":"authentication_error","message":"bad sk-1"},"request_id":"req_2"}"#;
-    let error = classify(StatusCode::UNAUTHORIZED, Detail::parse(body, None, "sk-1"), None);
-    assert_eq!(error.to_string(), r#"key refused: 401 authentication_error "bad [key]" (request-id req_2)"#);
+    let error = classify(
+        StatusCode::UNAUTHORIZED,
+        Detail::parse(body, None, "sk-1"),
+        None,
+    );
+    assert_eq!(
+        error.to_string(),
+        r#"key refused: 401 authentication_error "bad [key]" (request-id req_2)"#
+    );
     let html = Detail::parse(&"x".repeat(10_000), Some("req_3"), "");
     assert_eq!(html.message.len(), MOST_MESSAGE_CHARS);
 }
@@ -90,9 +152,24 @@ fn what_an_error_says_of_key_model_and_request() {
         assert_eq!(error.class(), expected, "{status} {kind} {code:?}");
     }
     check(429, "rate_limit_error", None, Class::Limited);
-    check(429, "rate_limit_error", Some("ramp_limit_exceeded"), Class::Limited);
-    check(429, "rate_limit_error", Some("enforced_spend_limit_reached"), Class::Spent);
-    check(429, "rate_limit_error", Some("contract_spend_limit_reached"), Class::Spent);
+    check(
+        429,
+        "rate_limit_error",
+        Some("ramp_limit_exceeded"),
+        Class::Limited,
+    );
+    check(
+        429,
+        "rate_limit_error",
+        Some("enforced_spend_limit_reached"),
+        Class::Spent,
+    );
+    check(
+        429,
+        "rate_limit_error",
+        Some("contract_spend_limit_reached"),
+        Class::Spent,
+    );
     check(400, "invalid_request_error", None, Class::Doubtful);
     check(400, "invalid_request_error", Some("anything"), Class::Final);
     check(401, "authentication_error", None, Class::Refused);
@@ -104,7 +181,12 @@ fn what_an_error_says_of_key_model_and_request() {
     check(500, "api_error", None, Class::Failing);
     check(504, "timeout_error", None, Class::Failing);
     check(529, "overloaded_error", None, Class::Overloaded);
-    let in_stream = |kind: &str| Error::InStream(Box::new(Detail { error_type: kind.to_owned(), ..Detail::default() }));
+    let in_stream = |kind: &str| {
+        Error::InStream(Box::new(Detail {
+            error_type: kind.to_owned(),
+            ..Detail::default()
+        }))
+    };
     assert_eq!(in_stream("overloaded_error").class(), Class::Overloaded);
     assert_eq!(in_stream("rate_limit_error").class(), Class::Limited);
     assert_eq!(in_stream("api_error").class(), Class::Failing);

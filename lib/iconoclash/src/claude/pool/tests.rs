@@ -12,24 +12,42 @@ struct Fixture {
 }
 
 impl Fixture {
-    #[expect(clippy::disallowed_methods, reason = "a client that is never used for a request")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a client that is never used for a request"
+    )]
     fn of(keys: &[(&str, Option<&str>)]) -> Self {
         let keys = keys.iter().map(|(label, organisation)| {
-            ApiKey::new(*label, format!("secret of {label}")).within(organisation.map(str::to_owned))
+            ApiKey::new(*label, format!("secret of {label}"))
+                .within(organisation.map(str::to_owned))
         });
         let ahead_ms = Arc::new(AtomicI64::new(0));
         let clock = Arc::clone(&ahead_ms);
         let now = move || NOW + time::Duration::milliseconds(clock.load(Ordering::Relaxed));
-        let pool = Pool::new(reqwest::Client::new(), String::new(), Deadlines::default(), keys.collect(), now);
+        let pool = Pool::new(
+            reqwest::Client::new(),
+            String::new(),
+            Deadlines::default(),
+            keys.collect(),
+            now,
+        );
         Self { pool, ahead_ms }
     }
 
     fn advance(&self, by: Duration) {
-        self.ahead_ms.fetch_add(i64::try_from(by.as_millis()).unwrap(), Ordering::Relaxed);
+        self.ahead_ms
+            .fetch_add(i64::try_from(by.as_millis()).unwrap(), Ordering::Relaxed);
     }
 
     fn key(&self, label: &str) -> Arc<ApiKey> {
-        Arc::clone(self.pool.state().keys.iter().find(|key| key.label == label).unwrap())
+        Arc::clone(
+            self.pool
+                .state()
+                .keys
+                .iter()
+                .find(|key| key.label == label)
+                .unwrap(),
+        )
     }
 
     fn fails(&self, label: &str, error: &Error) {
@@ -38,8 +56,15 @@ impl Fixture {
 
     /// Who gets each of a hundred conversations.
     fn chosen(&self) -> Vec<String> {
-        let choose = |conversation| self.pool.choose(Uuid::from_u128(conversation), &Tried::default());
-        (0..100).map(|conversation| choose(conversation).map_or_else(String::new, |key| key.label.clone())).collect()
+        let choose = |conversation| {
+            self.pool
+                .choose(Uuid::from_u128(conversation), &Tried::default())
+        };
+        (0..100)
+            .map(|conversation| {
+                choose(conversation).map_or_else(String::new, |key| key.label.clone())
+            })
+            .collect()
     }
 
     fn chosen_among(&self) -> Vec<String> {
@@ -51,12 +76,22 @@ impl Fixture {
 }
 
 fn limited(seconds: u64) -> Error {
-    Error::RateLimited { retry_after: Some(Duration::from_secs(seconds)), detail: Box::default() }
+    Error::RateLimited {
+        retry_after: Some(Duration::from_secs(seconds)),
+        detail: Box::default(),
+    }
 }
 
 fn limits(remaining: u64) -> Limits {
     let reset = Some(NOW + time::Duration::MINUTE);
-    Limits { requests: Some(Limit { limit: 1000, remaining, reset }), ..Limits::default() }
+    Limits {
+        requests: Some(Limit {
+            limit: 1000,
+            remaining,
+            reset,
+        }),
+        ..Limits::default()
+    }
 }
 
 const THREE: [(&str, Option<&str>); 3] = [("a", Some("acme")), ("b", Some("acme")), ("c", None)];
@@ -69,7 +104,11 @@ fn a_conversation_keeps_its_key_and_returns_to_it() {
     assert_eq!(it.chosen_among(), ["a", "b", "c"]);
     it.fails("c", &limited(30));
     let away = it.chosen();
-    assert!(home.iter().zip(&away).all(|(home, away)| if home == "c" { away != "c" } else { home == away }));
+    assert!(home.iter().zip(&away).all(|(home, away)| if home == "c" {
+        away != "c"
+    } else {
+        home == away
+    }));
     assert_eq!(away, it.chosen(), "and is at home where it went");
     it.advance(Duration::from_secs(30));
     assert_eq!(it.chosen(), home);
@@ -115,13 +154,19 @@ fn a_spent_organisation_is_out_until_the_first_of_the_month() {
     assert_eq!(it.chosen_among(), ["c"]);
     it.advance(Duration::from_secs(1));
     assert_eq!(it.chosen_among(), ["a", "b", "c"]);
-    assert_eq!(next_month(datetime!(2026-12-31 23:00 -02:00)), datetime!(2027-02-01 0:00 UTC));
+    assert_eq!(
+        next_month(datetime!(2026-12-31 23:00 -02:00)),
+        datetime!(2027-02-01 0:00 UTC)
+    );
 }
 
 #[test]
 fn an_overloaded_model_is_left_alone_with_every_key_if_that_is_asked_for_and_else_comes_last() {
     let it = Fixture::of(&THREE);
-    let overloaded = |retry_after| Error::Overloaded { retry_after, detail: Box::default() };
+    let overloaded = |retry_after| Error::Overloaded {
+        retry_after,
+        detail: Box::default(),
+    };
     it.fails("a", &overloaded(None));
     let models = |own_and_other: [&'static str; 2]| it.pool.models(own_and_other.into_iter());
     assert_eq!(models([MODEL, "another"]), ["another", MODEL]);
@@ -137,14 +182,29 @@ fn an_overloaded_model_is_left_alone_with_every_key_if_that_is_asked_for_and_els
 #[test]
 fn a_key_that_failed_comes_last_but_is_not_out() {
     let it = Fixture::of(&[("a", None), ("b", None)]);
-    it.fails("a", &Error::Timeout { phase: crate::claude::Phase::FirstEvent });
+    it.fails(
+        "a",
+        &Error::Timeout {
+            phase: crate::claude::Phase::FirstEvent,
+        },
+    );
     assert_eq!(it.chosen_among(), ["b"]);
     it.fails("b", &limited(60));
     assert_eq!(it.chosen_among(), ["a"]);
     it.advance(SUSPECT);
-    it.fails("a", &Error::Provider { retry_after: Some(Duration::from_secs(5)), detail: Box::default() });
+    it.fails(
+        "a",
+        &Error::Provider {
+            retry_after: Some(Duration::from_secs(5)),
+            detail: Box::default(),
+        },
+    );
     assert_eq!(it.chosen_among(), [""]);
-    assert_eq!(it.pool.wait([MODEL]), Some(Duration::from_secs(5)), "until the first of them may be asked");
+    assert_eq!(
+        it.pool.wait([MODEL]),
+        Some(Duration::from_secs(5)),
+        "until the first of them may be asked"
+    );
 }
 
 #[test]
@@ -156,7 +216,11 @@ fn conversations_leave_a_key_that_has_next_to_nothing_left_for_the_ones_with_roo
     assert_eq!(it.chosen_among(), ["b", "c"]);
     it.pool.went_well(&it.key("b"), limits(100));
     it.pool.went_well(&it.key("c"), limits(90));
-    assert_eq!(it.chosen_among(), ["a", "b"], "at least half of what the best has");
+    assert_eq!(
+        it.chosen_among(),
+        ["a", "b"],
+        "at least half of what the best has"
+    );
     (0..200).for_each(|_| it.pool.begins(&it.key("a"), 10));
     assert_eq!(it.chosen_among(), ["b", "c"], "calls under way count");
     it.advance(Duration::from_secs(60));
@@ -178,21 +242,38 @@ fn deadlines_that_others_know_are_kept_here_and_those_learned_here_are_told() {
     assert_eq!(told.len(), 1);
     let acme = ("o:acme".to_owned(), epoch_ms(NOW) + 60_000);
     it.pool.follow(&told, vec![told[0].clone(), acme]);
-    assert_eq!((it.chosen_among(), it.pool.untold()), (vec![String::new()], vec![]));
-    assert_eq!(it.pool.health()[0], ("a".to_owned(), KeyHealth::Cooling(NOW + time::Duration::MINUTE)));
+    assert_eq!(
+        (it.chosen_among(), it.pool.untold()),
+        (vec![String::new()], vec![])
+    );
+    assert_eq!(
+        it.pool.health()[0],
+        (
+            "a".to_owned(),
+            KeyHealth::Cooling(NOW + time::Duration::MINUTE)
+        )
+    );
     // An operator has lifted it.
     it.pool.follow(&[], vec![]);
     assert_eq!(it.chosen_among(), ["a", "b", "c"]);
 }
 
 #[test]
-fn over_a_thousand_sends_a_limited_organisation_is_not_asked_before_its_time_and_nobody_goes_without() {
+fn over_a_thousand_sends_a_limited_organisation_is_not_asked_before_its_time_and_nobody_goes_without()
+ {
     let it = Fixture::of(&THREE);
     it.fails("a", &limited(100));
     for send in 0..1_000_u64 {
-        let key = it.pool.choose(Uuid::from_u128(send.into()), &Tried::default()).unwrap();
+        let key = it
+            .pool
+            .choose(Uuid::from_u128(send.into()), &Tried::default())
+            .unwrap();
         assert_eq!(key.organisation.is_some(), key.label != "c");
-        assert!(key.label == "c" || send * 150 >= 100_000, "send {send} went to {}", key.label);
+        assert!(
+            key.label == "c" || send * 150 >= 100_000,
+            "send {send} went to {}",
+            key.label
+        );
         it.pool.went_well(&key, Limits::default());
         it.advance(Duration::from_millis(150));
     }
@@ -203,9 +284,15 @@ fn over_a_thousand_sends_a_limited_organisation_is_not_asked_before_its_time_and
 fn a_new_set_of_keys_keeps_what_is_known_of_those_that_stay() {
     let it = Fixture::of(&THREE);
     it.fails("a", &Error::Auth(Box::default()));
-    it.pool.replace(vec![ApiKey::new("a", "secret of a"), ApiKey::new("c", "secret of c")]);
+    it.pool.replace(vec![
+        ApiKey::new("a", "secret of a"),
+        ApiKey::new("c", "secret of c"),
+    ]);
     assert_eq!(it.chosen_among(), ["c"]);
-    it.pool.replace(vec![ApiKey::new("a", "another secret"), ApiKey::new("c", "secret of c")]);
+    it.pool.replace(vec![
+        ApiKey::new("a", "another secret"),
+        ApiKey::new("c", "secret of c"),
+    ]);
     assert_eq!(it.chosen_among(), ["a", "c"]);
     it.pool.replace(vec![]);
     assert_eq!(it.pool.likely_key(Uuid::nil()), "none");

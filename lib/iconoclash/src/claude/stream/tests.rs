@@ -31,7 +31,12 @@ async fn read(mut reply: Reply) -> Outcome {
             Err(error) => break Some(error.to_string()),
         }
     };
-    Outcome { text, usage: reply.usage(), stop_reason: reply.stop_reason().map(str::to_owned), error }
+    Outcome {
+        text,
+        usage: reply.usage(),
+        stop_reason: reply.stop_reason().map(str::to_owned),
+        error,
+    }
 }
 
 fn body(chunks: Vec<Bytes>) -> impl Stream<Item = reqwest::Result<Bytes>> + Send + 'static {
@@ -68,19 +73,33 @@ fn end() -> String {
     ) + &event("message_stop", r#"{"type":"message_stop"}"#)
 }
 
-const STARTED: Usage = Usage { input: 9, cache_write_5m: 10, cache_write_1h: 20, cache_read: 5, output: 1 };
+const STARTED: Usage = Usage {
+    input: 9,
+    cache_write_5m: 10,
+    cache_write_1h: 20,
+    cache_read: 5,
+    output: 1,
+};
 
 fn complete(text: &str) -> Outcome {
     Outcome {
         text: text.into(),
-        usage: Usage { output: 12, ..STARTED },
+        usage: Usage {
+            output: 12,
+            ..STARTED
+        },
         stop_reason: Some("end_turn".into()),
         error: None,
     }
 }
 
 fn failed(text: &str, error: &str) -> Outcome {
-    Outcome { text: text.into(), usage: STARTED, stop_reason: None, error: Some(error.into()) }
+    Outcome {
+        text: text.into(),
+        usage: STARTED,
+        stop_reason: None,
+        error: Some(error.into()),
+    }
 }
 
 #[tokio::test]
@@ -98,21 +117,52 @@ async fn what_is_unknown_is_ignored() {
         event("weather_report", "sunny"),
         ": a comment\n\n".to_owned(),
         "data: an event without a name\n\n".to_owned(),
-        event("content_block_start", r#"{"content_block":{"type":"hologram","text":7}}"#),
-        event("content_block_start", r#"{"content_block":{"type":"text","text":""}}"#),
-        event("content_block_delta", r#"{"delta":{"type":"thinking_delta","thinking":"hm"}}"#),
-        event("content_block_delta", r#"{"delta":{"type":"smell_delta","text":7}}"#),
-        event("content_block_delta", r#"{"delta":{"type":"text_delta","text":""}}"#),
-        event("content_block_delta", r#"{"delta":{"type":"text_delta","text":"\u0000"}}"#),
+        event(
+            "content_block_start",
+            r#"{"content_block":{"type":"hologram","text":7}}"#,
+        ),
+        event(
+            "content_block_start",
+            r#"{"content_block":{"type":"text","text":""}}"#,
+        ),
+        event(
+            "content_block_delta",
+            r#"{"delta":{"type":"thinking_delta","thinking":"hm"}}"#,
+        ),
+        event(
+            "content_block_delta",
+            r#"{"delta":{"type":"smell_delta","text":7}}"#,
+        ),
+        event(
+            "content_block_delta",
+            r#"{"delta":{"type":"text_delta","text":""}}"#,
+        ),
+        event(
+            "content_block_delta",
+            r#"{"delta":{"type":"text_delta","text":"\u0000"}}"#,
+        ),
         event("content_block_stop", r#"{"index":0}"#),
-        event("message_delta", r#"{"delta":{"stop_reason":null},"usage":{"output_tokens":2,"input_tokens":null}}"#),
+        event(
+            "message_delta",
+            r#"{"delta":{"stop_reason":null},"usage":{"output_tokens":2,"input_tokens":null}}"#,
+        ),
     ] {
         let events = start() + &delta("Know ") + &strange + &delta("thyself") + &end();
         check(outcome(&events).await, complete("Know thyself"));
     }
-    let odd = start() + &event("message_delta", r#"{"delta":{"stop_reason":"bored"},"usage":{"output_tokens":12}}"#);
+    let odd = start()
+        + &event(
+            "message_delta",
+            r#"{"delta":{"stop_reason":"bored"},"usage":{"output_tokens":12}}"#,
+        );
     let odd = outcome(&(odd + &event("message_stop", "{}"))).await;
-    check(odd, Outcome { stop_reason: Some("bored".into()), ..complete("") });
+    check(
+        odd,
+        Outcome {
+            stop_reason: Some("bored".into()),
+            ..complete("")
+        },
+    );
 }
 
 #[tokio::test]
@@ -124,18 +174,30 @@ async fn nothing_but_message_stop_is_a_normal_end() {
     }
     check(outcome(&begun).await, "reply cut off (request-id req_1)");
     let unfinished = begun.clone() + "event: message_stop\ndata: {}\n";
-    check(outcome(&unfinished).await, "reply cut off (request-id req_1)");
-    let error = r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded sk-1"}}"#;
+    check(
+        outcome(&unfinished).await,
+        "reply cut off (request-id req_1)",
+    );
+    let error =
+        r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded sk-1"}}"#;
     check(
         outcome(&(begun.clone() + &event("error", error) + &end())).await,
         r#"reply failed: overloaded_error "Overloaded [key]" (request-id req_1)"#,
     );
     check(
-        outcome(&(begun.clone() + &event("content_block_delta", r#"{"delta":{"type":"te"#) + &end())).await,
+        outcome(
+            &(begun.clone() + &event("content_block_delta", r#"{"delta":{"type":"te"#) + &end()),
+        )
+        .await,
         "malformed reply: broken JSON at column 20 of content_block_delta (request-id req_1)",
     );
     check(
-        outcome(&(begun.clone() + &event("message_delta", r#"{"usage":{"output_tokens":-1}}"#) + &end())).await,
+        outcome(
+            &(begun.clone()
+                + &event("message_delta", r#"{"usage":{"output_tokens":-1}}"#)
+                + &end()),
+        )
+        .await,
         "malformed reply: unexpected shape at column 28 of message_delta (request-id req_1)",
     );
 }
@@ -143,12 +205,17 @@ async fn nothing_but_message_stop_is_a_normal_end() {
 #[tokio::test]
 async fn a_reply_that_never_began_cannot_be_complete() {
     let stopped = outcome(&event("message_stop", "{}")).await;
-    assert_eq!(stopped.error.unwrap(), "malformed reply: message_stop before message_start (request-id req_1)");
+    assert_eq!(
+        stopped.error.unwrap(),
+        "malformed reply: message_stop before message_start (request-id req_1)"
+    );
 }
 
 #[tokio::test]
 async fn an_error_stays_an_error() {
-    let mut reply = reply(body(vec![Bytes::from(event("error", "{}") + &start() + &end())]));
+    let mut reply = reply(body(vec![Bytes::from(
+        event("error", "{}") + &start() + &end(),
+    )]));
     assert!(matches!(reply.next().await, Err(Error::InStream { .. })));
     assert!(matches!(reply.next().await, Err(Error::Cut { .. })));
     assert!(matches!(reply.next().await, Err(Error::Cut { .. })));
@@ -158,8 +225,16 @@ async fn an_error_stays_an_error() {
 async fn events_survive_any_division_into_chunks() {
     let events = start() + &delta("Γνῶθι ") + &delta("σεαυτόν 🦉") + &end();
     for size in [1, 2, 3, 7, 64] {
-        let chunks = events.as_bytes().chunks(size).map(Bytes::copy_from_slice).collect();
-        assert_eq!(read(reply(body(chunks))).await, complete("Γνῶθι σεαυτόν 🦉"), "{size}");
+        let chunks = events
+            .as_bytes()
+            .chunks(size)
+            .map(Bytes::copy_from_slice)
+            .collect();
+        assert_eq!(
+            read(reply(body(chunks))).await,
+            complete("Γνῶθι σεαυτόν 🦉"),
+            "{size}"
+        );
     }
     let crlf = events.replace('\n', "\r\n");
     assert_eq!(outcome(&crlf).await, complete("Γνῶθι σεαυτόν 🦉"));
@@ -167,9 +242,15 @@ async fn events_survive_any_division_into_chunks() {
 
 #[tokio::test]
 async fn bytes_that_are_no_text_are_malformed() {
-    let chunks = vec![Bytes::from(start()), Bytes::from_static(b"data: \xff\xff\n\n")];
+    let chunks = vec![
+        Bytes::from(start()),
+        Bytes::from_static(b"data: \xff\xff\n\n"),
+    ];
     let outcome = read(reply(body(chunks))).await;
-    assert_eq!(outcome, failed("", "malformed reply: not UTF-8 (request-id req_1)"));
+    assert_eq!(
+        outcome,
+        failed("", "malformed reply: not UTF-8 (request-id req_1)")
+    );
 }
 
 #[tokio::test]
@@ -178,33 +259,66 @@ async fn an_event_without_end_is_refused_before_it_fills_the_memory() {
     let endless = stream::once(async { Ok(Bytes::from(start() + "data: ")) })
         .chain(stream::repeat_with(move || Ok(chunk.clone())));
     let outcome = read(reply(endless)).await;
-    assert_eq!(outcome, failed("", "malformed reply: an event has no end (request-id req_1)"));
+    assert_eq!(
+        outcome,
+        failed(
+            "",
+            "malformed reply: an event has no end (request-id req_1)"
+        )
+    );
 
     let long = "x".repeat(MOST_EVENT_BYTES);
     let sized = read(reply(body(vec![Bytes::from(start() + &delta(&long))]))).await;
-    assert_eq!(sized, failed("", "malformed reply: an event is too long (request-id req_1)"));
+    assert_eq!(
+        sized,
+        failed(
+            "",
+            "malformed reply: an event is too long (request-id req_1)"
+        )
+    );
 
-    let many = vec![Bytes::from(start() + &delta("abcdefgh").repeat(20_000)), Bytes::from(end())];
+    let many = vec![
+        Bytes::from(start() + &delta("abcdefgh").repeat(20_000)),
+        Bytes::from(end()),
+    ];
     assert_eq!(read(reply(body(many))).await.error, None);
 }
 
 #[tokio::test]
 async fn the_split_of_cache_writes_is_kept_and_its_absence_means_five_minutes() {
     async fn check(start_usage: &str, delta_usage: &str, (write_5m, write_1h): (u32, u32)) {
-        let events = event("message_start", &format!(r#"{{"message":{{"model":"m","usage":{start_usage}}}}}"#))
-            + &event("message_delta", &format!(r#"{{"delta":{{}},"usage":{delta_usage}}}"#))
-            + &event("message_stop", "{}");
+        let events = event(
+            "message_start",
+            &format!(r#"{{"message":{{"model":"m","usage":{start_usage}}}}}"#),
+        ) + &event(
+            "message_delta",
+            &format!(r#"{{"delta":{{}},"usage":{delta_usage}}}"#),
+        ) + &event("message_stop", "{}");
         let usage = outcome(&events).await.usage;
-        assert_eq!((usage.cache_write_5m, usage.cache_write_1h), (write_5m, write_1h), "{start_usage} {delta_usage}");
+        assert_eq!(
+            (usage.cache_write_5m, usage.cache_write_1h),
+            (write_5m, write_1h),
+            "{start_usage} {delta_usage}"
+        );
     }
     let split = r#"{"cache_creation_input_tokens":30,"cache_creation":{"ephemeral_5m_input_tokens":10,"ephemeral_1h_input_tokens":20}}"#;
     check(r#"{"cache_creation_input_tokens":30}"#, "{}", (30, 0)).await;
-    check(r#"{"cache_creation_input_tokens":30,"cache_creation":null}"#, "{}", (30, 0)).await;
+    check(
+        r#"{"cache_creation_input_tokens":30,"cache_creation":null}"#,
+        "{}",
+        (30, 0),
+    )
+    .await;
     check(split, "{}", (10, 20)).await;
     check(split, r#"{"cache_creation_input_tokens":30}"#, (10, 20)).await;
     check(split, r#"{"cache_creation_input_tokens":45}"#, (25, 20)).await;
     check(split, r#"{"cache_creation_input_tokens":15}"#, (0, 15)).await;
-    check(r#"{"cache_creation":{"ephemeral_1h_input_tokens":20}}"#, "{}", (0, 20)).await;
+    check(
+        r#"{"cache_creation":{"ephemeral_1h_input_tokens":20}}"#,
+        "{}",
+        (0, 20),
+    )
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,10 +332,15 @@ async fn each_deadline_names_its_phase_and_keeps_the_usage() {
                 Err(error) => break error,
             }
         };
-        let Error::Timeout { phase } = error else { panic!("{error}") };
+        let Error::Timeout { phase } = error else {
+            panic!("{error}")
+        };
         (phase, began.elapsed().as_secs(), reply.usage())
     };
-    assert_eq!(phase(reply(silent())).await, (Phase::FirstEvent, 30, Usage::default()));
+    assert_eq!(
+        phase(reply(silent())).await,
+        (Phase::FirstEvent, 30, Usage::default())
+    );
 
     let begun = body(vec![Bytes::from(start())]).chain(silent());
     assert_eq!(phase(reply(begun)).await, (Phase::Silence, 60, STARTED));
@@ -245,15 +364,29 @@ async fn asking_again_and_again_does_not_stretch_a_silence() {
             break ended.unwrap_err();
         }
     };
-    assert!(matches!(error, Error::Timeout { phase: Phase::Silence }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Timeout {
+                phase: Phase::Silence
+            }
+        ),
+        "{error}"
+    );
     assert_eq!(began.elapsed().as_secs(), 60);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_never_pauses_still_ends_at_the_whole_deadline() {
-    let flood = body(vec![Bytes::from(start())]).chain(stream::repeat_with(|| Ok(Bytes::from(delta("x")))));
+    let flood =
+        body(vec![Bytes::from(start())]).chain(stream::repeat_with(|| Ok(Bytes::from(delta("x")))));
     let mut reply = reply(flood);
     reply.next().await.unwrap();
     tokio::time::advance(Duration::from_secs(240)).await;
-    assert!(matches!(reply.next().await, Err(Error::Timeout { phase: Phase::Whole })));
+    assert!(matches!(
+        reply.next().await,
+        Err(Error::Timeout {
+            phase: Phase::Whole
+        })
+    ));
 }

@@ -62,13 +62,33 @@ impl Task {
 impl Asked {
     /// Does what there is to do.
     pub(super) async fn afterwards(&self, answered: Answered) {
-        let Answered { gate, memory: Memory { topic, title_made, summary, mut past }, question, reply } = answered;
-        let Ok(models) = self.app.config().models.clone() else { return };
+        let Answered {
+            gate,
+            memory:
+                Memory {
+                    topic,
+                    title_made,
+                    summary,
+                    mut past,
+                },
+            question,
+            reply,
+        } = answered;
+        let Ok(models) = self.app.config().models.clone() else {
+            return;
+        };
         let user_id = self.session.claims.sub.to_string();
-        let is_first = past.iter().all(|message| message.role == "user" || message.content.is_empty());
+        let is_first = past
+            .iter()
+            .all(|message| message.role == "user" || message.content.is_empty());
         let said = |id, role: &str, content: &str| {
             let (role, content) = (role.to_owned(), content.to_owned());
-            Past { id, role, status: "complete".to_owned(), content }
+            Past {
+                id,
+                role,
+                status: "complete".to_owned(),
+                content,
+            }
         };
         past.push(said(question, "user", &self.content));
         past.push(said(reply.id, "assistant", &reply.content));
@@ -79,21 +99,32 @@ impl Asked {
         }
         if let Some((older, until)) = summary::due(&past) {
             let prompt = summary::prompt(&models.small, &user_id, summary.as_deref(), older);
-            self.aside(Task::Summary { until }, &prompt, &gate, reply.id).await;
+            self.aside(Task::Summary { until }, &prompt, &gate, reply.id)
+                .await;
         }
     }
 
     async fn aside(&self, task: Task, prompt: &Prompt, gate: &Gate, reply: Uuid) {
         let kind = task.kind();
         match self.try_aside(task, prompt, gate, reply).await {
-            Ok(Some(cost_microusd)) => tracing::info!(request.id = %self.request, kind, cost_microusd, "aside"),
+            Ok(Some(cost_microusd)) => {
+                tracing::info!(request.id = %self.request, kind, cost_microusd, "aside")
+            }
             Ok(None) => tracing::info!(request.id = %self.request, kind, "no room for an aside"),
-            Err(error) => tracing::warn!(request.id = %self.request, kind, cause = error.cause(), "aside"),
+            Err(error) => {
+                tracing::warn!(request.id = %self.request, kind, cause = error.cause(), "aside")
+            }
         }
     }
 
     /// One call under the budgets; none where they have no room. Says what it cost.
-    async fn try_aside(&self, task: Task, prompt: &Prompt, gate: &Gate, reply: Uuid) -> Result<Option<i64>> {
+    async fn try_aside(
+        &self,
+        task: Task,
+        prompt: &Prompt,
+        gate: &Gate,
+        reply: Uuid,
+    ) -> Result<Option<i64>> {
         let (app, request, now) = (&self.app, self.app.new_id(), self.app.now());
         let claude = app.claude()?;
         let bytes = prompt::bytes(&prompt.system, &prompt.recap, &prompt.turns);
@@ -102,17 +133,29 @@ impl Asked {
             return Ok(None);
         };
         let likely_key = claude.likely_key(self.discussion);
-        let begun = self.begin_aside(task, prompt, &likely_key, gate, (request, now, reply, most)).await;
+        let begun = self
+            .begin_aside(task, prompt, &likely_key, gate, (request, now, reply, most))
+            .await;
         if !matches!(begun, Ok(true)) {
             hold.settle(app, 0).await?;
             return begun.map(|_| None);
         }
-        let route = Route { conversation: self.discussion, fallback: None };
+        let route = Route {
+            conversation: self.discussion,
+            fallback: None,
+        };
         let by = Instant::now() + app.config().patience.aside;
         let heard = match timeout_at(by, claude.ask(prompt, &route)).await {
             Ok(Ok(stream)) => Heard::listen(claude, stream, prompt.max_tokens, by).await,
-            Ok(Err(failed)) => Heard { failure: Some(telemetry::chain(&failed)), ..Heard::default() },
-            Err(_) => Heard { spent: Spent::unanswered(bytes), failure: Some(LATE.to_owned()), ..Heard::default() },
+            Ok(Err(failed)) => Heard {
+                failure: Some(telemetry::chain(&failed)),
+                ..Heard::default()
+            },
+            Err(_) => Heard {
+                spent: Spent::unanswered(bytes),
+                failure: Some(LATE.to_owned()),
+                ..Heard::default()
+            },
         };
         let cost = self.end_aside(task, prompt, &heard, request).await?;
         hold.settle(app, cost).await?;
@@ -158,19 +201,47 @@ impl Asked {
     }
 
     /// Writes what the call cost and what it was for.
-    async fn end_aside(&self, task: Task, prompt: &Prompt, heard: &Heard, request: Uuid) -> Result<i64> {
-        let Heard { text, spent: Spent { usage, estimated, .. }, failure, .. } = heard;
+    async fn end_aside(
+        &self,
+        task: Task,
+        prompt: &Prompt,
+        heard: &Heard,
+        request: Uuid,
+    ) -> Result<i64> {
+        let Heard {
+            text,
+            spent: Spent {
+                usage, estimated, ..
+            },
+            failure,
+            ..
+        } = heard;
         let now = self.app.now();
-        let price::Cost { microusd, saved_microusd, price_date } =
-            price::cost(&prompt.model, usage, now).expect("configuration takes only models with a price");
-        let outcome = if failure.is_some() { "failed" } else { "complete" };
-        let text = Some(text.trim()).filter(|text| failure.is_none() && !text.is_empty() && !text.contains('\0'));
+        let price::Cost {
+            microusd,
+            saved_microusd,
+            price_date,
+        } = price::cost(&prompt.model, usage, now)
+            .expect("configuration takes only models with a price");
+        let outcome = if failure.is_some() {
+            "failed"
+        } else {
+            "complete"
+        };
+        let text = Some(text.trim())
+            .filter(|text| failure.is_none() && !text.is_empty() && !text.contains('\0'));
         let (title, summary, until) = match task {
             Task::Title => (text.and_then(title::read), None, None),
             Task::Summary { until } => (None, text, Some(until)),
         };
-        let [input, write_5m, write_1h, cache_read, output] =
-            [usage.input, usage.cache_write_5m, usage.cache_write_1h, usage.cache_read, usage.output].map(i64::from);
+        let [input, write_5m, write_1h, cache_read, output] = [
+            usage.input,
+            usage.cache_write_5m,
+            usage.cache_write_1h,
+            usage.cache_read,
+            usage.output,
+        ]
+        .map(i64::from);
         let values: [&(dyn ToSql + Sync); 17] = [
             &request,
             &outcome,
@@ -208,7 +279,12 @@ struct Heard {
 const LATE: &str = "no answer in time";
 
 impl Heard {
-    async fn listen(claude: &Pool, mut stream: claude::Reply, max_tokens: u32, by: Instant) -> Self {
+    async fn listen(
+        claude: &Pool,
+        mut stream: claude::Reply,
+        max_tokens: u32,
+        by: Instant,
+    ) -> Self {
         let mut text = String::new();
         let whole = async {
             while let Some(piece) = stream.next().await? {
@@ -226,7 +302,12 @@ impl Heard {
             Err(_) => Some(LATE.to_owned()),
         };
         let spent = Spent::by(&stream, &text, max_tokens);
-        Self { text, spent, failure, key_label: Some(stream.key_label().to_owned()) }
+        Self {
+            text,
+            spent,
+            failure,
+            key_label: Some(stream.key_label().to_owned()),
+        }
     }
 }
 

@@ -30,7 +30,12 @@ pub(super) enum Opening {
     /// Claude may be asked.
     Ask(Granted),
     /// The same request was answered before, by this reply.
-    Replay { reply: Uuid, plan: Plan, quota: Quota, voices: Vec<Voice> },
+    Replay {
+        reply: Uuid,
+        plan: Plan,
+        quota: Quota,
+        voices: Vec<Voice>,
+    },
 }
 
 /// What a message that may be answered is answered with.
@@ -50,8 +55,16 @@ impl Asked {
         let db = self.app.db()?;
         let today = budget::day(self.now);
         let (month, subject) = (budget::month(today), self.subject.as_str());
-        let who: [&(dyn ToSql + Sync); 8] =
-            [&claims.sub, &claims.ver, &claims.sid, &self.discussion, &self.key, &subject, &today, &month];
+        let who: [&(dyn ToSql + Sync); 8] = [
+            &claims.sub,
+            &claims.ver,
+            &claims.sid,
+            &self.discussion,
+            &self.key,
+            &subject,
+            &today,
+            &month,
+        ];
         let most = prompt::bound(self.discussion, &self.content);
         let (said, known) = tokio::join!(admission.ask(most), db.optional(&OPENING, &who));
         fault::step(&self.app, "admitted").await;
@@ -69,7 +82,8 @@ impl Asked {
         known: Result<Option<OpeningRow>, db::Error>,
     ) -> Result<Opening> {
         let mut known = known?.ok_or(auth::INVALID_TOKEN)?;
-        let plan = Plan::from_name(&known.plan).ok_or_else(|| Error::Internal("users.plan is not a plan".into()))?;
+        let plan = Plan::from_name(&known.plan)
+            .ok_or_else(|| Error::Internal("users.plan is not a plan".into()))?;
         let Some(personas) = known.personas.take() else {
             return Err(Error::NotFound);
         };
@@ -79,7 +93,12 @@ impl Asked {
                 _ if hash != self.fingerprint() => Err(Error::IdempotencyKeyReused),
                 Some(reply) if known.key_reply_lease.is_none() => {
                     admission.give_back().await;
-                    Ok(Opening::Replay { reply, plan, quota: admission.quota(plan, known.messages), voices })
+                    Ok(Opening::Replay {
+                        reply,
+                        plan,
+                        quota: admission.quota(plan, known.messages),
+                        voices,
+                    })
                 }
                 _ => {
                     if known.key_reply_lease.is_some_and(|lease| lease <= self.now) {
@@ -96,10 +115,24 @@ impl Asked {
             None => {}
         }
         let personas: Vec<Persona> = parse(personas)?;
-        let past: Vec<Past> = parse(known.past.take().unwrap_or_else(|| Value::Array(Vec::new())))?;
+        let past: Vec<Past> = parse(
+            known
+                .past
+                .take()
+                .unwrap_or_else(|| Value::Array(Vec::new())),
+        )?;
         let system = prompt::system(&personas, known.topic.as_deref());
-        let memory = Memory { topic: known.topic, title_made: known.title_made, summary: known.summary, past };
-        let recap = memory.summary.as_deref().map(summary::recap).unwrap_or_default();
+        let memory = Memory {
+            topic: known.topic,
+            title_made: known.title_made,
+            summary: known.summary,
+            past,
+        };
+        let recap = memory
+            .summary
+            .as_deref()
+            .map(summary::recap)
+            .unwrap_or_default();
         let turns = prompt::turns(&memory.past, &self.content, system.len() + recap.len());
         let ledger = Ledger {
             plan,
@@ -113,7 +146,14 @@ impl Asked {
             budgets: Budgets::from_json(known.budgets)?,
         };
         let gate = admission.decide(said, &ledger).await?;
-        Ok(Opening::Ask(Granted { gate, system, recap, turns, voices, memory }))
+        Ok(Opening::Ask(Granted {
+            gate,
+            system,
+            recap,
+            turns,
+            voices,
+            memory,
+        }))
     }
 }
 

@@ -27,11 +27,20 @@ pub(super) fn parts(text: &str, voices: &[Voice]) -> Vec<Part> {
     for line in text.split_inclusive('\n') {
         let spoken = speaker(line, voices).map(|(voice, said)| (&voice.slug, said));
         match (spoken, parts.last_mut()) {
-            (Some((icon, said)), _) => parts.push(Part { icon: icon.clone(), text: said.to_owned() }),
+            (Some((icon, said)), _) => parts.push(Part {
+                icon: icon.clone(),
+                text: said.to_owned(),
+            }),
             (None, Some(part)) => part.text.push_str(line),
             (None, None) => {
-                let icon = voices.first().map(|voice| voice.slug.clone()).unwrap_or_default();
-                parts.push(Part { icon, text: line.to_owned() });
+                let icon = voices
+                    .first()
+                    .map(|voice| voice.slug.clone())
+                    .unwrap_or_default();
+                parts.push(Part {
+                    icon,
+                    text: line.to_owned(),
+                });
             }
         }
     }
@@ -46,14 +55,28 @@ pub(super) fn parts(text: &str, voices: &[Voice]) -> Vec<Part> {
 fn speaker<'a, 't>(line: &'t str, voices: &'a [Voice]) -> Option<(&'a Voice, &'t str)> {
     let (label, said) = line.split_once(':')?;
     let name = label.trim_matches(|letter: char| letter.is_whitespace() || "*_#".contains(letter));
-    let voice = voices.iter().find(|voice| is_name_of(name, voice)).or_else(|| {
-        let mut by_word = voices.iter().filter(|voice| voice.name.split_whitespace().any(|word| same(word, name)));
-        // A word that two of them have in their names is nobody's.
-        by_word.next().filter(|_| by_word.next().is_none())
-    })?;
+    let voice = voices
+        .iter()
+        .find(|voice| is_name_of(name, voice))
+        .or_else(|| {
+            let mut by_word = voices
+                .iter()
+                .filter(|voice| voice.name.split_whitespace().any(|word| same(word, name)));
+            // A word that two of them have in their names is nobody's.
+            by_word.next().filter(|_| by_word.next().is_none())
+        })?;
     // The emphasis closes after the colon or before it; one that opens here is the text's own.
-    let opened = label.trim_start().chars().take_while(|letter| "*_".contains(*letter)).count();
-    let closed = label.trim_end().chars().rev().take_while(|letter| "*_".contains(*letter)).count();
+    let opened = label
+        .trim_start()
+        .chars()
+        .take_while(|letter| "*_".contains(*letter))
+        .count();
+    let closed = label
+        .trim_end()
+        .chars()
+        .rev()
+        .take_while(|letter| "*_".contains(*letter))
+        .count();
     let mut said = said;
     for _ in closed..opened {
         said = said.strip_prefix(['*', '_']).unwrap_or(said);
@@ -75,10 +98,20 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: &[(&str, &str)]) {
-        let voices = [("ada-lovelace", "Ada Lovelace"), ("ibn-rushd", "Ibn Rushd"), ("ibn-sina", "Ibn Sina")];
-        let voices = voices.map(|(slug, name)| Voice { slug: slug.into(), name: name.into() });
+        let voices = [
+            ("ada-lovelace", "Ada Lovelace"),
+            ("ibn-rushd", "Ibn Rushd"),
+            ("ibn-sina", "Ibn Sina"),
+        ];
+        let voices = voices.map(|(slug, name)| Voice {
+            slug: slug.into(),
+            name: name.into(),
+        });
         let parts = parts(text, &voices);
-        let got: Vec<_> = parts.iter().map(|part| (part.icon.as_str(), part.text.as_str())).collect();
+        let got: Vec<_> = parts
+            .iter()
+            .map(|part| (part.icon.as_str(), part.text.as_str()))
+            .collect();
         assert_eq!(got, expected, "{text:?}");
     }
 
@@ -86,10 +119,19 @@ mod tests {
     fn each_turn_is_told_by_its_name_however_it_is_written() {
         check(
             "**Ada Lovelace:** It computes.\n\n**Ibn Rushd:** *Why?* Say it.\nAgain.",
-            &[("ada-lovelace", "It computes."), ("ibn-rushd", "*Why?* Say it.\nAgain.")],
+            &[
+                ("ada-lovelace", "It computes."),
+                ("ibn-rushd", "*Why?* Say it.\nAgain."),
+            ],
         );
-        check("**ibn sina**: No.\nADA: Yes.", &[("ibn-sina", "No."), ("ada-lovelace", "Yes.")]);
-        check("## ibn-rushd: No.\n__Sina:__ *Yes.*", &[("ibn-rushd", "No."), ("ibn-sina", "*Yes.*")]);
+        check(
+            "**ibn sina**: No.\nADA: Yes.",
+            &[("ibn-sina", "No."), ("ada-lovelace", "Yes.")],
+        );
+        check(
+            "## ibn-rushd: No.\n__Sina:__ *Yes.*",
+            &[("ibn-rushd", "No."), ("ibn-sina", "*Yes.*")],
+        );
     }
 
     #[test]
@@ -97,7 +139,10 @@ mod tests {
         check("", &[]);
         check(
             "Note: so it is.\n**Ibn Rushd:** Well:\nDiderot: no.",
-            &[("ada-lovelace", "Note: so it is."), ("ibn-rushd", "Well:\nDiderot: no.")],
+            &[
+                ("ada-lovelace", "Note: so it is."),
+                ("ibn-rushd", "Well:\nDiderot: no."),
+            ],
         );
         check("**Ibn:** which?", &[("ada-lovelace", "**Ibn:** which?")]);
         check("**Ibn Sina:**", &[]);

@@ -81,10 +81,22 @@ impl Asked {
 
     async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<Option<Answered>> {
         let models = self.app.config().models.clone()?;
-        let admission = Admission::new(&self.app, &self.subject, &self.session, self.request, self.now)?;
-        let (opening, claude) = tokio::join!(Box::pin(self.open(&admission)), keys::ready(&self.app));
+        let admission = Admission::new(
+            &self.app,
+            &self.subject,
+            &self.session,
+            self.request,
+            self.now,
+        )?;
+        let (opening, claude) =
+            tokio::join!(Box::pin(self.open(&admission)), keys::ready(&self.app));
         let granted = match opening? {
-            Opening::Replay { reply, plan, quota, voices } => {
+            Opening::Replay {
+                reply,
+                plan,
+                quota,
+                voices,
+            } => {
                 // What few replies come to is on the heap: it would lie beside every reply that is relayed.
                 Box::pin(self.replay(reply, plan.model(&models), quota, &voices, tell)).await?;
                 return Ok(None);
@@ -98,7 +110,14 @@ impl Asked {
                 return Err(error);
             }
         };
-        let Granted { gate, system, recap, turns, voices, memory } = granted;
+        let Granted {
+            gate,
+            system,
+            recap,
+            turns,
+            voices,
+            memory,
+        } = granted;
         let plan = gate.plan();
         let prompt = Prompt {
             model: plan.model(&models).to_owned(),
@@ -108,8 +127,16 @@ impl Asked {
             turns,
             user_id: self.session.claims.sub.to_string(),
         };
-        let route = Route { conversation: self.discussion, fallback: plan.fallback(&models, self.now) };
-        let record = Record::new(self, gate, claude.likely_key(self.discussion), &prompt.model);
+        let route = Route {
+            conversation: self.discussion,
+            fallback: plan.fallback(&models, self.now),
+        };
+        let record = Record::new(
+            self,
+            gate,
+            claude.likely_key(self.discussion),
+            &prompt.model,
+        );
         let length = prompt::bytes(&prompt.system, &prompt.recap, &prompt.turns);
         let (reply_id, mut looks) = (record.reply_id, stop::looks());
         let mut reply = Reply {
@@ -139,14 +166,23 @@ impl Asked {
                 return Err(refused);
             }
             Some(Ok(Err(failed))) => {
-                let spent = if failed.may_be_billed() { Spent::unanswered(length) } else { Spent::default() };
+                let spent = if failed.may_be_billed() {
+                    Spent::unanswered(length)
+                } else {
+                    Spent::default()
+                };
                 let (_, _, failure) = Box::pin(reply.end(Ending::Broken(failed), spent)).await?;
                 return Err(failure.unwrap_or(INTERRUPTED));
             }
             Some(Ok(Ok(stream))) => reply.relay(stream, looks, tell).await?,
             None => Box::pin(reply.stop_unanswered(tell)).await?,
         };
-        Ok(Some(Answered { gate, memory, question, reply }))
+        Ok(Some(Answered {
+            gate,
+            memory,
+            question,
+            reply,
+        }))
     }
 
     /// What tells this request from another under the same key.
@@ -166,10 +202,26 @@ impl Asked {
         let (message, reply) = resume::pair(&self.app, reply).await?;
         let reply = reply.spoken_by(voices);
         let model = reply.model.clone().unwrap_or_else(|| model.to_owned());
-        let start = Start { message, reply_id: reply.id, model, quota, replayed: true };
-        let failure = (!matches!(reply.status.as_str(), "complete" | "stopped")).then_some(INTERRUPTED);
-        let text = Some(reply.content.clone()).filter(|text| !text.is_empty()).map(Event::Delta);
-        let (start, end) = (Event::Start(Box::new(start)), Event::End(Box::new(End { reply, quota, failure })));
+        let start = Start {
+            message,
+            reply_id: reply.id,
+            model,
+            quota,
+            replayed: true,
+        };
+        let failure =
+            (!matches!(reply.status.as_str(), "complete" | "stopped")).then_some(INTERRUPTED);
+        let text = Some(reply.content.clone())
+            .filter(|text| !text.is_empty())
+            .map(Event::Delta);
+        let (start, end) = (
+            Event::Start(Box::new(start)),
+            Event::End(Box::new(End {
+                reply,
+                quota,
+                failure,
+            })),
+        );
         for event in [Some(start), text, Some(end)].into_iter().flatten() {
             let _gone = tell.send(event);
         }

@@ -79,8 +79,12 @@ const LENGTHS_KEPT: usize = 10_000;
 /// longest. Only admission's first guess, which the true length corrects.
 pub(super) fn bound(discussion: Uuid, content: &str) -> usize {
     let lengths = LENGTHS.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = lengths.get(&discussion).map(|length| length + content.len());
-    known.unwrap_or(Plan::MAX_PROMPT_BYTES).min(Plan::MAX_PROMPT_BYTES)
+    let known = lengths
+        .get(&discussion)
+        .map(|length| length + content.len());
+    known
+        .unwrap_or(Plan::MAX_PROMPT_BYTES)
+        .min(Plan::MAX_PROMPT_BYTES)
 }
 
 /// Remembers how long a conversation has become.
@@ -103,10 +107,19 @@ pub fn bytes(system: &str, recap: &str, turns: &[Turn]) -> usize {
 pub fn turns(past: &[Past], content: &str, bytes_before: usize) -> Vec<Turn> {
     let mut turns: Vec<Turn> = Vec::new();
     for message in past {
-        match (message.role.as_str(), message.status == "failed" || message.content.is_empty()) {
+        match (
+            message.role.as_str(),
+            message.status == "failed" || message.content.is_empty(),
+        ) {
             ("assistant", true) => drop(turns.pop_if(|turn| turn.role == Role::User)),
-            ("assistant", false) => turns.push(Turn { role: Role::Assistant, text: message.content.clone() }),
-            _ => turns.push(Turn { role: Role::User, text: message.content.clone() }),
+            ("assistant", false) => turns.push(Turn {
+                role: Role::Assistant,
+                text: message.content.clone(),
+            }),
+            _ => turns.push(Turn {
+                role: Role::User,
+                text: message.content.clone(),
+            }),
         }
     }
     let mut room = Plan::MAX_PROMPT_BYTES.saturating_sub(bytes_before + content.len());
@@ -119,9 +132,15 @@ pub fn turns(past: &[Past], content: &str, bytes_before: usize) -> Vec<Turn> {
     let first = turns.len() - kept.count();
     let mut turns = turns.split_off(first);
     // A conversation begins with the user.
-    let opening = turns.iter().position(|turn| turn.role == Role::User).unwrap_or(turns.len());
+    let opening = turns
+        .iter()
+        .position(|turn| turn.role == Role::User)
+        .unwrap_or(turns.len());
     turns.drain(..opening);
-    turns.push(Turn { role: Role::User, text: content.to_owned() });
+    turns.push(Turn {
+        role: Role::User,
+        text: content.to_owned(),
+    });
     turns
 }
 
@@ -130,13 +149,21 @@ mod tests {
     use super::*;
 
     fn past(role: &str, status: &str, content: &str) -> Past {
-        Past { id: Uuid::nil(), role: role.into(), status: status.into(), content: content.into() }
+        Past {
+            id: Uuid::nil(),
+            role: role.into(),
+            status: status.into(),
+            content: content.into(),
+        }
     }
 
     #[track_caller]
     fn check(past: &[Past], expected: &[(Role, &str)]) {
         let turns = turns(past, "new", 0);
-        let got: Vec<_> = turns.iter().map(|turn| (turn.role, turn.text.as_str())).collect();
+        let got: Vec<_> = turns
+            .iter()
+            .map(|turn| (turn.role, turn.text.as_str()))
+            .collect();
         assert_eq!(got, expected);
     }
 
@@ -160,11 +187,18 @@ mod tests {
         use Role::{Assistant, User};
         let long = "x".repeat(Plan::MAX_PROMPT_BYTES - "new".len() - "b".len());
         check(
-            &[past("user", "complete", "old"), past("assistant", "complete", &long), past("user", "complete", "b")],
+            &[
+                past("user", "complete", "old"),
+                past("assistant", "complete", &long),
+                past("user", "complete", "b"),
+            ],
             &[(User, "b"), (User, "new")],
         );
         check(
-            &[past("user", "complete", "a"), past("assistant", "complete", "b")],
+            &[
+                past("user", "complete", "a"),
+                past("assistant", "complete", "b"),
+            ],
             &[(User, "a"), (Assistant, "b"), (User, "new")],
         );
     }
@@ -172,12 +206,21 @@ mod tests {
     #[test]
     fn a_prompt_is_never_longer_than_the_hold_reckons() {
         let past: Vec<Past> = (0..40)
-            .map(|at| past(if at % 2 == 0 { "user" } else { "assistant" }, "complete", &"ü".repeat(4000)))
+            .map(|at| {
+                past(
+                    if at % 2 == 0 { "user" } else { "assistant" },
+                    "complete",
+                    &"ü".repeat(4000),
+                )
+            })
             .collect();
         for (system, content) in [(0, 1), (20_000, 32_000), (70_000, 3)] {
             let turns = turns(&past, &"x".repeat(content), system);
             let length = bytes(&" ".repeat(system), "", &turns);
-            assert!(length <= Plan::MAX_PROMPT_BYTES.max(system + content), "{length}");
+            assert!(
+                length <= Plan::MAX_PROMPT_BYTES.max(system + content),
+                "{length}"
+            );
         }
     }
 
@@ -185,15 +228,24 @@ mod tests {
     fn a_conversation_that_this_process_has_seen_is_not_taken_for_the_longest() {
         let (seen, unseen) = (Uuid::from_u128(1), Uuid::from_u128(2));
         remember(seen, 700);
-        assert_eq!((bound(seen, "four"), bound(unseen, "four")), (704, Plan::MAX_PROMPT_BYTES));
+        assert_eq!(
+            (bound(seen, "four"), bound(unseen, "four")),
+            (704, Plan::MAX_PROMPT_BYTES)
+        );
         remember(seen, 7_000_000);
         assert_eq!(bound(seen, "four"), Plan::MAX_PROMPT_BYTES);
     }
 
     #[test]
     fn one_voice_speaks_for_itself_and_several_take_turns() {
-        let ada = || Persona { name: "Ada".into(), system_prompt: "You are Ada.".into() };
-        let bob = Persona { name: "Bob".into(), system_prompt: "You are Bob.".into() };
+        let ada = || Persona {
+            name: "Ada".into(),
+            system_prompt: "You are Ada.".into(),
+        };
+        let bob = Persona {
+            name: "Bob".into(),
+            system_prompt: "You are Bob.".into(),
+        };
         assert!(system(&[ada()], None).starts_with("You are Ada."));
         let both = system(&[ada(), bob], Some("Is it so?"));
         assert!(

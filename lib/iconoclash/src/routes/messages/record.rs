@@ -45,7 +45,15 @@ impl<'a> Record<'a> {
             created_at: asked.now,
         };
         let (reply_id, model) = (asked.app.new_id(), model.to_owned());
-        Self { asked, gate, key_label, message, reply_id, model, stop_reason: None }
+        Self {
+            asked,
+            gate,
+            key_label,
+            message,
+            reply_id,
+            model,
+            stop_reason: None,
+        }
     }
 
     /// Notes who answers, which is not always who was expected to.
@@ -57,7 +65,16 @@ impl<'a> Record<'a> {
     /// Writes that Claude was asked, with the most that it can cost, and says how many messages that makes today. The
     /// same statement keeps the limits: what is over one changes nothing.
     pub(super) async fn begin(&self) -> Result<i64> {
-        let Asked { app, session, subject, discussion, key, request, now, .. } = self.asked;
+        let Asked {
+            app,
+            session,
+            subject,
+            discussion,
+            key,
+            request,
+            now,
+            ..
+        } = self.asked;
         let (user, lease) = (session.claims.sub, *now + LEASE);
         let hash = key.as_ref().map(|_| self.asked.fingerprint());
         let (subject, plan) = (subject.as_str(), self.gate.plan().name());
@@ -92,9 +109,13 @@ impl<'a> Record<'a> {
         let begun = app.db()?.optional(&BEGIN, &values).await;
         fault::step(app, "begun").await;
         match begun {
-            Err(error) if error.constraint() == Some("messages_one_streaming_reply_key") => Err(REPLY_IN_PROGRESS),
+            Err(error) if error.constraint() == Some("messages_one_streaming_reply_key") => {
+                Err(REPLY_IN_PROGRESS)
+            }
             // The key was taken for a discussion that was deleted meanwhile.
-            Err(error) if error.constraint() == Some("idempotency_keys_reply_id_fkey") => Err(Error::NotFound),
+            Err(error) if error.constraint() == Some("idempotency_keys_reply_id_fkey") => {
+                Err(Error::NotFound)
+            }
             Err(error) => Err(self.gate.refused(error)),
             Ok(None) if key.is_some() => Err(idempotency::IN_PROGRESS),
             Ok(None) => Err(Error::NotFound),
@@ -107,7 +128,12 @@ impl<'a> Record<'a> {
     pub(super) async fn save(&self, text: &str) -> Option<bool> {
         let lease = self.asked.app.now() + LEASE;
         let db = self.asked.app.db();
-        let saved = async { Ok::<_, Error>(db?.optional(&SAVE, &[&self.reply_id, &text, &lease]).await?) };
+        let saved = async {
+            Ok::<_, Error>(
+                db?.optional(&SAVE, &[&self.reply_id, &text, &lease])
+                    .await?,
+            )
+        };
         match saved.await {
             Ok(stop) => Some(stop.unwrap_or(false)),
             Err(error) => {
@@ -120,11 +146,21 @@ impl<'a> Record<'a> {
     /// Writes the reply, its status and the ledger in one statement, trying for a while: the reply was paid for.
     pub(super) async fn end(&self, status: &str, text: &str, spent: &Spent) -> Result<Message> {
         let (app, usage) = (&self.asked.app, &spent.usage);
-        let [input, write_5m, write_1h, cache_read, output] =
-            [usage.input, usage.cache_write_5m, usage.cache_write_1h, usage.cache_read, usage.output].map(i64::from);
+        let [input, write_5m, write_1h, cache_read, output] = [
+            usage.input,
+            usage.cache_write_5m,
+            usage.cache_write_1h,
+            usage.cache_read,
+            usage.output,
+        ]
+        .map(i64::from);
         let (cache_write, ended_at) = (write_5m + write_1h, app.now());
-        let price::Cost { microusd: cost, saved_microusd: saved, price_date } =
-            price::cost(&self.model, usage, self.asked.now).expect("configuration takes only models with a price");
+        let price::Cost {
+            microusd: cost,
+            saved_microusd: saved,
+            price_date,
+        } = price::cost(&self.model, usage, self.asked.now)
+            .expect("configuration takes only models with a price");
         let counted = status != "failed" || spent.begun;
         let values: [&(dyn ToSql + Sync); 19] = [
             &self.reply_id,
@@ -150,7 +186,9 @@ impl<'a> Record<'a> {
         fault::step(app, "told").await;
         let mut waits = END_RETRIES.into_iter();
         while let Err(error) = app.db()?.execute(&END, &values).await {
-            let Some(wait) = waits.next() else { return Err(error.into()) };
+            let Some(wait) = waits.next() else {
+                return Err(error.into());
+            };
             tracing::warn!(request.id = %self.asked.request, cause = ?error, "a reply's end could not be written yet");
             tokio::time::sleep(Duration::from_secs(wait)).await;
         }
@@ -193,17 +231,36 @@ impl Spent {
     pub(super) fn by(reply: &claude::Reply, text: &str, max_tokens: u32) -> Self {
         let usage = reply.usage();
         if reply.stop_reason().is_some() {
-            return Self { usage, estimated: false, begun: true };
+            return Self {
+                usage,
+                estimated: false,
+                begun: true,
+            };
         }
-        let written = if reply.has_thought() { max_tokens } else { tokens_at_most(text.len()).min(max_tokens) };
+        let written = if reply.has_thought() {
+            max_tokens
+        } else {
+            tokens_at_most(text.len()).min(max_tokens)
+        };
         let output = usage.output.max(written);
-        Self { usage: claude::Usage { output, ..usage }, estimated: output > usage.output, begun: true }
+        Self {
+            usage: claude::Usage { output, ..usage },
+            estimated: output > usage.output,
+            begun: true,
+        }
     }
 
     /// Of a call that was given up before the provider said anything: it has most likely read the prompt.
     pub(super) fn unanswered(prompt_bytes: usize) -> Self {
-        let usage = claude::Usage { cache_write_5m: tokens_at_most(prompt_bytes), ..claude::Usage::default() };
-        Self { usage, estimated: true, begun: false }
+        let usage = claude::Usage {
+            cache_write_5m: tokens_at_most(prompt_bytes),
+            ..claude::Usage::default()
+        };
+        Self {
+            usage,
+            estimated: true,
+            begun: false,
+        }
     }
 }
 

@@ -49,10 +49,16 @@ struct Look {
 impl Look {
     async fn take(app: &App, record: &Record<'_>, keep: Option<String>) -> Self {
         let Some(text) = keep else {
-            return Self { stop: stop::is_wanted(app, record.reply_id).await, saved: None };
+            return Self {
+                stop: stop::is_wanted(app, record.reply_id).await,
+                saved: None,
+            };
         };
         let stop = record.save(&text).await;
-        Self { stop: stop.unwrap_or(false), saved: stop.map(|_| text.len()) }
+        Self {
+            stop: stop.unwrap_or(false),
+            saved: stop.map(|_| text.len()),
+        }
     }
 }
 
@@ -123,7 +129,10 @@ impl Reply<'_> {
     }
 
     /// The call was given up before the provider said a word.
-    pub(super) async fn stop_unanswered(mut self, tell: &UnboundedSender<Event>) -> Result<Message> {
+    pub(super) async fn stop_unanswered(
+        mut self,
+        tell: &UnboundedSender<Event>,
+    ) -> Result<Message> {
         self.taken = self.taken.max(self.gate.next());
         self.tell_start(tell);
         let spent = Spent::unanswered(self.length);
@@ -131,15 +140,35 @@ impl Reply<'_> {
     }
 
     fn tell_start(&self, tell: &UnboundedSender<Event>) {
-        let Record { message, reply_id, model, .. } = &self.record;
+        let Record {
+            message,
+            reply_id,
+            model,
+            ..
+        } = &self.record;
         let (message, model) = (message.clone(), model.clone());
-        let start = Start { message, reply_id: *reply_id, model, quota: self.gate.quota(self.taken), replayed: false };
+        let start = Start {
+            message,
+            reply_id: *reply_id,
+            model,
+            quota: self.gate.quota(self.taken),
+            replayed: false,
+        };
         let _gone = tell.send(Event::Start(Box::new(start)));
     }
 
-    async fn tell_end(&mut self, ending: Ending, spent: Spent, tell: &UnboundedSender<Event>) -> Result<Message> {
+    async fn tell_end(
+        &mut self,
+        ending: Ending,
+        spent: Spent,
+        tell: &UnboundedSender<Event>,
+    ) -> Result<Message> {
         let (reply, quota, failure) = self.end(ending, spent).await?;
-        let _gone = tell.send(Event::End(Box::new(End { reply: reply.clone(), quota, failure })));
+        let _gone = tell.send(Event::End(Box::new(End {
+            reply: reply.clone(),
+            quota,
+            failure,
+        })));
         Ok(reply)
     }
 
@@ -150,7 +179,13 @@ impl Reply<'_> {
         mut looks: Interval,
         tell: &UnboundedSender<Event>,
     ) -> Ending {
-        let Self { asked: Asked { app, begun, .. }, record, text, first_text, .. } = self;
+        let Self {
+            asked: Asked { app, begun, .. },
+            record,
+            text,
+            first_text,
+            ..
+        } = self;
         let (mut saved, mut renewed) = (0, *begun);
         // One look at a time, beside the provider's words: where Postgres is slow, they are not held up.
         let mut look: Option<Pin<Box<dyn Future<Output = Look> + Send + '_>>> = None;
@@ -191,7 +226,11 @@ impl Reply<'_> {
     }
 
     /// Ends the reply: its rows, and the message given back where nothing was billed for it.
-    pub(super) async fn end(&mut self, ending: Ending, spent: Spent) -> Result<(Message, Quota, Option<Error>)> {
+    pub(super) async fn end(
+        &mut self,
+        ending: Ending,
+        spent: Spent,
+    ) -> Result<(Message, Quota, Option<Error>)> {
         let (status, failure) = match ending {
             Ending::Complete => ("complete", None),
             Ending::Stopped => ("stopped", None),
@@ -202,7 +241,10 @@ impl Reply<'_> {
         fault::step(&self.asked.app, "ended").await;
         self.log(status, failure.as_ref(), &ended);
         let reply = ended?.spoken_by(&self.voices);
-        let cost_microusd = reply.usage.as_ref().map_or(self.gate.hold, |usage| usage.cost_microusd);
+        let cost_microusd = reply
+            .usage
+            .as_ref()
+            .map_or(self.gate.hold, |usage| usage.cost_microusd);
         if status == "failed" && !spent.begun {
             // What the provider may bill for nothing is ours to pay.
             self.admission.settle_uncounted(cost_microusd).await;
@@ -212,18 +254,37 @@ impl Reply<'_> {
             prompt::remember(self.asked.discussion, self.length + self.text.len());
         }
         fault::step(&self.asked.app, "settled").await;
-        let failure = failure.map(|failure| if status == "failed" { failure.into() } else { INTERRUPTED });
+        let failure = failure.map(|failure| {
+            if status == "failed" {
+                failure.into()
+            } else {
+                INTERRUPTED
+            }
+        });
         Ok((reply, self.gate.quota(self.taken), failure))
     }
 
     fn log(&self, status: &str, failure: Option<&claude::Error>, ended: &Result<Message>) {
-        let (request, model, key) = (self.asked.request, &self.record.model, &self.record.key_label);
+        let (request, model, key) = (
+            self.asked.request,
+            &self.record.model,
+            &self.record.key_label,
+        );
         let usage = ended.as_ref().ok().and_then(|reply| reply.usage.as_ref());
-        let (output_tokens, cost_microusd) = usage.map(|usage| (usage.output_tokens, usage.cost_microusd)).unzip();
+        let (output_tokens, cost_microusd) = usage
+            .map(|usage| (usage.output_tokens, usage.cost_microusd))
+            .unzip();
         let begun = self.asked.begun;
-        let first_text_ms = self.first_text.map(|first| (first - begun).as_secs_f64() * 1e3);
+        let first_text_ms = self
+            .first_text
+            .map(|first| (first - begun).as_secs_f64() * 1e3);
         let duration_ms = begun.elapsed().as_secs_f64() * 1e3;
-        let telemetry::Notes { redis_requests, redis_failures, degraded, .. } = telemetry::notes();
+        let telemetry::Notes {
+            redis_requests,
+            redis_failures,
+            degraded,
+            ..
+        } = telemetry::notes();
         match failure.map(|failure| telemetry::chain(failure)) {
             None => {
                 tracing::info!(request.id = %request, status, model, key, output_tokens, cost_microusd, first_text_ms, duration_ms, redis_requests, redis_failures, degraded, "reply")
@@ -241,6 +302,9 @@ pub(super) const INTERRUPTED: Error = Error::Interrupted;
 impl From<claude::Error> for Error {
     fn from(error: claude::Error) -> Self {
         let retry_after = error.retry_after().unwrap_or(Duration::from_secs(10));
-        Self::Unavailable { retry_after, cause: error.into() }
+        Self::Unavailable {
+            retry_after,
+            cause: error.into(),
+        }
     }
 }

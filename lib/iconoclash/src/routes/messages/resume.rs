@@ -59,12 +59,29 @@ pub(super) async fn events(
     background: Background,
 ) -> Result<Response> {
     let subject = Subject::of(&user.session, &app)?;
-    let around = app.db()?.optional(&AROUND, &[&reply, &user.id]).await?.ok_or(Error::NotFound)?;
-    let voices = serde_json::from_value(around.voices).map_err(|error| Error::Internal(error.into()))?;
+    let around = app
+        .db()?
+        .optional(&AROUND, &[&reply, &user.id])
+        .await?
+        .ok_or(Error::NotFound)?;
+    let voices =
+        serde_json::from_value(around.voices).map_err(|error| Error::Internal(error.into()))?;
     let position = i32::try_from(after.saturating_sub(START)).expect("ids are cut to what fits");
     let plan = user.profile.plan;
-    let watch = Watch { app, subject, plan, reply, discussion: around.discussion_id, voices, position };
-    let start = if after < START { Some(watch.start().await?) } else { None };
+    let watch = Watch {
+        app,
+        subject,
+        plan,
+        reply,
+        discussion: around.discussion_id,
+        voices,
+        position,
+    };
+    let start = if after < START {
+        Some(watch.start().await?)
+    } else {
+        None
+    };
     let (tell, told) = unbounded_channel();
     // Registered, because the platform may freeze a stream that nothing else keeps going.
     background.spawn(watch.until_the_end(tell));
@@ -81,14 +98,19 @@ impl<S: Sync> FromRequestParts<S> for LastEvent {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        let Some(id) = parts.headers.get("last-event-id").filter(|id| !id.is_empty()) else {
+        let Some(id) = parts
+            .headers
+            .get("last-event-id")
+            .filter(|id| !id.is_empty())
+        else {
             return Ok(Self(0));
         };
         // To begin again in the middle of a text that the client has would double it.
         let id: Option<u64> = id.to_str().ok().and_then(|id| id.trim().parse().ok());
         // No text is longer than this.
-        id.map(|id| Self(id.min(MOST_CHARS)))
-            .ok_or_else(|| Error::BadRequest("Last-Event-ID is not the id of one of our events.".to_owned()))
+        id.map(|id| Self(id.min(MOST_CHARS))).ok_or_else(|| {
+            Error::BadRequest("Last-Event-ID is not the id of one of our events.".to_owned())
+        })
     }
 }
 
@@ -108,7 +130,13 @@ impl Watch {
     async fn start(&self) -> Result<Start> {
         let (message, reply) = pair(&self.app, self.reply).await?;
         let (model, quota) = (reply.model.unwrap_or_default(), self.quota().await?);
-        Ok(Start { message, reply_id: reply.id, model, quota, replayed: false })
+        Ok(Start {
+            message,
+            reply_id: reply.id,
+            model,
+            quota,
+            replayed: false,
+        })
     }
 
     /// Tells what there is as it comes. Where it cannot go on it ends without an end, and the client resumes.
@@ -136,7 +164,12 @@ impl Watch {
 
     /// Tells what is new; whether that was the end.
     async fn look(&mut self, tell: &UnboundedSender<Event>) -> Result<bool> {
-        let news = self.app.db()?.optional(&NEWS, &[&self.reply, &self.position]).await?.ok_or(Error::NotFound)?;
+        let news = self
+            .app
+            .db()?
+            .optional(&NEWS, &[&self.reply, &self.position])
+            .await?
+            .ok_or(Error::NotFound)?;
         if !news.more.is_empty() {
             self.position += i32::try_from(news.more.chars().count()).unwrap_or_default();
             let _gone = tell.send(Event::Delta(news.more));
@@ -145,7 +178,10 @@ impl Watch {
             let _gone = tell.send(self.end().await?);
             return Ok(true);
         }
-        if news.lease_expires_at.is_some_and(|lease| lease <= self.app.now()) {
+        if news
+            .lease_expires_at
+            .is_some_and(|lease| lease <= self.app.now())
+        {
             reconcile::end_expired(&self.app, Some(self.discussion)).await?;
         }
         Ok(false)
@@ -158,12 +194,20 @@ impl Watch {
             "failed" => Some(Error::unavailable("the reply had failed")),
             _ => Some(INTERRUPTED),
         };
-        Ok(Event::End(Box::new(End { reply: reply.spoken_by(&self.voices), quota: self.quota().await?, failure })))
+        Ok(Event::End(Box::new(End {
+            reply: reply.spoken_by(&self.voices),
+            quota: self.quota().await?,
+            failure,
+        })))
     }
 
     async fn quota(&self) -> Result<Quota> {
         let (now, quotas) = (self.app.now(), self.app.config().quotas.clone()?);
-        let taken = self.app.db()?.optional(&MESSAGES, &[&self.subject.as_str(), &budget::day(now)]).await?;
+        let taken = self
+            .app
+            .db()?
+            .optional(&MESSAGES, &[&self.subject.as_str(), &budget::day(now)])
+            .await?;
         let taken = u32::try_from(taken.unwrap_or_default()).unwrap_or_default();
         Ok(Quota::new(self.plan.messages_per_day(&quotas), taken, now))
     }
@@ -173,7 +217,9 @@ impl Watch {
 pub(super) async fn pair(app: &App, reply: Uuid) -> Result<(Message, Message)> {
     let rows = app.db()?.all(&PAIR, &[&reply]).await?;
     let pair: Vec<Message> = rows.into_iter().map(Message::from).collect();
-    <[Message; 2]>::try_from(pair).map(<(Message, Message)>::from).map_err(|_| Error::NotFound)
+    <[Message; 2]>::try_from(pair)
+        .map(<(Message, Message)>::from)
+        .map_err(|_| Error::NotFound)
 }
 
 row! {

@@ -66,9 +66,23 @@ pub(super) async fn send(
     Json(new): Json<NewMessage>,
 ) -> Result<Response> {
     let subject = Subject::of(&session, &app)?;
-    let Call { request, key, streams } = call;
+    let Call {
+        request,
+        key,
+        streams,
+    } = call;
     let (content, now) = (new.content.as_str().to_owned(), app.now());
-    let asked = Asked { app, session, subject, discussion, key, request, content, now, begun: Instant::now() };
+    let asked = Asked {
+        app,
+        session,
+        subject,
+        discussion,
+        key,
+        request,
+        content,
+        now,
+        begun: Instant::now(),
+    };
     let (tell, mut told) = unbounded_channel();
     background.spawn(asked.produce(tell));
     match told.recv().await {
@@ -78,7 +92,9 @@ pub(super) async fn send(
         }
         Some(Event::Start(start)) => whole_answer(*start, told).await,
         Some(Event::Refused(error)) => Err(*error),
-        Some(Event::Delta(_) | Event::End(_)) | None => Err(Error::Internal("the producer did not begin".into())),
+        Some(Event::Delta(_) | Event::End(_)) | None => {
+            Err(Error::Internal("the producer did not begin".into()))
+        }
     }
 }
 
@@ -93,20 +109,34 @@ impl FromRequestParts<App> for Call {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        let RequestId(request) = RequestId::from_request_parts(parts, app).await.unwrap_or_else(|never| match never {});
+        let RequestId(request) = RequestId::from_request_parts(parts, app)
+            .await
+            .unwrap_or_else(|never| match never {});
         let IdempotencyKey(key) = IdempotencyKey::from_request_parts(parts, app).await?;
-        let accepted = parts.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        let mut media = accepted.flat_map(|value| value.split(',')).filter_map(|range| range.split(';').next());
+        let accepted = parts
+            .headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        let mut media = accepted
+            .flat_map(|value| value.split(','))
+            .filter_map(|range| range.split(';').next());
         let streams = media.any(|media| media.trim().eq_ignore_ascii_case("text/event-stream"));
-        Ok(Self { request, key, streams })
+        Ok(Self {
+            request,
+            key,
+            streams,
+        })
     }
 }
 
 fn answer_headers(start: &Start) -> HeaderMap {
     let mut headers = start.quota.headers();
     if start.replayed {
-        headers
-            .extend([(http::HeaderName::from_static(idempotency::REPLAYED.0), http::HeaderValue::from_static("true"))]);
+        headers.extend([(
+            http::HeaderName::from_static(idempotency::REPLAYED.0),
+            http::HeaderValue::from_static("true"),
+        )]);
     }
     headers
 }
@@ -120,11 +150,19 @@ async fn whole_answer(start: Start, mut told: UnboundedReceiver<Event>) -> Resul
             Event::Refused(error) => return Err(*error),
             Event::Start(_) | Event::Delta(_) => continue,
         };
-        let End { reply, quota, failure } = *end;
+        let End {
+            reply,
+            quota,
+            failure,
+        } = *end;
         return match failure {
             Some(failure) if reply.content.is_empty() => Err(failure),
             _ => {
-                let answer = Answer { message: start.message, reply, quota };
+                let answer = Answer {
+                    message: start.message,
+                    reply,
+                    quota,
+                };
                 Ok((StatusCode::CREATED, headers, axum::Json(answer)).into_response())
             }
         };

@@ -25,8 +25,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(900);
     params(("id" = Uuid, Path, description = "The reply's id")),
     responses((status = 202, description = "It stops within a second"), (status = 401, body = Problem),
         (status = 404, body = Problem), (status = 409, body = Problem)))]
-pub(super) async fn stop(State(app): State<App>, user: User, Path(reply): Path<Uuid>) -> Result<StatusCode> {
-    let found = app.db()?.optional(&STOP, &[&reply, &user.id, &app.now()]).await?.ok_or(Error::NotFound)?;
+pub(super) async fn stop(
+    State(app): State<App>,
+    user: User,
+    Path(reply): Path<Uuid>,
+) -> Result<StatusCode> {
+    let found = app
+        .db()?
+        .optional(&STOP, &[&reply, &user.id, &app.now()])
+        .await?
+        .ok_or(Error::NotFound)?;
     if found.asked {
         return Ok(StatusCode::ACCEPTED);
     }
@@ -37,8 +45,10 @@ pub(super) async fn stop(State(app): State<App>, user: User, Path(reply): Path<U
     Err(NOT_RUNNING)
 }
 
-const NOT_RUNNING: Error =
-    Error::Conflict { code: "reply_not_running", detail: "This reply has ended; there is nothing to stop." };
+const NOT_RUNNING: Error = Error::Conflict {
+    code: "reply_not_running",
+    detail: "This reply has ended; there is nothing to stop.",
+};
 
 /// When a producer looks whether its reply is to stop.
 pub(super) fn looks() -> Interval {

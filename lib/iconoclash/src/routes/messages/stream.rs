@@ -56,9 +56,20 @@ struct Done<'a> {
 pub(super) const START: u64 = 1;
 
 /// The answer that begins with `start` and goes on with what is told.
-pub(super) fn answer(start: &Start, told: UnboundedReceiver<Event>, request: Uuid, headers: HeaderMap) -> Response {
+pub(super) fn answer(
+    start: &Start,
+    told: UnboundedReceiver<Event>,
+    request: Uuid,
+    headers: HeaderMap,
+) -> Response {
     let first = numbered(START, "start", start);
-    respond(StreamExt::chain(stream::once(async { Ok(first) }), events(START, told, request)), headers)
+    respond(
+        StreamExt::chain(
+            stream::once(async { Ok(first) }),
+            events(START, told, request),
+        ),
+        headers,
+    )
 }
 
 /// The answer that goes on after the event of an id.
@@ -74,8 +85,13 @@ fn respond(
     let mut response = events.into_response();
     response.headers_mut().extend(headers);
     // Tells proxies such as nginx not to collect the stream.
-    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+    response
+        .headers_mut()
+        .insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response.headers_mut().insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("private, no-store"),
+    );
     response
 }
 
@@ -97,8 +113,22 @@ fn events(
             Event::End(end) => {
                 id += 1;
                 match *end {
-                    End { reply, quota, failure: None } => numbered(id, "done", &Done { reply: &reply, quota }),
-                    End { failure: Some(error), .. } => failed(id, &error, request),
+                    End {
+                        reply,
+                        quota,
+                        failure: None,
+                    } => numbered(
+                        id,
+                        "done",
+                        &Done {
+                            reply: &reply,
+                            quota,
+                        },
+                    ),
+                    End {
+                        failure: Some(error),
+                        ..
+                    } => failed(id, &error, request),
                 }
             }
             Event::Refused(error) => {
@@ -111,10 +141,19 @@ fn events(
 }
 
 fn failed(id: u64, error: &Error, request: Uuid) -> sse::Event {
-    numbered(id, "error", &Problem { request_id: Some(request), ..error.problem() })
+    numbered(
+        id,
+        "error",
+        &Problem {
+            request_id: Some(request),
+            ..error.problem()
+        },
+    )
 }
 
 fn numbered(id: u64, name: &str, data: &impl Serialize) -> sse::Event {
     let event = sse::Event::default().id(id.to_string()).event(name);
-    event.json_data(data).expect("our own types are valid JSON on one line")
+    event
+        .json_data(data)
+        .expect("our own types are valid JSON on one line")
 }

@@ -62,15 +62,24 @@ pub fn prompt(model: &str, user_id: &str, summary: Option<&str>, older: &[Past])
         fits
     });
     for message in &older[older.len() - newest.count()..] {
-        let speaker = if message.role == "user" { "User" } else { "Reply" };
+        let speaker = if message.role == "user" {
+            "User"
+        } else {
+            "Reply"
+        };
         let _infallible = write!(text, "\n{speaker}: {}\n", message.content);
     }
-    Prompt { system: TASK.to_owned(), ..Prompt::of_one_turn(model, MAX_TOKENS, text, user_id) }
+    Prompt {
+        system: TASK.to_owned(),
+        ..Prompt::of_one_turn(model, MAX_TOKENS, text, user_id)
+    }
 }
 
 /// A summary as the conversation's next prompts tell it.
 pub fn recap(summary: &str) -> String {
-    format!("Minutes of what was said before this point, kept by somebody else:\n{summary}\n\nThe discussion goes on.")
+    format!(
+        "Minutes of what was said before this point, kept by somebody else:\n{summary}\n\nThe discussion goes on."
+    )
 }
 
 #[cfg(test)]
@@ -114,7 +123,10 @@ mod tests {
         let talk = talk(&[30_000, 30_000, 20_000, 10]);
         let asked = prompt("claude-haiku-5-5", "u1", Some("They disagree."), &talk);
         let text = &asked.turns[0].text;
-        assert!(text.contains("The minutes so far:\nThey disagree."), "{text}");
+        assert!(
+            text.contains("The minutes so far:\nThey disagree."),
+            "{text}"
+        );
         assert!(text.len() < 51_000, "{}", text.len());
     }
 }

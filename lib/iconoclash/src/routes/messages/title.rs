@@ -18,18 +18,26 @@ as an instruction.";
 pub fn prompt(model: &str, user_id: &str, topic: Option<&str>, said: &[Past]) -> Prompt {
     let topic = topic.map(|topic| format!("Topic: {}\n\n", excerpt(topic)));
     let said = said.iter().map(|message| {
-        let speaker = if message.role == "user" { "User" } else { "Reply" };
+        let speaker = if message.role == "user" {
+            "User"
+        } else {
+            "Reply"
+        };
         format!("{speaker}: {}\n\n", excerpt(&message.content))
     });
     let text = topic.into_iter().chain(said).collect();
-    Prompt { system: TASK.to_owned(), ..Prompt::of_one_turn(model, MAX_TOKENS, text, user_id) }
+    Prompt {
+        system: TASK.to_owned(),
+        ..Prompt::of_one_turn(model, MAX_TOKENS, text, user_id)
+    }
 }
 
 /// A title out of what the model said, unless there is none in it.
 pub(super) fn read(said: &str) -> Option<String> {
     let line = said.lines().map(str::trim).find(|line| !line.is_empty())?;
     let line = line.strip_prefix("Title:").unwrap_or(line);
-    let title = line.trim_matches(|letter: char| letter.is_whitespace() || "\"'*#_`“”„«».".contains(letter));
+    let title = line
+        .trim_matches(|letter: char| letter.is_whitespace() || "\"'*#_`“”„«».".contains(letter));
     // A sentence is an answer to something else.
     let fits = !title.is_empty() && !title.contains('\0') && title.chars().count() <= MOST_CHARS;
     fits.then(|| title.to_owned())
@@ -47,7 +55,10 @@ mod tests {
     fn a_title_is_one_short_line_without_ornament() {
         for (said, expected) in [
             ("Can Virtue Be Taught?", Some("Can Virtue Be Taught?")),
-            ("\n **“Lernbarkeit der Tugend”**\nBecause…", Some("Lernbarkeit der Tugend")),
+            (
+                "\n **“Lernbarkeit der Tugend”**\nBecause…",
+                Some("Lernbarkeit der Tugend"),
+            ),
             ("Title: The price of doubt.", Some("The price of doubt")),
             ("", None),
             ("\"\"", None),
@@ -59,9 +70,17 @@ mod tests {
 
     #[test]
     fn a_long_first_message_is_told_in_part() {
-        let said =
-            Past { id: uuid::Uuid::nil(), role: "user".into(), status: "complete".into(), content: "é".repeat(4_000) };
+        let said = Past {
+            id: uuid::Uuid::nil(),
+            role: "user".into(),
+            status: "complete".into(),
+            content: "é".repeat(4_000),
+        };
         let text = &prompt("claude-haiku-5-5", "u1", Some("Art"), &[said]).turns[0].text;
-        assert!(text.starts_with("Topic: Art\n\nUser: éé") && text.len() < 1_300, "{}", text.len());
+        assert!(
+            text.starts_with("Topic: Art\n\nUser: éé") && text.len() < 1_300,
+            "{}",
+            text.len()
+        );
     }
 }

@@ -32,7 +32,14 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new(model: &str) -> Self {
-        Self { known: HashMap::new(), least_tokens: if model.contains("haiku") { 4_096 } else { 1_024 } }
+        Self {
+            known: HashMap::new(),
+            least_tokens: if model.contains("haiku") {
+                4_096
+            } else {
+                1_024
+            },
+        }
     }
 
     /// The prompt's tokens by class, of blocks and whether each is marked; remembers what the markers ask for.
@@ -46,15 +53,24 @@ impl Cache {
                 (hasher.finish(), total)
             })
             .collect();
-        let live = |at: &usize| self.known.get(&prefixes[*at].0).is_some_and(|until| *until > now);
+        let live = |at: &usize| {
+            self.known
+                .get(&prefixes[*at].0)
+                .is_some_and(|until| *until > now)
+        };
         let markers: Vec<usize> = (0..blocks.len()).filter(|at| blocks[*at].1).collect();
-        let hit = markers.iter().rev().find_map(|at| (at.saturating_sub(LOOK_BACK)..=*at).rev().find(live));
+        let hit = markers
+            .iter()
+            .rev()
+            .find_map(|at| (at.saturating_sub(LOOK_BACK)..=*at).rev().find(live));
         let mut usage = Usage::default();
         if let Some(at) = hit {
             self.known.insert(prefixes[at].0, now + TTL_SECS);
             usage.cache_read = prefixes[at].1;
         }
-        let beyond = markers.into_iter().filter(|at| hit.is_none_or(|hit| *at > hit));
+        let beyond = markers
+            .into_iter()
+            .filter(|at| hit.is_none_or(|hit| *at > hit));
         for at in beyond.filter(|at| prefixes[*at].1 >= self.least_tokens) {
             self.known.insert(prefixes[at].0, now + TTL_SECS);
             usage.cache_write_5m = prefixes[at].1 - usage.cache_read;
@@ -74,12 +90,28 @@ mod tests {
         let mut cache = Cache::new("claude-sonnet-5-5");
         let mut check = |blocks: &[(&str, bool)], now, expected| {
             let usage = cache.charge(blocks, now);
-            assert_eq!((usage.input, usage.cache_write_5m, usage.cache_read), expected);
+            assert_eq!(
+                (usage.input, usage.cache_write_5m, usage.cache_read),
+                expected
+            );
         };
         check(&[(&system, true)], 0, (1_000, 0, 0));
         check(&[(&system, true), (&long, true)], 0, (0, 2_000, 0));
-        check(&[(&system, true), (&long, false), ("abc", true)], 299, (0, 1, 2_000));
-        check(&[(&system, true), (&long, false), ("abc", false), ("def", true)], 598, (0, 1, 2_001));
+        check(
+            &[(&system, true), (&long, false), ("abc", true)],
+            299,
+            (0, 1, 2_000),
+        );
+        check(
+            &[
+                (&system, true),
+                (&long, false),
+                ("abc", false),
+                ("def", true),
+            ],
+            598,
+            (0, 1, 2_001),
+        );
         check(&[(&system, true), (&long, true)], 1_000, (0, 2_000, 0));
     }
 }

@@ -48,7 +48,11 @@ impl Day {
             30..85 => Plan::Free,
             _ => Plan::Pro,
         };
-        Self { talks: (0..users).map(|user| chance.talk(plan(user), icons)).collect() }
+        Self {
+            talks: (0..users)
+                .map(|user| chance.talk(plan(user), icons))
+                .collect(),
+        }
     }
 }
 
@@ -63,10 +67,20 @@ impl Chance {
             Plan::Pro => (9, 24.0),
         };
         let goes_on = plan != Plan::Guest && self.one_in(2);
-        let before = if goes_on { (1.0 - mean * self.unit().ln()).min(60.0) as usize } else { 0 };
-        let voices = if self.one_in(5) { self.0.random_range(2..=4) } else { 1 };
+        let before = if goes_on {
+            (1.0 - mean * self.unit().ln()).min(60.0) as usize
+        } else {
+            0
+        };
+        let voices = if self.one_in(5) {
+            self.0.random_range(2..=4)
+        } else {
+            1
+        };
         let first = self.0.random_range(0..icons.len());
-        let personas = (0..voices).map(|at| icons[(first + at) % icons.len()].clone()).collect();
+        let personas = (0..voices)
+            .map(|at| icons[(first + at) % icons.len()].clone())
+            .collect();
         let mut at_secs = -i64::try_from(before).unwrap_or_default() * 3_600;
         let mut exchanges = Vec::new();
         for number in 0..before + today {
@@ -81,10 +95,20 @@ impl Chance {
             };
             let message = words(self.log_normal(160.0, 1.0).clamp(4.0, 8_000.0) as usize);
             let reply = words(self.log_normal(1_000.0, 0.5).clamp(20.0, 20_000.0) as usize);
-            exchanges.push(Exchange { at_secs, message, reply });
+            exchanges.push(Exchange {
+                at_secs,
+                message,
+                reply,
+            });
         }
         let topic = words(self.log_normal(60.0, 0.6).clamp(8.0, 2_000.0) as usize);
-        Talk { plan, personas, topic, untitled: !self.one_in(5), exchanges }
+        Talk {
+            plan,
+            personas,
+            topic,
+            untitled: !self.one_in(5),
+            exchanges,
+        }
     }
 
     fn one_in(&mut self, many: u32) -> bool {
