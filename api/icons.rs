@@ -4,7 +4,7 @@
 //!
 //! Logic: `iconoclash::routes::catalog`.
 
-use iconoclash::{routes::catalog, serve};
+use iconoclash::{http::serve, routes::catalog};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> serve::Result {

@@ -4,7 +4,7 @@
 //!
 //! Logic: `iconoclash::routes::operations`.
 
-use iconoclash::{routes::operations, serve};
+use iconoclash::{http::serve, routes::operations};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> serve::Result {

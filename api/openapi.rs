@@ -4,7 +4,7 @@
 //!
 //! Logic: `iconoclash::routes::contract`.
 
-use iconoclash::{routes::contract, serve};
+use iconoclash::{http::serve, routes::contract};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> serve::Result {

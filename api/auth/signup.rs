@@ -4,7 +4,7 @@
 //!
 //! Logic: `iconoclash::routes::accounts`.
 
-use iconoclash::{routes::accounts, serve};
+use iconoclash::{http::serve, routes::accounts};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> serve::Result {

@@ -4,7 +4,7 @@
 //!
 //! Logic: `iconoclash::routes::billing`.
 
-use iconoclash::{routes::billing, serve};
+use iconoclash::{http::serve, routes::billing};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> serve::Result {

@@ -4,7 +4,7 @@
 //!
 //! Logic: `iconoclash::routes::cron`.
 
-use iconoclash::{routes::cron, serve};
+use iconoclash::{http::serve, routes::cron};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> serve::Result {

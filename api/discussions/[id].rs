@@ -6,7 +6,7 @@
 //!
 //! Logic: `iconoclash::routes::discussions`.
 
-use iconoclash::{routes::discussions, serve};
+use iconoclash::{http::serve, routes::discussions};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> serve::Result {

@@ -3,7 +3,7 @@
 use axum::body::Body;
 use futures_util::future::join_all;
 use http::Method;
-use iconoclash::auth;
+use iconoclash::identity::auth;
 use serde_json::{Value, json};
 
 use crate::harness::TestApp;

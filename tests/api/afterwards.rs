@@ -1,7 +1,7 @@
 //! What a small model does when a reply has ended: titles and summaries, under the same budgets.
 
-use iconoclash::claude::Usage;
-use iconoclash_local::claude::{Behaviour, Failure, Script};
+use claude::Usage;
+use iconoclash_fakes::claude::{Behaviour, Failure, Script};
 use serde_json::{Value, json};
 use std::time::Duration;
 

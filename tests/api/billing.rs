@@ -1,9 +1,9 @@
 //! Paying for Pro, from the first checkout to the end of the last period.
 
 use http::StatusCode;
-use iconoclash::subscription::{self, Confirmed};
-use iconoclash_cli::billing::{self, Failure};
-use iconoclash_local::stripe::{Action, Event, Fault};
+use iconoclash::billing::{self, Confirmed};
+use iconoclash_cli::billing::{self as cli, Failure};
+use iconoclash_fakes::stripe::{Action, Event, Fault};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use upstash_redis_rs::Command;
@@ -275,7 +275,7 @@ async fn without_stripe_nobody_can_pay_and_everybody_can_argue() {
     let discussion = bob.discussion().await;
     assert_eq!(bob.send(&discussion, "Why?").await.status, 201);
     assert_eq!(
-        subscription::confirm_stale(&bare.app).await.unwrap(),
+        billing::confirm_stale(&bare.app).await.unwrap(),
         Confirmed::default()
     );
 }
@@ -308,12 +308,12 @@ async fn a_payment_that_is_due_is_told_once_and_waited_for_seven_days() {
     fail().await;
     assert_eq!(app.mail.mails().len(), 1, "it is still the same payment");
 
-    app.advance(subscription::GRACE - time::Duration::MINUTE);
-    subscription::confirm_stale(&app.app).await.unwrap();
+    app.advance(billing::GRACE - time::Duration::MINUTE);
+    billing::confirm_stale(&app.app).await.unwrap();
     assert_eq!(ada.plan().await, "pro");
     app.advance(time::Duration::MINUTE);
     assert_eq!(
-        subscription::confirm_stale(&app.app).await.unwrap(),
+        billing::confirm_stale(&app.app).await.unwrap(),
         Confirmed {
             asked: 1,
             healed: 1,
@@ -414,7 +414,7 @@ async fn an_operator_syncs_a_customer_and_is_told_what_changed() {
     let (customer, user) = (app.customer(), app.value("select id from users").await);
     let sync = async |customer: &str| {
         let mut lines = Vec::new();
-        billing::sync(&app.app, customer, &mut |line| lines.push(line))
+        cli::sync(&app.app, customer, &mut |line| lines.push(line))
             .await
             .map(|()| lines)
     };

@@ -1,14 +1,12 @@
 //! What is cached: what it spares, and that nobody ever sees a stale value of their own making.
 
 use futures_util::future::join_all;
-use iconoclash_local::proxy;
+use iconoclash_fakes::proxy;
 use serde_json::{Value, json};
 use std::{net::SocketAddr, time::Duration};
 
-use crate::{
-    harness::{Actor, TestApp},
-    surroundings::needed,
-};
+use crate::harness::{Actor, TestApp};
+use iconoclash_fakes::test_services::needed;
 
 /// An app whose crossings are counted and can be stopped, and one that shares its stores.
 pub(crate) struct Counted {

@@ -1,7 +1,7 @@
 //! The way to the one page on which Pro is paid for.
 
 use futures_util::future::{join, join_all};
-use iconoclash_local::stripe::{Action, Fault, NEXT_PRICE};
+use iconoclash_fakes::stripe::{Action, Fault, NEXT_PRICE};
 use serde_json::Value;
 use std::collections::BTreeSet;
 

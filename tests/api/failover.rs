@@ -1,7 +1,7 @@
 //! What one reply's failure means for the next one.
 
-use iconoclash::claude::Deadlines;
-use iconoclash_local::claude::{Behaviour, Failure, Only};
+use claude::Deadlines;
+use iconoclash_fakes::claude::{Behaviour, Failure, Only};
 use serde_json::json;
 use std::time::Duration;
 

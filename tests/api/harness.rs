@@ -5,8 +5,8 @@ use eventsource_stream::Eventsource;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
-use iconoclash::{app::App, config::Config, routes, serve};
-use iconoclash_local::{claude, mail, stripe, upstash};
+use iconoclash::{app::App, config::Config, http::serve, routes};
+use iconoclash_fakes::{claude, mail, stripe, upstash};
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
 use std::{
@@ -18,10 +18,8 @@ use std::{
 use time::OffsetDateTime;
 use tower::ServiceExt;
 
-use crate::{
-    contract,
-    surroundings::{Surroundings, needed},
-};
+use crate::contract;
+use iconoclash_fakes::test_services::{TestServices, needed};
 
 /// The service with its own database, Redis, Claude, Stripe and post office.
 pub(crate) struct TestApp {
@@ -63,16 +61,16 @@ impl TestApp {
     ) -> Self {
         // Silent unless asked: `ICONOCLASH_TEST_LOG=1 cargo local test … -- --nocapture`.
         if std::env::var_os("ICONOCLASH_TEST_LOG").is_some() {
-            iconoclash::telemetry::init();
+            iconoclash::http::observe::init();
         }
-        let Surroundings {
+        let TestServices {
             claude,
             stripe,
             mail,
             redis,
             database,
             settings: mut values,
-        } = Surroundings::start(pace).await;
+        } = TestServices::start(pace).await;
         values.extend(
             settings
                 .iter()
@@ -241,7 +239,7 @@ impl TestApp {
 }
 
 /// The time, as far ahead as a test has let it pass.
-fn clock(ahead: &Arc<Mutex<time::Duration>>) -> iconoclash::app::Clock {
+fn clock(ahead: &Arc<Mutex<time::Duration>>) -> iconoclash::clock::Clock {
     let ahead = ahead.clone();
     Arc::new(move || OffsetDateTime::now_utc() + *ahead.lock().unwrap())
 }

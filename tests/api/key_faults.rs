@@ -2,8 +2,8 @@
 //! organisations, and where all have it. In no cell is text lost, anything billed twice, or a hold left.
 
 use axum::{Json, Router, routing::post};
-use iconoclash::claude::{ApiKey, Deadlines};
-use iconoclash_local::claude::{Behaviour, Failure, Only, Script};
+use claude::{ApiKey, Deadlines};
+use iconoclash_fakes::claude::{Behaviour, Failure, Only, Script};
 use serde_json::{Value, json};
 use std::{
     sync::{Arc, Mutex},

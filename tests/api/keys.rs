@@ -1,24 +1,23 @@
 //! Several keys of Claude: who is asked, who is not, and what the ledger says of it.
 
 use axum::http::Method;
+use claude::Deadlines;
 use futures_util::future::join_all;
+
 use iconoclash::{
-    claude::Deadlines,
-    config::Secret,
-    keys::store::{self, NewKey},
-    reconcile,
+    api_keys::store::{self, NewKey},
+    spending::reconcile,
 };
-use iconoclash_local::claude::{Behaviour, Failure, Only, Script};
+use iconoclash_fakes::claude::{Behaviour, Failure, Only, Script};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use crate::{
-    harness::{Actor, Answer, TestApp},
-    surroundings::needed,
-};
+use crate::harness::{Actor, Answer, TestApp};
+use iconoclash_fakes::test_services::needed;
 
 /// A and B in one organisation, C in another.
 const THREE: &str = "a@acme=sk-a,b@acme=sk-b,c@umbrella=sk-c";
@@ -409,7 +408,7 @@ pub(crate) async fn settled(app: &TestApp) {
 }
 
 fn key(label: &str, organisation: Option<&str>) -> NewKey {
-    let secret = Secret::new(format!("sk-{label}"));
+    let secret = SecretString::from(format!("sk-{label}"));
     NewKey {
         label: label.to_owned(),
         organisation: organisation.map(str::to_owned),
@@ -532,7 +531,7 @@ async fn operators_see_how_keys_fare_and_never_a_secret() {
     let app = with_keys("a@acme=sk-a", &[], Deadlines::default()).await;
     let secret = "sk-ant-api03-0123456789-WXYZ";
     let long = NewKey {
-        secret: Secret::new(secret),
+        secret: SecretString::from(secret),
         ..key("long", Some("acme"))
     };
     store::add(&app.app, &long).await.unwrap();
@@ -565,7 +564,7 @@ async fn operators_see_how_keys_fare_and_never_a_secret() {
         (
             NewKey {
                 label: "x".to_owned(),
-                secret: Secret::new(" two words "),
+                secret: SecretString::from(" two words "),
                 ..long.clone()
             },
             "key",

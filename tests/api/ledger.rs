@@ -22,7 +22,7 @@ const DIFFERING: &str = "select (select count(*) from (
 impl TestApp {
     /// Sets a spending limit as an operator would.
     pub(crate) async fn budget(&self, scope: &str, limit_microusd: i64) {
-        iconoclash::budget::set(&self.app, scope, limit_microusd)
+        iconoclash::spending::budgets::set(&self.app, scope, limit_microusd)
             .await
             .unwrap();
     }

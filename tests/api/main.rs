@@ -11,7 +11,6 @@
 mod contract;
 mod harness;
 mod ledger;
-mod surroundings;
 
 mod accounts;
 mod afterwards;

@@ -1,7 +1,7 @@
 //! Saying something and being answered.
 
 use futures_util::future::join_all;
-use iconoclash_local::claude::{Behaviour, Script};
+use iconoclash_fakes::claude::{Behaviour, Script};
 use serde_json::json;
 
 use crate::harness::{Answer, TestApp};

@@ -1,8 +1,10 @@
 //! Ten thousand random steps against a model that only knows arithmetic: nobody gets more messages or money than there
 //! are, nobody gets fewer but for a message whose process died, and after reconciling all that counts agrees.
 
-use iconoclash::{auth, claude::Usage, fault::Freeze};
-use iconoclash_local::{
+use claude::Usage;
+
+use iconoclash::{crash_point::Freeze, identity::auth};
+use iconoclash_fakes::{
     claude::{Behaviour, Failure, Script},
     proxy,
 };
@@ -15,10 +17,8 @@ use std::{
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::{
-    harness::{Actor, Events, TestApp},
-    surroundings::needed,
-};
+use crate::harness::{Actor, Events, TestApp};
+use iconoclash_fakes::test_services::needed;
 
 const STEPS: usize = 10_000;
 /// Messages and micro-dollars a day.

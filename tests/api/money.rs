@@ -1,12 +1,11 @@
 //! What a message may cost, and how fast messages may come.
 
+use claude::Usage;
 use futures_util::future::join_all;
 use http::Method;
-use iconoclash::{
-    budget::{self, Followed},
-    claude::Usage,
-};
-use iconoclash_local::claude::{Behaviour, Script};
+
+use iconoclash::spending::budgets::{self, Followed};
+use iconoclash_fakes::claude::{Behaviour, Script};
 use serde_json::{Value, json};
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -438,7 +437,7 @@ async fn a_spending_limit_is_set_where_redis_cannot_be_told() {
         ("http://127.0.0.1:9", "could not be reached"),
     ] {
         let app = TestApp::with(&[("UPSTASH_REDIS_REST_URL", url)]).await;
-        let followed = budget::set(&app.app, "pro", 7).await.unwrap();
+        let followed = budgets::set(&app.app, "pro", 7).await.unwrap();
         let Followed::WithinAMinute(cause) = followed else {
             panic!("{followed:?}")
         };

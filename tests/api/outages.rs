@@ -1,8 +1,8 @@
 //! Life without Redis, with a Redis that forgot, and with processes that died.
 
 use futures_util::future::join_all;
-use iconoclash::fault::Freeze;
-use iconoclash_local::{claude::Behaviour, proxy};
+use iconoclash::crash_point::Freeze;
+use iconoclash_fakes::{claude::Behaviour, proxy};
 use serde_json::{Value, json};
 use std::{
     sync::{
@@ -21,7 +21,7 @@ async fn behind_a_proxy(settings: &[(&str, &str)]) -> (TestApp, proxy::Http, Tes
     let redis = proxy::Http::start(owner.redis.url(), Duration::ZERO)
         .await
         .unwrap();
-    let bouncer = crate::surroundings::needed("ICONOCLASH_TEST_PGBOUNCER");
+    let bouncer = iconoclash_fakes::test_services::needed("ICONOCLASH_TEST_PGBOUNCER");
     let (url, database) = (redis.url(), format!("{bouncer}/{}", owner.database));
     let mut all = vec![
         ("DATABASE_URL", database.as_str()),

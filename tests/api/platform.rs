@@ -3,7 +3,7 @@
 use axum::{Router, body::Body, routing::get};
 use http::{Method, Request};
 use http_body_util::BodyExt;
-use iconoclash::{auth::Admin, serve};
+use iconoclash::{http::serve, identity::auth::Admin};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},

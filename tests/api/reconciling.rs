@@ -1,7 +1,7 @@
 //! The cron that puts right what crashes and outages left behind, where it meets what it cannot put right.
 
 use http::Method;
-use iconoclash_local::stripe::Action;
+use iconoclash_fakes::stripe::Action;
 use serde_json::{Value, json};
 use uuid::Uuid;
 

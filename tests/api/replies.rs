@@ -1,9 +1,9 @@
 //! What becomes of a reply when something goes wrong on the way.
 
 use axum::body::Body;
+use claude::{Deadlines, Usage};
 use http::Method;
-use iconoclash::claude::{Deadlines, Usage};
-use iconoclash_local::claude::{Behaviour, Failure, Script};
+use iconoclash_fakes::claude::{Behaviour, Failure, Script};
 use serde_json::json;
 use std::time::Duration;
 

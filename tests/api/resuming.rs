@@ -1,7 +1,7 @@
 //! A reply's stream, gone on with after its connection broke.
 
 use futures_util::{StreamExt, stream};
-use iconoclash_local::claude::{Behaviour, Script};
+use iconoclash_fakes::claude::{Behaviour, Script};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde_json::json;
 use std::time::Duration;

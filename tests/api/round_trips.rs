@@ -1,10 +1,11 @@
 //! How often the network is crossed on the way to an answer.
 
-use iconoclash_local::proxy;
+use iconoclash_fakes::proxy;
 use std::{net::SocketAddr, time::Duration};
 use tokio::time::Instant;
 
-use crate::{harness::TestApp, surroundings::needed};
+use crate::harness::TestApp;
+use iconoclash_fakes::test_services::needed;
 
 /// An app that reaches Postgres and Redis through proxies that count and delay.
 struct Measured {

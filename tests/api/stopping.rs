@@ -1,6 +1,6 @@
 //! A reply that the user does not want more of.
 
-use iconoclash_local::claude::{Behaviour, Script};
+use iconoclash_fakes::claude::{Behaviour, Script};
 use serde_json::{Value, json};
 use std::time::Duration;
 

@@ -7,8 +7,8 @@ use futures_util::{
     stream,
 };
 use http::Method;
-use iconoclash::subscription::{self, Confirmed};
-use iconoclash_local::stripe::{Action, Event, Fault, sign};
+use iconoclash::billing::{self, Confirmed};
+use iconoclash_fakes::stripe::{Action, Event, Fault, sign};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::json;
 use std::{collections::HashSet, time::Duration};
@@ -248,7 +248,7 @@ async fn an_event_that_was_not_taken_is_healed_before_it_comes_again() {
         healed: 1,
         failed: 0,
     };
-    assert_eq!(subscription::confirm_stale(&app.app).await.unwrap(), healed);
+    assert_eq!(billing::confirm_stale(&app.app).await.unwrap(), healed);
     assert_eq!(app.value("select plan from users").await, "pro");
     assert_eq!(app.deliver(&events[0]).await.json["outcome"], "written");
 }
@@ -293,7 +293,7 @@ async fn a_lost_event_is_healed_by_the_cron() {
     let checkout = ada.checkout().await;
     app.stripe.act(Action::Pay(&checkout));
     app.stripe.take_events();
-    let confirm = async || subscription::confirm_stale(&app.app).await.unwrap();
+    let confirm = async || billing::confirm_stale(&app.app).await.unwrap();
     assert_eq!(confirm().await.asked, 0, "it is not time yet");
     app.advance(time::Duration::minutes(11));
     assert_eq!(
@@ -337,8 +337,8 @@ async fn a_customer_who_cannot_be_confirmed_stops_nobody_and_crons_share_the_wor
     app.sql("update stripe_customers set id = 'cus_unknown' where id = 'cus_0007'")
         .await;
     let (one, two) = join(
-        subscription::confirm_stale(&app.app),
-        subscription::confirm_stale(&app.app),
+        billing::confirm_stale(&app.app),
+        billing::confirm_stale(&app.app),
     )
     .await;
     let (one, two) = (one.unwrap(), two.unwrap());
@@ -355,13 +355,10 @@ async fn a_customer_who_cannot_be_confirmed_stops_nobody_and_crons_share_the_wor
         30,
         "nobody was asked about twice"
     );
-    assert_eq!(
-        subscription::confirm_stale(&app.app).await.unwrap().asked,
-        0
-    );
+    assert_eq!(billing::confirm_stale(&app.app).await.unwrap().asked, 0);
     app.advance(time::Duration::minutes(16));
     assert_eq!(
-        subscription::confirm_stale(&app.app).await.unwrap(),
+        billing::confirm_stale(&app.app).await.unwrap(),
         Confirmed {
             asked: 1,
             healed: 0,
@@ -501,7 +498,7 @@ async fn after_five_hundred_random_histories_and_one_reconcile_we_say_what_strip
     );
 
     app.advance(time::Duration::days(1) + time::Duration::MINUTE);
-    while subscription::confirm_stale(&app.app).await.unwrap().asked > 0 {}
+    while billing::confirm_stale(&app.app).await.unwrap().asked > 0 {}
     let wrong = differ()
         .await
         .into_iter()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use iconoclash::db::{Access, Db, Error, Sql, Type};
+use pooled_postgres::{Access, Db, Error, Sql, Type};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Config, config::Host};
 use uuid::Uuid;
@@ -69,7 +69,7 @@ async fn reads_survive_the_end_of_every_backend() {
         let db = named(&url, name, 5);
         for round in 0..5 {
             warm_up(&db, 5).await;
-            let killed = watch.one(&TERMINATE, &[&name]).await.unwrap();
+            let killed = watch.old_one(&TERMINATE, &[&name]).await.unwrap();
             assert!(killed > 0, "nothing to kill in round {round}");
             join_all((0..10).map(|n| assert_echoes(&db, n))).await;
         }
@@ -96,7 +96,7 @@ async fn a_connection_that_went_dead_while_idle_is_replaced_before_anything_is_s
     // Not for luck: a connection counts as idle after five seconds.
     sleep(Duration::from_millis(5_100)).await;
     let begun = Instant::now();
-    db.execute(&INSERT_USER, &[&id, &email, &"free"])
+    db.old_execute(&INSERT_USER, &[&id, &email, &"free"])
         .await
         .unwrap();
     assert_echoes(&db, 3).await;
@@ -122,11 +122,11 @@ async fn a_write_whose_answer_is_lost_is_not_sent_again() {
     let (id, email) = user(Uuid::from_u128(rand::random()));
     assert_echoes(&db, 1).await;
     gate.cut_next_answer();
-    let outcome = db.execute(&INSERT_USER, &[&id, &email, &"free"]).await;
+    let outcome = db.old_execute(&INSERT_USER, &[&id, &email, &"free"]).await;
     assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
     assert_eq!(gate.accepted(), 1);
     // It did happen: sent again it would have failed on its own row, or counted twice where nothing is unique.
-    assert_eq!(db.one(&COUNT_USER, &[&id]).await.unwrap(), 1);
+    assert_eq!(db.old_one(&COUNT_USER, &[&id]).await.unwrap(), 1);
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn a_server_that_is_gone_is_unavailable_and_no_hang() {
 
 async fn assert_unavailable(db: &Db, within: Duration) {
     let begun = Instant::now();
-    let outcome = db.one(&ECHO, &[&1_i64]).await;
+    let outcome = db.old_one(&ECHO, &[&1_i64]).await;
     assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
     assert!(begun.elapsed() < within, "{:?}", begun.elapsed());
 }
@@ -156,19 +156,19 @@ async fn a_refused_write_names_its_constraint_and_keeps_its_connection() {
     let (gate, db) = gated("constraints", 1).await;
     let (id, email) = user(Uuid::from_u128(rand::random()));
     let other = Uuid::from_u128(rand::random());
-    db.execute(&INSERT_USER, &[&id, &email, &"free"])
+    db.old_execute(&INSERT_USER, &[&id, &email, &"free"])
         .await
         .unwrap();
 
     let again = db
-        .execute(&INSERT_USER, &[&other, &email.to_uppercase(), &"free"])
+        .old_execute(&INSERT_USER, &[&other, &email.to_uppercase(), &"free"])
         .await;
     assert_eq!(again.unwrap_err().constraint(), Some("users_email_key"));
     let unknown = db
-        .execute(&INSERT_USER, &[&other, &"a@example.com", &"gold"])
+        .old_execute(&INSERT_USER, &[&other, &"a@example.com", &"gold"])
         .await;
     assert_eq!(unknown.unwrap_err().constraint(), Some("users_plan_known"));
-    let orphan = db.execute(&INSERT_DISCUSSION, &[&other]).await;
+    let orphan = db.old_execute(&INSERT_DISCUSSION, &[&other]).await;
     assert_eq!(
         orphan.unwrap_err().constraint(),
         Some("discussions_user_id_fkey")
@@ -179,28 +179,31 @@ async fn a_refused_write_names_its_constraint_and_keeps_its_connection() {
 #[tokio::test]
 async fn our_own_mistakes_are_told_from_the_servers() {
     let db = direct("mistakes", 1);
-    let too_few = db.one(&ECHO, &[]).await.unwrap_err();
+    let too_few = db.old_one(&ECHO, &[]).await.unwrap_err();
     assert!(
         too_few
             .to_string()
             .contains("0 parameters given where 1 are due"),
         "{too_few}"
     );
-    let wrong_type = db.one(&ECHO, &[&"text"]).await.unwrap_err();
+    let wrong_type = db.old_one(&ECHO, &[&"text"]).await.unwrap_err();
     assert!(matches!(wrong_type, Error::Other(_)), "{wrong_type:?}");
 
     let undecodable: Sql<i64> = Sql::unchecked(Access::Read, &[], "select 'text'");
     assert!(matches!(
-        db.one(&undecodable, &[]).await,
+        db.old_one(&undecodable, &[]).await,
         Err(Error::Other(_))
     ));
     let absent: Sql<i64> = Sql::unchecked(Access::Read, &[], "select 1::bigint where false");
-    assert_eq!(db.optional(&absent, &[]).await.unwrap(), None);
-    assert!(matches!(db.one(&absent, &[]).await, Err(Error::Other(_))));
-    let several: Sql<i32> = Sql::unchecked(Access::Read, &[], "select generate_series(1, 3)");
-    assert_eq!(db.all(&several, &[]).await.unwrap(), [1, 2, 3]);
+    assert_eq!(db.old_optional(&absent, &[]).await.unwrap(), None);
     assert!(matches!(
-        db.optional(&several, &[]).await,
+        db.old_one(&absent, &[]).await,
+        Err(Error::Other(_))
+    ));
+    let several: Sql<i32> = Sql::unchecked(Access::Read, &[], "select generate_series(1, 3)");
+    assert_eq!(db.old_all(&several, &[]).await.unwrap(), [1, 2, 3]);
+    assert!(matches!(
+        db.old_optional(&several, &[]).await,
         Err(Error::Other(_))
     ));
 }

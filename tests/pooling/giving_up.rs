@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iconoclash::db::{Access, Db, Error, Sql};
+use pooled_postgres::{Access, Db, Error, Sql};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
@@ -27,9 +27,9 @@ async fn a_statement_past_its_deadline_is_cancelled_through_the_pooler() {
 #[tokio::test]
 async fn a_statement_past_its_deadline_is_cancelled_directly() {
     let db = direct("deadline_direct", 1);
-    let first = db.one(&BACKEND, &[]).await.unwrap();
+    let first = db.old_one(&BACKEND, &[]).await.unwrap();
     past_its_deadline(&db, "deadline_direct").await;
-    let second = db.one(&BACKEND, &[]).await.unwrap();
+    let second = db.old_one(&BACKEND, &[]).await.unwrap();
     assert_ne!(first, second, "the connection was used again");
 }
 
@@ -37,7 +37,7 @@ pub(crate) async fn past_its_deadline(db: &Db, name: &str) {
     let watch = direct("watch", 1);
     let hasty = db.with_deadline(Duration::from_millis(200));
     let begun = Instant::now();
-    let outcome = hasty.one(&SLEEP, &[&30.0]).await;
+    let outcome = hasty.old_one(&SLEEP, &[&30.0]).await;
     assert!(matches!(outcome, Err(Error::Deadline)), "{outcome:?}");
     assert!(
         begun.elapsed() < Duration::from_secs(2),
@@ -62,7 +62,7 @@ async fn a_dropped_statement_is_cancelled_and_its_connection_not_used_again() {
         let watch = direct("watch", 1);
         let mut caller = JoinSet::new();
         let sleeping = db.clone();
-        caller.spawn(async move { sleeping.one(&SLEEP, &[&30.0]).await });
+        caller.spawn(async move { sleeping.old_one(&SLEEP, &[&30.0]).await });
         eventually(Duration::from_secs(5), "the statement runs", || {
             is_busy(&watch, name)
         })
@@ -82,13 +82,13 @@ async fn a_full_pool_is_unavailable_within_its_bound() {
     let watch = direct("watch", 1);
     let mut caller = JoinSet::new();
     let sleeping = db.clone();
-    caller.spawn(async move { sleeping.one(&SLEEP, &[&30.0]).await });
+    caller.spawn(async move { sleeping.old_one(&SLEEP, &[&30.0]).await });
     eventually(Duration::from_secs(5), "the statement runs", || {
         is_busy(&watch, "full_pool")
     })
     .await;
     let begun = Instant::now();
-    let outcome = db.one(&SLEEP, &[&0.0]).await;
+    let outcome = db.old_one(&SLEEP, &[&0.0]).await;
     assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
     assert!(
         begun.elapsed() < Duration::from_secs(3),

@@ -12,7 +12,7 @@ mod mix;
 mod support;
 mod tls;
 
-use iconoclash::db::{Access, Db, Sql, Type};
+use pooled_postgres::{Access, Db, Sql, Type};
 
 use self::support::test_database;
 
@@ -49,7 +49,7 @@ fn named(url: &str, name: &str, pool_size: usize) -> Db {
 }
 
 async fn assert_echoes(db: &Db, number: i64) {
-    assert_eq!(db.one(&ECHO, &[&number]).await.unwrap(), number);
+    assert_eq!(db.old_one(&ECHO, &[&number]).await.unwrap(), number);
 }
 
 /// As many statements at once as the pool has connections, so that each of them is made.
@@ -58,5 +58,5 @@ async fn warm_up(db: &Db, connections: i64) {
 }
 
 async fn is_busy(watch: &Db, name: &str) -> bool {
-    watch.one(&BUSY, &[&name]).await.unwrap() > 0
+    watch.old_one(&BUSY, &[&name]).await.unwrap() > 0
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iconoclash::db::{Access, Db, Sql, Type};
+use pooled_postgres::{Access, Db, Sql, Type};
 use tokio::{task::JoinSet, time::timeout};
 use tokio_postgres::NoTls;
 use uuid::Uuid;
@@ -26,7 +26,7 @@ const fn affine(text: &'static str) -> Sql<i64> {
     Sql::unchecked(Access::Read, &[Type::INT8], text)
 }
 
-iconoclash::row! {
+pooled_postgres::row! {
     struct PairRow { id: Uuid, label: String }
 }
 const PAIR: Sql<PairRow> = Sql::unchecked(
@@ -59,8 +59,8 @@ const LEDGER_TOTAL: Sql<i64> = Sql::unchecked(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forty_clients_on_two_server_connections_get_their_own_answers() {
     let owner = direct("pooling_ledger", 1);
-    owner.execute(&DROP_LEDGER, &[]).await.unwrap();
-    owner.execute(&CREATE_LEDGER, &[]).await.unwrap();
+    owner.old_execute(&DROP_LEDGER, &[]).await.unwrap();
+    owner.old_execute(&CREATE_LEDGER, &[]).await.unwrap();
 
     let bouncer = Bouncer::start().await;
     let instances: Vec<_> = (0..4)
@@ -75,17 +75,17 @@ async fn forty_clients_on_two_server_connections_get_their_own_answers() {
                 match call % 8 {
                     6 => {
                         let id = Uuid::from_u128((client * CALLS + call) as u128);
-                        let pair = db.one(&PAIR, &[&id, &client]).await.unwrap();
+                        let pair = db.old_one(&PAIR, &[&id, &client]).await.unwrap();
                         assert_eq!((pair.id, pair.label), (id, format!("client {client}")));
                     }
                     7 => {
                         written += call;
-                        assert_eq!(db.one(&ADD, &[&client, &call]).await.unwrap(), written);
+                        assert_eq!(db.old_one(&ADD, &[&client, &call]).await.unwrap(), written);
                     }
                     _ => {
                         let (factor, term, sql) = &AFFINE[(client + call) as usize % AFFINE.len()];
                         let number = client * 1_000 + call;
-                        let answer = db.one(sql, &[&number]).await.unwrap();
+                        let answer = db.old_one(sql, &[&number]).await.unwrap();
                         assert_eq!(answer, number * factor + term);
                     }
                 }
@@ -94,8 +94,8 @@ async fn forty_clients_on_two_server_connections_get_their_own_answers() {
         });
     }
     let written: i64 = clients.join_all().await.into_iter().sum();
-    assert_eq!(owner.one(&LEDGER_TOTAL, &[]).await.unwrap(), written);
-    owner.execute(&DROP_LEDGER, &[]).await.unwrap();
+    assert_eq!(owner.old_one(&LEDGER_TOTAL, &[]).await.unwrap(), written);
+    owner.old_execute(&DROP_LEDGER, &[]).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,9 +143,9 @@ async fn answers_stay_right_while_others_give_up() {
                 let number = client * 1_000 + call;
                 if (client + call) % 5 == 0 {
                     let impatience = Duration::from_millis((number % 7) as u64);
-                    drop(timeout(impatience, db.one(&SLEEP, &[&0.05])).await);
+                    drop(timeout(impatience, db.old_one(&SLEEP, &[&0.05])).await);
                 } else {
-                    assert_eq!(db.one(&ECHO, &[&number]).await.unwrap(), number);
+                    assert_eq!(db.old_one(&ECHO, &[&number]).await.unwrap(), number);
                 }
             }
         });

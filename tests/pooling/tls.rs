@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use iconoclash::db::Db;
+use pooled_postgres::Db;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use crate::{assert_echoes, bouncer::Bouncer, giving_up::past_its_deadline, named, warm_up};
@@ -84,7 +84,10 @@ async fn a_connection_that_may_be_somebody_elses_is_not_used() {
             "no encryption where it is demanded",
         ),
     ] {
-        let refused = Db::new(&url, 1).unwrap().one(&crate::ECHO, &[&1_i64]).await;
+        let refused = Db::new(&url, 1)
+            .unwrap()
+            .old_one(&crate::ECHO, &[&1_i64])
+            .await;
         assert!(refused.is_err(), "{why}");
     }
     assert_echoes(&Db::new(&secured.trusting(), 1).unwrap(), 2).await;

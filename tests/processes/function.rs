@@ -9,17 +9,17 @@ use std::{
     time::Duration,
 };
 
-use crate::surroundings::{Surroundings, needed};
+use iconoclash_fakes::test_services::{TestServices, needed};
 
 /// A database, a Redis and a Claude, and the settings of every process on them.
 pub(crate) struct Stores {
-    pub(crate) around: Surroundings,
+    pub(crate) around: TestServices,
     settings: Vec<(String, String)>,
 }
 
 impl Stores {
     pub(crate) async fn start(settings: &[(&str, &str)]) -> Self {
-        let around = Surroundings::start(Duration::ZERO).await;
+        let around = TestServices::start(Duration::ZERO).await;
         let mut all: Vec<_> = around.settings.clone().into_iter().collect();
         all.extend(
             settings

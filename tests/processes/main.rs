@@ -7,16 +7,12 @@
     reason = "a test plays the platform: it has an environment and a client"
 )]
 
-#[path = "../api/surroundings.rs"]
-#[expect(dead_code, reason = "these tests only need what stands there to live")]
-mod surroundings;
-
 mod function;
 
 use function::{Client, Function, Stores};
 use futures_util::future::join_all;
-use iconoclash::{routes, serve};
-use iconoclash_local::claude::Behaviour;
+use iconoclash::{http::serve, routes};
+use iconoclash_fakes::claude::Behaviour;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 use std::{

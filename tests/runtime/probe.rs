@@ -12,9 +12,11 @@ use futures_util::{StreamExt, stream};
 use http::header;
 use iconoclash::{
     app::App,
-    error::Result,
-    extract::Json,
-    serve::{self, Background},
+    http::{
+        error::Result,
+        extract::Json,
+        serve::{self, Background},
+    },
 };
 use std::{env, fs, path::PathBuf, process::ExitCode, time::Duration};
 use tokio::{

@@ -6,21 +6,18 @@
     reason = "a test plays the platform: it has an environment and a client"
 )]
 
-#[path = "../api/surroundings.rs"]
-#[expect(dead_code, reason = "these tests only need what stands there to live")]
-mod surroundings;
 mod workbench;
 
-use iconoclash_local::stripe::Action;
+use iconoclash_fakes::stripe::Action;
+use iconoclash_fakes::test_services::TestServices;
 use serde_json::{Value, json};
 use std::{fs, process::Command, time::Duration};
-use surroundings::Surroundings;
 
 use workbench::{Client, Server, api_files, copy_of_the_checkout, free_port, root, vercel};
 
 #[tokio::test]
 async fn vercel_dev_serves_every_route() {
-    let surroundings = Surroundings::start(Duration::ZERO).await;
+    let surroundings = TestServices::start(Duration::ZERO).await;
     let port = free_port();
     let mut command = vercel(&root());
     command.args([
@@ -168,7 +165,7 @@ async fn a_vercel_build_has_a_function_a_file_and_its_binary_streams_alone() {
         binaries.push((file, binary));
     }
 
-    let surroundings = Surroundings::start(Duration::ZERO).await;
+    let surroundings = TestServices::start(Duration::ZERO).await;
     let run = async |file: &str| {
         let (_, binary) = binaries.iter().find(|(built, _)| built == file).unwrap();
         let port = free_port();

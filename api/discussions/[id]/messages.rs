@@ -5,7 +5,7 @@
 //!
 //! Logic: `iconoclash::routes::messages`.
 
-use iconoclash::{routes::messages, serve};
+use iconoclash::{http::serve, routes::messages};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> serve::Result {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use iconoclash::{
     app::App,
-    subscription::{self, Held, Synced},
+    billing::{self, Held, Synced},
 };
 
 /// Nobody waits for a page here.
@@ -46,7 +46,7 @@ pub async fn sync(
     if !customer.starts_with("cus_") || customer.len() < 5 {
         return Err(Failure::Malformed(customer.to_owned()));
     }
-    match subscription::sync(app, customer, None, DEADLINE).await {
+    match billing::sync(app, customer, None, DEADLINE).await {
         Ok(Synced::Written(change)) => {
             say(format!("customer {customer} is user {}", change.user));
             if change.after.is_empty() {
@@ -71,7 +71,7 @@ pub async fn sync(
             } else {
                 format!("plan: {from} → {to}")
             });
-            subscription::tell(app, change.mails).await;
+            billing::tell(app, change.mails).await;
             Ok(())
         }
         Ok(Synced::Covered(_) | Synced::Repeated) => {

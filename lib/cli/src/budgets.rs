@@ -4,8 +4,8 @@ use std::fmt;
 
 use iconoclash::{
     app::App,
-    budget::{self, Budgets, Followed, SCOPES},
-    error::Error,
+    http::error::Error,
+    spending::budgets::{self, Budgets, Followed, SCOPES},
 };
 
 /// Micro-dollars that people read and type as dollars.
@@ -49,8 +49,8 @@ impl fmt::Display for Dollars {
 
 /// The limits as lines, with what is spent of those that everybody shares.
 pub async fn show(app: &App) -> Result<Vec<String>, String> {
-    let limits = budget::read(app).await.map_err(explain)?;
-    let spent = budget::spending(app).await.map_err(explain)?;
+    let limits = budgets::read(app).await.map_err(explain)?;
+    let spent = budgets::spending(app).await.map_err(explain)?;
     let Budgets {
         guest,
         free,
@@ -73,7 +73,7 @@ pub async fn show(app: &App) -> Result<Vec<String>, String> {
 
 /// Sets one limit and says when it holds.
 pub async fn set(app: &App, scope: &str, limit: Dollars) -> Result<String, String> {
-    let followed = budget::set(app, scope, limit.0).await.map_err(explain)?;
+    let followed = budgets::set(app, scope, limit.0).await.map_err(explain)?;
     Ok(match followed {
         Followed::AtOnce => format!("{scope} is {limit} from the next message on"),
         Followed::WithinAMinute(cause) => {

@@ -4,11 +4,12 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use clap::{Args, Subcommand};
+use secrecy::SecretString;
+
 use iconoclash::{
+    api_keys::store::{self, Listed, NewKey},
     app::App,
-    config::Secret,
-    keys::store::{self, Listed, NewKey},
-    telemetry,
+    http::{error::Error as Library, request_log},
 };
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use time::{OffsetDateTime, macros::format_description};
@@ -89,8 +90,7 @@ pub enum Error {
 }
 
 impl Error {
-    fn of(label: &str, error: iconoclash::error::Error) -> Self {
-        use iconoclash::error::Error as Library;
+    fn of(label: &str, error: iconoclash::http::error::Error) -> Self {
         match error {
             Library::NotFound => Self::Unknown(label.to_owned()),
             Library::Invalid { field, message } => Self::Failed(format!("the {field} {message}")),
@@ -103,7 +103,7 @@ impl Error {
 pub async fn run(
     app: &App,
     task: Task,
-    secret: &dyn Fn() -> io::Result<Secret>,
+    secret: &dyn Fn() -> io::Result<SecretString>,
     say: &mut (dyn FnMut(String) + Send),
 ) -> Result<(), Error> {
     match task {
@@ -159,7 +159,7 @@ pub async fn run(
                 .map_err(|error| Error::of(&label, error))?
             {
                 Ok(()) => say(format!("{label} works")),
-                Err(error) => return Err(Error::Bad(label, telemetry::chain(&error))),
+                Err(error) => return Err(Error::Bad(label, request_log::error_chain(&error))),
             }
         }
         Task::Reseal => {
@@ -179,7 +179,7 @@ pub async fn run(
 }
 
 /// Reads a secret: a line of a pipe, or one that is typed and not shown.
-pub fn from_terminal() -> io::Result<Secret> {
+pub fn from_terminal() -> io::Result<SecretString> {
     let stdin = io::stdin();
     let mut line = String::new();
     if stdin.is_terminal() {
@@ -200,7 +200,7 @@ pub fn from_terminal() -> io::Result<Secret> {
         "" => Err(io::Error::other(
             "give it on standard input, as in `iconoclash keys add main < file`",
         )),
-        secret => Ok(Secret::new(secret)),
+        secret => Ok(SecretString::from(secret)),
     }
 }
 

@@ -68,7 +68,7 @@ enum Budgets {
     /// Set one limit; every instance follows with its next message
     Set {
         /// guest, free or pro: of one user a day; day or month: of everybody together
-        #[arg(value_parser = iconoclash::budget::SCOPES)]
+        #[arg(value_parser = iconoclash::spending::budgets::SCOPES)]
         scope: String,
         /// In dollars, such as 0.05 or 1500; 0 stops all spending of the scope
         dollars: Dollars,

@@ -1,8 +1,8 @@
 //! The pooled URL, asked the way the functions ask it.
 
-use iconoclash::db::{Access, Db, Error, Sql, Type};
+use pooled_postgres::{Access, Db, Error, Sql, Type};
 
-iconoclash::row! {
+pooled_postgres::row! {
     /// Who answers at the other end of a URL.
     pub(crate) struct Server {
         role: String,
@@ -24,5 +24,5 @@ const SERVER: Sql<Server> = Sql::unchecked(
 );
 
 pub(crate) async fn server(url: &str) -> Result<Server, Error> {
-    Db::new(url, 1)?.one(&SERVER, &[]).await
+    Db::new(url, 1)?.old_one(&SERVER, &[]).await
 }

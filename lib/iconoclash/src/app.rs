@@ -9,24 +9,25 @@ use std::{
 use time::OffsetDateTime;
 use uuid::{ContextV7, Timestamp, Uuid};
 
+use claude::Pool;
+use pooled_postgres::Db;
+use stripe::Stripe;
+
+use secrecy::ExposeSecret;
+
 use crate::{
-    cache::Flights,
-    claude::Pool,
+    api_keys::sync_state::SyncState,
+    cache::single_flight::SingleFlight,
+    clock::Clock,
     config::Config,
-    db::Db,
-    error::{Error, Result},
-    keys::Following,
+    http::error::{Error, Result},
+    identity::token::Tokens,
     redis::Redis,
-    stripe::Stripe,
-    token::Tokens,
 };
 
 /// Time until Redis counts as unreachable.
 const REDIS_DEADLINE: Duration = Duration::from_millis(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Where the time comes from.
-pub type Clock = Arc<dyn Fn() -> OffsetDateTime + Send + Sync>;
 
 /// The process's shared state; cloning is cheap.
 #[derive(Clone)]
@@ -42,11 +43,11 @@ struct Shared {
     redis: OnceLock<Redis>,
     claude: OnceLock<Pool>,
     /// How far this process follows what others know of the keys.
-    following: Following,
+    key_sync: SyncState,
     stripe: OnceLock<Stripe>,
     tokens: OnceLock<Tokens>,
     /// Loads of cached values that are under way in this process.
-    flights: Flights,
+    single_flight: SingleFlight,
 }
 
 impl App {
@@ -70,9 +71,9 @@ impl App {
             redis: OnceLock::new(),
             claude: OnceLock::new(),
             stripe: OnceLock::new(),
-            following: Following::default(),
+            key_sync: SyncState::default(),
             tokens: OnceLock::new(),
-            flights: Flights::default(),
+            single_flight: SingleFlight::default(),
         }))
     }
 
@@ -99,7 +100,7 @@ impl App {
     pub fn db(&self) -> Result<&Db> {
         once(&self.0.db, || {
             let database = self.0.config.database.clone()?;
-            Ok(Db::new(database.url.expose(), database.pool_size)?)
+            Ok(Db::new(database.url.expose_secret(), database.pool_size)?)
         })
     }
 
@@ -109,7 +110,7 @@ impl App {
             let redis = self.0.config.redis.clone()?;
             let client = upstash_redis_rs::Redis::new(
                 &redis.url,
-                redis.token.expose(),
+                redis.token.expose_secret(),
                 self.http()?.clone(),
             );
             Ok(Redis::new(
@@ -121,8 +122,8 @@ impl App {
     }
 
     /// Loads of cached values that are under way in this process.
-    pub(crate) fn flights(&self) -> &Flights {
-        &self.0.flights
+    pub(crate) fn single_flight(&self) -> &SingleFlight {
+        &self.0.single_flight
     }
 
     /// Claude, by the keys that this process knows.
@@ -141,6 +142,14 @@ impl App {
         })
     }
 
+    /// A named step at which a test may stop the process. Does nothing in release builds.
+    pub(crate) async fn crash_point(&self, name: &str) {
+        let stops = self.0.config.freeze.as_ref();
+        if cfg!(debug_assertions) && stops.is_some_and(|freeze| freeze.stops_at(name)) {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Stripe.
     pub fn stripe(&self) -> Result<&Stripe> {
         once(&self.0.stripe, || {
@@ -154,8 +163,8 @@ impl App {
     }
 
     /// How far this process follows what others know of the keys.
-    pub(crate) fn following(&self) -> &Following {
-        &self.0.following
+    pub(crate) fn key_sync(&self) -> &SyncState {
+        &self.0.key_sync
     }
 
     /// The keys of session tokens.

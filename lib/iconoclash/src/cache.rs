@@ -11,24 +11,25 @@
 //! a load can take together. A value carries a tag of its key and content: what somebody else put there, or half of a
 //! value, is a miss.
 
+pub(crate) mod single_flight;
+
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use sha2::Sha256;
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
-use tokio::sync::OnceCell;
+use std::time::Duration;
 use upstash_redis_rs::Command;
 use uuid::Uuid;
 
+use pooled_postgres::sql_positional;
+
 use crate::{
-    admission::stored::epoch_ms,
     app::App,
-    error::{Error, Result},
-    sql, telemetry,
+    clock::epoch_ms,
+    http::{
+        error::{Error, Result},
+        request_log,
+    },
 };
 
 const TOMBSTONE: &str = "-";
@@ -77,22 +78,22 @@ impl Cached {
             Some(Value::String(text)) if text == TOMBSTONE => Found::Unusable,
             Some(Value::String(text)) => match self.open(app, &text) {
                 Some((value, age_ms)) if fresh(&value) => {
-                    telemetry::note(|notes| notes.cache_hit(age_ms));
+                    request_log::add(|log| log.cache_hit(age_ms));
                     return Ok(value);
                 }
                 _ => Found::Unusable,
             },
             Some(_) => Found::Unusable,
         };
-        telemetry::note(|notes| notes.cache_misses += 1);
+        request_log::add(|log| log.cache_misses += 1);
         match found {
             // A tombstone, or a value that nobody may keep: others' loads may be older than the write that it tells of.
             Found::Unusable => load().await,
             Found::Nothing => {
-                let loaded = app.flights().join(self.key(), async || {
+                let loaded = app.single_flight().run(self.key(), async || {
                     let text = self.seal(app, &load().await?)?;
                     self.keep(app, &text).await;
-                    Ok(text)
+                    Ok::<_, Error>(text)
                 });
                 let (value, _) = self
                     .open(app, &loaded.await?)
@@ -112,7 +113,7 @@ impl Cached {
         if let Ok(redis) = app.redis()
             && let Err(cause) = redis.exec::<Option<String>>(&keep.idempotent()).await
         {
-            telemetry::note(|notes| notes.degraded = Some(telemetry::chain(&cause)));
+            request_log::degraded(&cause);
         }
     }
 
@@ -180,8 +181,10 @@ pub async fn forget(app: &App, stale: &[Cached], beside: Vec<Command>) -> Result
                 Err(error) => error.cause(),
                 Ok(_) => "a command was refused".to_owned(),
             };
-            telemetry::note(|notes| notes.degraded = Some(cause));
-            app.db()?.execute(&NOTE_STALE, &[&keys, &app.now()]).await?;
+            request_log::add(|log| log.degraded = Some(cause));
+            app.db()?
+                .old_execute(&NOTE_STALE, &[&keys, &app.now()])
+                .await?;
             Ok(())
         }
     }
@@ -198,7 +201,7 @@ fn bury(key: &str) -> Command {
 
 /// Tells Redis of writes that it could not be told of when they happened; says of how many values.
 pub async fn tell_stale(app: &App) -> Result<usize> {
-    let keys = app.db()?.all(&STALE, &[]).await?;
+    let keys = app.db()?.old_all(&STALE, &[]).await?;
     if keys.is_empty() {
         return Ok(0);
     }
@@ -210,39 +213,11 @@ pub async fn tell_stale(app: &App) -> Result<usize> {
         .filter(|(_, told)| told.is_ok())
         .map(|(key, _)| key)
         .collect();
-    app.db()?.execute(&FORGET_STALE, &[&told]).await?;
+    app.db()?.old_execute(&FORGET_STALE, &[&told]).await?;
     Ok(told.len())
 }
 
-/// Loads under way, so that of many requests that miss the same value one asks Postgres.
-#[derive(Debug, Default)]
-pub(crate) struct Flights(Mutex<HashMap<String, Arc<OnceCell<String>>>>);
-
-impl Flights {
-    /// Loads, or waits for who does. Where that one fails or leaves, the next one loads.
-    async fn join(
-        &self,
-        key: String,
-        load: impl AsyncFnOnce() -> Result<String>,
-    ) -> Result<String> {
-        let cell = Arc::clone(self.lock().entry(key.clone()).or_default());
-        let loaded = cell.get_or_try_init(async || load().await).await.cloned();
-        let mut flights = self.lock();
-        if flights
-            .get(&key)
-            .is_some_and(|current| Arc::ptr_eq(current, &cell))
-        {
-            flights.remove(&key);
-        }
-        loaded
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<OnceCell<String>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-sql! {
+sql_positional! {
     write NOTE_STALE(TEXT_ARRAY, TIMESTAMPTZ) -> () = "
         insert into stale_cache_keys (key, since) select unnest($1::text[]), $2
         on conflict (key) do update set since = excluded.since";

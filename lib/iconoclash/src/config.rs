@@ -7,9 +7,10 @@ mod billing;
 mod claude;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use secrecy::SecretString;
 use std::{fmt, time::Duration};
 
-use crate::fault::Freeze;
+use crate::{crash_point::Freeze, http::error::Error};
 
 pub use billing::{Alerts, Mail, Stripe};
 pub use claude::{Claude, Models};
@@ -25,25 +26,9 @@ pub struct Invalid {
     problem: String,
 }
 
-/// A value that neither logs nor `Debug` may show.
-#[derive(Clone)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a value.
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    /// The value itself, for the one call that needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
+impl From<Invalid> for Error {
+    fn from(error: Invalid) -> Self {
+        Self::unavailable(error)
     }
 }
 
@@ -65,17 +50,17 @@ pub struct Config {
     /// `CREDENTIALS_KEY`, the second of it while it is rotated: opens what it once sealed.
     pub former_credentials_key: Option<Key>,
     /// `CRON_SECRET`: what crons and deep health checks present.
-    pub cron_secret: Setting<Secret>,
+    pub cron_secret: Setting<SecretString>,
     /// `PUBLIC_URL`: where people reach the service; issuer of the tokens.
     pub public_url: String,
     /// `CORS_ALLOWED_ORIGINS`: who may call from a browser, besides `PUBLIC_URL`.
     pub allowed_origins: Vec<String>,
     /// `TRUSTED_PROXY_SECRET`: what a trusted proxy presents before its client address is believed.
-    pub proxy_secret: Option<Secret>,
+    pub proxy_secret: Option<SecretString>,
     /// `STRIPE_SECRET_KEY`, `STRIPE_BASE_URL`: subscriptions.
     pub stripe: Setting<Stripe>,
     /// `STRIPE_WEBHOOK_SECRET`: what signs Stripe's events; several while one is replaced by another.
-    pub stripe_webhook_secrets: Setting<Vec<Secret>>,
+    pub stripe_webhook_secrets: Setting<Vec<SecretString>>,
     /// `STRIPE_PRICE_PRO`: what a checkout sells.
     pub stripe_price_pro: Setting<String>,
     /// `RESEND_API_KEY`, `RESEND_BASE_URL`, `MAIL_FROM`: outgoing mail.
@@ -126,7 +111,7 @@ pub(crate) fn on_lambda() -> bool {
 #[derive(Clone, Debug)]
 pub struct Database {
     /// Pooled connection string.
-    pub url: Secret,
+    pub url: SecretString,
     /// Connections that one process may hold.
     pub pool_size: usize,
 }
@@ -137,7 +122,7 @@ pub struct Redis {
     /// REST endpoint.
     pub url: String,
     /// Bearer token.
-    pub token: Secret,
+    pub token: SecretString,
 }
 
 /// Messages a UTC day of each plan.
@@ -198,7 +183,7 @@ impl Config {
             jwt_keys: env.jwt_keys(),
             credentials_key,
             former_credentials_key,
-            cron_secret: env.required("CRON_SECRET").map(Secret),
+            cron_secret: env.required("CRON_SECRET").map(SecretString::from),
             public_url: env
                 .or("PUBLIC_URL", "http://localhost:3000")
                 .trim_end_matches('/')
@@ -214,7 +199,7 @@ impl Config {
             stripe_price_pro: env.required("STRIPE_PRICE_PRO"),
             mail: env.mail(),
             alerts: env.alerts(),
-            proxy_secret: env.optional("TRUSTED_PROXY_SECRET").map(Secret),
+            proxy_secret: env.optional("TRUSTED_PROXY_SECRET").map(SecretString::from),
             quotas: env.quotas(),
             region: env
                 .optional("VERCEL_REGION")
@@ -267,7 +252,7 @@ impl Env<'_> {
             return Err(invalid("DATABASE_POOL_SIZE", "must be at least 1"));
         }
         Ok(Database {
-            url: Secret(self.required("DATABASE_URL")?),
+            url: SecretString::from(self.required("DATABASE_URL")?),
             pool_size,
         })
     }
@@ -281,7 +266,9 @@ impl Env<'_> {
             .or_else(|| self.optional("KV_REST_API_TOKEN"));
         Ok(Redis {
             url: url.ok_or_else(|| invalid("UPSTASH_REDIS_REST_URL", "is not set"))?,
-            token: Secret(token.ok_or_else(|| invalid("UPSTASH_REDIS_REST_TOKEN", "is not set"))?),
+            token: SecretString::from(
+                token.ok_or_else(|| invalid("UPSTASH_REDIS_REST_TOKEN", "is not set"))?,
+            ),
         })
     }
 

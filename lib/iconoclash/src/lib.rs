@@ -1,57 +1,32 @@
 //! The library behind every Iconoclash endpoint.
 //!
-//! A file under `api/` says what exists; a slice under `routes` does it; everything else is a tool that knows nothing
-//! about discussions. In reading order:
+//! A file under `api/` names an endpoint, a slice under [`routes`] implements it, and the modules below are the tools.
 //!
 //! - [`routes`]: one file per resource, with its router, types, handlers and SQL;
-//! - [`serve`]: runs a router on Vercel, on Lambda or in one process, with the layers around every route;
-//! - [`app`], [`config`]: what a handler can reach, and the settings it is made from;
-//! - [`auth`], [`token`], [`password`]: who is calling;
-//! - [`admission`], [`budget`], [`plan`], [`quota`]: who may send now, and what it may cost; [`limit`]: every other limit;
-//! - [`reconcile`]: what crashes and outages left behind, put right;
-//! - [`redis`], [`cache`]: Redis behind a breaker, and what it spares Postgres;
-//! - [`subscription`], [`stripe`]: who pays for it, as Stripe says;
-//! - [`db`], [`claude`], [`price`]: Postgres through a pooler, Claude, and what its tokens cost; [`keys`]: which keys pay;
-//! - [`mail`], [`alert`]: telling users and operators what happened;
-//! - [`error`], [`extract`], [`idempotency`], [`telemetry`]: the edges of a request; [`fault`]: how tests stop one midway.
-//!
-//! Held by lints and tests: only `serve` names a platform, only `config` reads the environment, only `app` reads the
-//! clock, only `db` knows a driver, and slices never import each other.
+//! - [`http`]: runs a router on Vercel, on Lambda or in one process; errors, extractors, the request log;
+//! - [`identity`]: who is calling, and how often they may;
+//! - [`spending`]: who may send a message, what it may cost, and the ledger of what it did cost;
+//! - [`billing`]: subscriptions, as Stripe reports them;
+//! - [`api_keys`]: the Claude keys that pay;
+//! - [`conversation`]: prompts, summaries, titles and speakers;
+//! - [`notify`]: mail to users, alerts to operators;
+//! - [`cache`], [`redis`]: Redis behind a circuit breaker, and the values that it caches;
+//! - [`app`], [`config`], [`clock`]: what a handler can reach, the settings behind it, and the time.
 
 pub mod routes;
 
-pub mod serve;
+pub mod api_keys;
+pub mod billing;
+pub mod conversation;
+pub mod http;
+pub mod identity;
+pub mod notify;
+pub mod spending;
 
 pub mod app;
-pub mod config;
-
-pub mod auth;
-pub mod password;
-pub mod token;
-
-pub mod admission;
-pub mod budget;
-pub mod limit;
-pub mod plan;
-pub mod quota;
-pub mod reconcile;
-
 pub mod cache;
+pub mod clock;
+pub mod config;
+pub mod crash_point;
+mod database;
 pub mod redis;
-
-pub mod stripe;
-pub mod subscription;
-
-pub mod claude;
-pub mod db;
-pub mod keys;
-pub mod price;
-
-pub mod alert;
-pub mod mail;
-
-pub mod error;
-pub mod extract;
-pub mod fault;
-pub mod idempotency;
-pub mod telemetry;

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 use upstash_redis_rs::{Command, Results};
 
-use crate::telemetry;
+use crate::http::request_log;
 
 /// Failures in a row after which Redis is left alone.
 const FAILURES: u32 = 3;
@@ -25,6 +25,15 @@ pub enum Error {
     /// It was asked.
     #[error(transparent)]
     Asked(#[from] upstash_redis_rs::Error),
+}
+
+impl From<Error> for crate::http::error::Error {
+    fn from(error: Error) -> Self {
+        match &error {
+            Error::Asked(asked) if !asked.is_unavailable() => Self::internal(error),
+            _ => Self::unavailable(error),
+        }
+    }
 }
 
 /// The client, and whether it is worth asking.
@@ -60,11 +69,11 @@ impl Redis {
         let Some(attempt) = self.breaker.attempt(Instant::now()) else {
             return Err(Error::LeftAlone);
         };
-        telemetry::note(|notes| notes.redis_requests += 1);
+        request_log::add(|log| log.redis_requests += 1);
         let answer = call.await;
         match &answer {
             Err(error) if error.is_unavailable() => {
-                telemetry::note(|notes| notes.redis_failures += 1);
+                request_log::add(|log| log.redis_failures += 1);
                 attempt.failed(Instant::now());
             }
             _ => attempt.succeeded(),

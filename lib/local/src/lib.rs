@@ -6,8 +6,6 @@
 //! the environment made of them (`stack`), and the commands on top (`up`, `serve`, `vercel`, `suite`, `bench`).
 //!
 //! Development only: no function depends on this crate.
-// An object of Stripe's has some fifty fields.
-#![recursion_limit = "256"]
 #![expect(
     clippy::disallowed_methods,
     reason = "a developer's tool reads its own environment and the clock, and has no platform to ask for leave to spawn"
@@ -16,6 +14,9 @@
 pub mod places;
 pub mod process;
 pub mod profile;
+
+mod interrupt;
+pub use interrupt::with_profile;
 
 pub mod install;
 pub mod ports;
@@ -27,17 +28,8 @@ pub mod postgres;
 pub mod redis;
 pub mod services;
 
-pub mod claude;
-mod html;
-pub mod mail;
-pub mod proxy;
-pub mod stripe;
-pub mod upstash;
-mod wire;
-
 pub mod stack;
 
-pub mod bench;
 mod pages;
 pub mod serve;
 pub mod suite;

@@ -3,28 +3,20 @@
 use std::{
     collections::BTreeMap,
     io::{Write, stdout},
-    process::{ExitCode, exit},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    process::{Command, ExitCode},
 };
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use iconoclash_local::{
-    bench::{self, Bench},
     places::Places,
     profile::{self, Profile},
     progress::note,
     serve,
     stack::Stack,
-    suite, up, vercel,
+    suite, up, vercel, with_profile,
 };
-use tokio::{
-    runtime::{Handle, Runtime},
-    signal::unix::{SignalKind, signal},
-};
+use tokio::runtime::{Handle, Runtime};
 
 /// The local Iconoclash: Postgres 18, PgBouncer, Redis behind an Upstash front, stand-ins and the server.
 ///
@@ -78,8 +70,12 @@ enum Task {
         arguments: Vec<String>,
     },
     /// Measure something that must be cheap or quick
-    #[command(subcommand)]
-    Bench(Bench),
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What to measure; `cargo local bench --help` lists it
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Start only what the tests need, print where it is, and run until Ctrl-C
     #[command(hide = true)]
     Services,
@@ -111,7 +107,7 @@ fn run(task: Task) -> Result<bool> {
     let runtime = Runtime::new()?;
     let handle = runtime.handle();
     match task {
-        Task::Up(Up { port }) => with(handle, Profile::open(&places, "dev")?, |it| {
+        Task::Up(Up { port }) => with_profile(handle, Profile::open(&places, "dev")?, |it| {
             up::run(handle, it, port)
         })
         .map(|never| match never {}),
@@ -126,13 +122,13 @@ fn run(task: Task) -> Result<bool> {
             )
         }
         Task::Vercel { port, arguments } => run_vercel(handle, &places, port, &arguments),
-        Task::Test { filter, arguments } => with(handle, Profile::open_test(&places)?, |it| {
-            suite::run(handle, it, filter.as_slice(), &arguments)
-        }),
-        Task::Bench(what) => with(handle, Profile::open(&places, "bench")?, |it| {
-            bench::run(handle, it, &what)
-        }),
-        Task::Services => with(handle, Profile::open_test(&places)?, |it| {
+        Task::Test { filter, arguments } => {
+            with_profile(handle, Profile::open_test(&places)?, |it| {
+                suite::run(handle, it, filter.as_slice(), &arguments)
+            })
+        }
+        Task::Bench { arguments } => run_bench(&places, &arguments),
+        Task::Services => with_profile(handle, Profile::open_test(&places)?, |it| {
             let (mut services, environment) = suite::prepare(handle, it)?;
             print(
                 &environment
@@ -152,6 +148,24 @@ fn run(task: Task) -> Result<bool> {
     }
 }
 
+/// The benchmarks are a release build of their own.
+fn run_bench(places: &Places, arguments: &[String]) -> Result<bool> {
+    let status = Command::new("cargo")
+        .args([
+            "run",
+            "--quiet",
+            "--release",
+            "--package",
+            "iconoclash-bench",
+            "--",
+        ])
+        .args(arguments)
+        .current_dir(&places.root)
+        .status()
+        .context("cargo does not start")?;
+    Ok(status.success())
+}
+
 fn run_vercel(runtime: &Handle, places: &Places, port: u16, arguments: &[String]) -> Result<bool> {
     vercel::prepare(places)?;
     match profile::running(places, "dev") {
@@ -161,57 +175,15 @@ fn run_vercel(runtime: &Handle, places: &Places, port: u16, arguments: &[String]
                 record.owner.pid
             ));
             let own = Profile::open(places, "vercel")?;
-            with(runtime, own, |it| {
+            with_profile(runtime, own, |it| {
                 vercel::run(it, &record.environment, port, arguments)
             })
         }
-        None => with(runtime, Profile::open(places, "dev")?, |it| {
+        None => with_profile(runtime, Profile::open(places, "dev")?, |it| {
             let stack = Stack::start(runtime, it, port)?;
             vercel::run(it, &stack.environment, port, arguments)
         }),
     }
-}
-
-/// Does the work, and ends all that it started however it ends.
-fn with<T>(
-    runtime: &Handle,
-    profile: Arc<Profile>,
-    work: impl FnOnce(&Profile) -> Result<T>,
-) -> Result<T> {
-    let told = Arc::new(AtomicBool::new(false));
-    runtime.spawn(end_on_signal(Arc::clone(&profile), Arc::clone(&told)));
-    let result = work(&profile);
-    while told.load(Ordering::Acquire) {
-        // What ended now ended because of the signal; the other task ends the process when all of it has.
-        std::thread::park();
-    }
-    profile.close();
-    result
-}
-
-async fn end_on_signal(profile: Arc<Profile>, told: Arc<AtomicBool>) {
-    let kinds = [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ];
-    let Ok([mut interrupt, mut terminate, mut hangup]) = <[_; 3]>::try_from(
-        kinds
-            .into_iter()
-            .filter_map(|kind| signal(kind).ok())
-            .collect::<Vec<_>>(),
-    ) else {
-        return;
-    };
-    let code = tokio::select! {
-        _ = interrupt.recv() => 130,
-        _ = terminate.recv() => 143,
-        _ = hangup.recv() => 129,
-    };
-    told.store(true, Ordering::Release);
-    eprintln!("\nending what was started");
-    profile.close();
-    exit(code);
 }
 
 fn print(environment: &BTreeMap<String, String>, export: bool) -> Result<bool> {

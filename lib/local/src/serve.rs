@@ -10,9 +10,11 @@ use anyhow::{Context, Result};
 use axum::{Router, extract::Request, response::IntoResponse};
 use iconoclash::{
     app::App,
+    http::{
+        observe,
+        serve::{self, Background},
+    },
     routes,
-    serve::{self, Background},
-    telemetry,
 };
 use tokio::{
     net::TcpListener,
@@ -30,7 +32,7 @@ pub fn run(runtime: &Handle, root: &Path, port: u16) -> Result<()> {
     if let Ok(url) = env::var("ICONOCLASH_LOCAL_MIGRATE") {
         stack::migrate_url(runtime, &url, None)?;
     }
-    telemetry::init();
+    observe::init();
     let background = Background::in_process();
     runtime.block_on(async {
         listen(router(root, &background), port).await?;

@@ -125,7 +125,7 @@ impl Services {
 }
 
 /// Asks again and again until the service is there, unless its process ends first.
-pub(crate) fn wait_until(child: &mut Child, mut ready: impl FnMut() -> Result<()>) -> Result<()> {
+pub fn wait_until(child: &mut Child, mut ready: impl FnMut() -> Result<()>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let Err(error) = ready() else { return Ok(()) };

@@ -5,12 +5,13 @@ use std::{collections::BTreeMap, env, fs, net::SocketAddr, path::Path, time::Dur
 use anyhow::{Context, Result};
 use tokio::runtime::Handle;
 
+use iconoclash_fakes::{claude, mail, stripe, upstash};
+
 use crate::{
-    claude, mail, ports,
+    ports,
     profile::Profile,
     progress::{note, step},
     services::Services,
-    stripe, upstash,
 };
 
 /// The database of `cargo local`.

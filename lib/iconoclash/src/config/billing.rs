@@ -1,6 +1,8 @@
 //! The settings of money and mail: Stripe, Resend, and where operators are told.
 
-use super::{Env, Secret, Setting, invalid};
+use secrecy::SecretString;
+
+use super::{Env, Setting, invalid};
 
 /// How Stripe is reached.
 #[derive(Clone, Debug)]
@@ -8,7 +10,7 @@ pub struct Stripe {
     /// API root, without a trailing slash.
     pub base_url: String,
     /// Secret or restricted key.
-    pub key: Secret,
+    pub key: SecretString,
 }
 
 /// How mail is sent.
@@ -17,7 +19,7 @@ pub struct Mail {
     /// API root, without a trailing slash.
     pub base_url: String,
     /// Bearer token.
-    pub key: Secret,
+    pub key: SecretString,
     /// The sender.
     pub from: String,
 }
@@ -28,7 +30,7 @@ pub struct Alerts {
     /// Addresses.
     pub emails: Vec<String>,
     /// A chat's incoming webhook, whose address is its only secret.
-    pub webhook_url: Option<Secret>,
+    pub webhook_url: Option<SecretString>,
 }
 
 impl Env<'_> {
@@ -39,17 +41,17 @@ impl Env<'_> {
             .to_owned();
         Ok(Stripe {
             base_url,
-            key: Secret(self.required("STRIPE_SECRET_KEY")?),
+            key: SecretString::from(self.required("STRIPE_SECRET_KEY")?),
         })
     }
 
     /// A blank secret would sign what anybody can sign, so it is never one of them.
-    pub(super) fn stripe_webhook_secrets(&self) -> Setting<Vec<Secret>> {
+    pub(super) fn stripe_webhook_secrets(&self) -> Setting<Vec<SecretString>> {
         let secrets = list(&self.required("STRIPE_WEBHOOK_SECRET")?);
         if secrets.is_empty() {
             return Err(invalid("STRIPE_WEBHOOK_SECRET", "lists nothing"));
         }
-        Ok(secrets.into_iter().map(Secret).collect())
+        Ok(secrets.into_iter().map(SecretString::from).collect())
     }
 
     pub(super) fn mail(&self) -> Setting<Mail> {
@@ -57,7 +59,7 @@ impl Env<'_> {
             .or("RESEND_BASE_URL", "https://api.resend.com")
             .trim_end_matches('/')
             .to_owned();
-        let key = Secret(self.required("RESEND_API_KEY")?);
+        let key = SecretString::from(self.required("RESEND_API_KEY")?);
         Ok(Mail {
             base_url,
             key,
@@ -66,7 +68,7 @@ impl Env<'_> {
     }
 
     pub(super) fn alerts(&self) -> Alerts {
-        let webhook_url = self.optional("ALERT_WEBHOOK_URL").map(Secret);
+        let webhook_url = self.optional("ALERT_WEBHOOK_URL").map(SecretString::from);
         Alerts {
             emails: list(&self.or("ALERT_EMAIL_TO", "")),
             webhook_url,
@@ -95,7 +97,7 @@ mod tests {
             secrets(value)
                 .unwrap()
                 .iter()
-                .map(|s| s.expose().to_owned())
+                .map(|s| secrecy::ExposeSecret::expose_secret(s).to_owned())
                 .collect::<Vec<_>>()
         };
         assert_eq!(exposed("whsec_new, whsec_old,"), ["whsec_new", "whsec_old"]);

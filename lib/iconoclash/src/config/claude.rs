@@ -1,10 +1,9 @@
 //! Which keys Claude is asked with, where, and which models.
 
 use super::{Env, Invalid, Setting, invalid, pairs};
-use crate::{
-    claude::{ApiKey, Deadlines},
-    price,
-};
+use claude::{ApiKey, Deadlines};
+
+use crate::spending::price;
 
 /// How Claude is reached.
 #[derive(Clone, Debug)]
@@ -108,10 +107,9 @@ fn api_keys(list: &str) -> Setting<Vec<ApiKey>> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::Config;
 
-    fn config(settings: &[(&'static str, &'static str)]) -> Config {
-        Config::from_lookup(|name| {
+    fn config(settings: &[(&'static str, &'static str)]) -> crate::config::Config {
+        crate::config::Config::from_lookup(|name| {
             settings
                 .iter()
                 .find(|(known, _)| *known == name)

@@ -11,19 +11,27 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
+use pooled_postgres::{row, sql_positional};
+
 use crate::{
-    admission::{self, Subject},
     app::App,
-    auth::{self, Profile, Session, User, UserRow, Visitor},
     cache::{self, Cached},
-    error::{Error, OnConstraint, Problem, Result},
-    extract::{Json, OptionalJson, Text},
-    limit::{self, Limit, Of},
-    password,
-    plan::Plan,
-    quota::Quota,
-    row, sql,
-    token::{self, Claims},
+    database::OnConstraint,
+    http::{
+        error::{Error, Problem, Result},
+        extract::{Json, OptionalJson, Text},
+    },
+    identity::{
+        auth::{self, Profile, Session, User, UserRow, Visitor},
+        password,
+        rate_limit::{self, Limit, Of},
+        token::{self, Claims},
+    },
+    spending::{
+        admission::{self, Subject},
+        plan::Plan,
+        quota::Quota,
+    },
 };
 
 /// `/api/auth/*`
@@ -136,7 +144,7 @@ async fn signup(
     Json(new): Json<NewAccount>,
 ) -> Result<Response> {
     let (network, address) = (Of::Network(visitor.network), Of::Email(&new.email.0));
-    limit::check(
+    rate_limit::check(
         &app,
         &[(Limit::SignUp, network), (Limit::SignUpAs, address)],
     )
@@ -153,7 +161,7 @@ async fn signup(
             let Claims { sub, sid, ver, .. } = guest;
             cache::forget(&app, &[Cached::Session(sub)], Vec::new()).await?;
             let upgraded = db
-                .optional(
+                .old_optional(
                     &UPGRADE_GUEST,
                     &[&sub, &ver, &sid, &new.email.0, &name, &hash],
                 )
@@ -164,7 +172,7 @@ async fn signup(
         }
         None => {
             let inserted = db
-                .one(
+                .old_one(
                     &INSERT,
                     &[
                         &app.new_id(),
@@ -191,7 +199,7 @@ async fn login(
     Json(credentials): Json<Credentials>,
 ) -> Result<Response> {
     let (network, account) = (Of::Network(visitor.network), Of::Email(&credentials.email));
-    limit::check(
+    rate_limit::check(
         &app,
         &[(Limit::SignIn, network), (Limit::SignInTo, account)],
     )
@@ -200,7 +208,7 @@ async fn login(
     let found = match address.contains('\0') {
         // Nobody's, and nothing that Postgres could be asked for.
         true => None,
-        false => app.db()?.optional(&BY_EMAIL, &[&address]).await?,
+        false => app.db()?.old_optional(&BY_EMAIL, &[&address]).await?,
     };
     let (stored, suspended, user) = match found {
         Some(row) => (Some(row.password_hash), row.suspended, Some(row.id)),
@@ -213,7 +221,7 @@ async fn login(
     }
     let row = app
         .db()?
-        .optional(&BY_ID, &[&user])
+        .old_optional(&BY_ID, &[&user])
         .await?
         .ok_or(INVALID_CREDENTIALS)?;
     begin_session(&app, row, StatusCode::OK)
@@ -222,11 +230,11 @@ async fn login(
 /// Visit without an account; messages count by network.
 #[utoipa::path(post, path = "/api/auth/guest", tag = "accounts", responses((status = 201, body = SignedIn), (status = 429, body = Problem)))]
 async fn guest(State(app): State<App>, visitor: Visitor) -> Result<Response> {
-    limit::check(&app, &[(Limit::Guest, Of::Network(visitor.network))]).await?;
+    rate_limit::check(&app, &[(Limit::Guest, Of::Network(visitor.network))]).await?;
     let nothing = None::<&str>;
     let row = app
         .db()?
-        .one(
+        .old_one(
             &INSERT,
             &[
                 &app.new_id(),
@@ -259,8 +267,11 @@ async fn logout(
     cache::forget(&app, &[Cached::Session(user.id)], Vec::new()).await?;
     let db = app.db()?;
     match logout.everywhere {
-        true => db.execute(&REVOKE_ALL, &[&user.id]).await?,
-        false => db.execute(&REVOKE, &[&claims.sid, &user.id, &ends]).await?,
+        true => db.old_execute(&REVOKE_ALL, &[&user.id]).await?,
+        false => {
+            db.old_execute(&REVOKE, &[&claims.sid, &user.id, &ends])
+                .await?
+        }
     };
     // Not before it is written: for as long as a token lives Redis would refuse what Postgres still holds to be live.
     admission::revoke(&app, session, user.id, version).await;
@@ -336,14 +347,14 @@ const SUSPENDED: Error = Error::Forbidden {
     detail: "This account is suspended; write to us to have it back.",
 };
 
-sql! {
+sql_positional! {
     write INSERT(UUID, TEXT, TEXT, TEXT, TEXT, TIMESTAMPTZ) -> UserRow = "
         insert into users (id, email, name, password_hash, plan, created_at)
         values ($1, $2, $3, $4, $5, $6)
         returning id, email, name, plan, role, token_version, created_at";
 }
 
-sql! {
+sql_positional! {
     /// Ends the guest's sessions: their tokens count messages by network, the account's do not.
     write UPGRADE_GUEST(UUID, INT4, UUID, TEXT, TEXT, TEXT) -> UserRow = "
         update users
@@ -353,23 +364,23 @@ sql! {
         returning id, email, name, plan, role, token_version, created_at";
 }
 
-sql! {
+sql_positional! {
     read BY_EMAIL(TEXT) -> PasswordRow = "
         select id, password_hash, suspended_at is not null as suspended
         from users where lower(email) = lower($1)";
 }
 
-sql! {
+sql_positional! {
     read BY_ID(UUID) -> UserRow = "
         select id, email, name, plan, role, token_version, created_at from users where id = $1";
 }
 
-sql! {
+sql_positional! {
     write REVOKE(UUID, UUID, TIMESTAMPTZ) -> () = "
         insert into revoked_sessions (sid, user_id, expires_at) values ($1, $2, $3) on conflict do nothing";
 }
 
-sql! {
+sql_positional! {
     write REVOKE_ALL(UUID) -> () = "update users set token_version = token_version + 1 where id = $1";
 }
 

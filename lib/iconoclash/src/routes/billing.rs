@@ -10,22 +10,26 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
+use pooled_postgres::{row, sql_positional};
+use stripe::{
+    CheckoutSession,
+    webhook::{self, Event},
+};
+
 use crate::{
-    alert::{self, Alert},
     app::App,
-    auth::User,
-    error::{Error, Problem, Result},
-    extract::Raw,
-    limit::{self, Limit, Of},
-    plan::Plan,
-    row,
-    serve::Background,
-    sql,
-    stripe::{
-        CheckoutSession,
-        webhook::{self, Event},
+    billing::{self, Held, Synced},
+    http::{
+        error::{Error, Problem, Result},
+        extract::Raw,
+        serve::Background,
     },
-    subscription::{self, Held, Synced},
+    identity::{
+        auth::User,
+        rate_limit::{self, Limit, Of},
+    },
+    notify::alert::{self, Alert},
+    spending::plan::Plan,
 };
 
 /// `/api/billing/*`
@@ -76,8 +80,8 @@ async fn checkout(
     user: User,
 ) -> Result<Json<Page>> {
     let email = email(&user)?;
-    limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
-    let Linked { customer, former } = app.db()?.one(&LINKED, &[&user.id]).await?;
+    rate_limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
+    let Linked { customer, former } = app.db()?.old_one(&LINKED, &[&user.id]).await?;
     let customer = match customer {
         Some(customer) => customer,
         None => new_customer(&app, &user, email, former.as_deref()).await?,
@@ -115,7 +119,7 @@ async fn checkout(
             ));
         }
     };
-    subscription::checkout_begins(&app, &customer).await?;
+    billing::checkout_begins(&app, &customer).await?;
     Ok(Json(Page {
         url: checkout_page(&app, &background, user.id, &customer, latest).await?,
     }))
@@ -126,8 +130,8 @@ async fn checkout(
     responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
 async fn portal(State(app): State<App>, user: User) -> Result<Json<Page>> {
     email(&user)?;
-    limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
-    let Linked { customer, .. } = app.db()?.one(&LINKED, &[&user.id]).await?;
+    rate_limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
+    let Linked { customer, .. } = app.db()?.old_one(&LINKED, &[&user.id]).await?;
     let customer = customer.ok_or(NOTHING_TO_MANAGE)?;
     let (back, key) = (
         app.config().public_url.clone(),
@@ -154,12 +158,10 @@ async fn receive(
     let outcome = match Effect::of(&event.kind) {
         Effect::Subscription => confirm(&app, &background, &event).await?,
         Effect::Deletion => match event.customer() {
-            Some(customer) if subscription::forget(&app, customer, &event).await? => {
-                Outcome::Written
-            }
+            Some(customer) if billing::forget(&app, customer, &event).await? => Outcome::Written,
             _ => Outcome::Ignored,
         },
-        Effect::Alert if subscription::record(&app, &event).await? => {
+        Effect::Alert if billing::record(&app, &event).await? => {
             background.spawn(async move { alert::operators(&app, alert(&event)).await });
             Outcome::Written
         }
@@ -224,16 +226,16 @@ async fn confirm(app: &App, background: &Background, event: &Event) -> Result<Ou
         );
         return Ok(Outcome::Ignored);
     };
-    let synced = subscription::sync(app, customer, Some(event), WEBHOOK_DEADLINE).await;
+    let synced = billing::sync(app, customer, Some(event), WEBHOOK_DEADLINE).await;
     if synced.is_err() {
         // Stripe sends the event again, but later than the next run of the cron.
         let (app, customer) = (app.clone(), customer.to_owned());
-        background.spawn(async move { subscription::check_soon(&app, &customer).await });
+        background.spawn(async move { billing::check_soon(&app, &customer).await });
     }
     match synced {
         Ok(Synced::Written(change)) => {
             let (app, mails) = (app.clone(), change.mails);
-            background.spawn(async move { subscription::tell(&app, mails).await });
+            background.spawn(async move { billing::tell(&app, mails).await });
             Ok(Outcome::Written)
         }
         Ok(Synced::Repeated | Synced::Covered(_)) => Ok(Outcome::Repeated),
@@ -318,7 +320,7 @@ async fn new_customer(app: &App, user: &User, email: &str, former: Option<&str>)
 async fn link(app: &App, user: &User, customer: &str, in_place_of: Option<&str>) -> Result<String> {
     Ok(app
         .db()?
-        .one(
+        .old_one(
             &LINK_CUSTOMER,
             &[&user.id, &customer, &in_place_of, &app.now()],
         )
@@ -327,11 +329,11 @@ async fn link(app: &App, user: &User, customer: &str, in_place_of: Option<&str>)
 
 /// Asks Stripe about a customer who is about to pay: an event that is on its way would be paid twice.
 async fn unpaid(app: &App, background: &Background, customer: &str) -> Result<Synced> {
-    let synced = subscription::sync(app, customer, None, CHECKOUT_DEADLINE).await?;
+    let synced = billing::sync(app, customer, None, CHECKOUT_DEADLINE).await?;
     match synced {
         Synced::Written(change) if change.after.iter().any(Held::is_live) => {
             let (app, mails) = (app.clone(), change.mails);
-            background.spawn(async move { subscription::tell(&app, mails).await });
+            background.spawn(async move { billing::tell(&app, mails).await });
             Err(ALREADY_SUBSCRIBED)
         }
         Synced::Covered(held) if held.iter().any(Held::is_live) => Err(ALREADY_SUBSCRIBED),
@@ -409,7 +411,7 @@ const NOTHING_TO_MANAGE: Error = Error::Conflict {
     detail: "You have no subscription to manage.",
 };
 
-sql! {
+sql_positional! {
     read LINKED(UUID) -> Linked = "
         select stripe_customer_id as customer, former_stripe_customer_id as former from users where id = $1";
 }
@@ -421,7 +423,7 @@ row! {
     }
 }
 
-sql! {
+sql_positional! {
     /// The first to come decides which customer is the user's; everybody gets that one.
     write LINK_CUSTOMER(UUID, TEXT, TEXT, TIMESTAMPTZ) -> String = "
         with linked as (

@@ -10,11 +10,13 @@ use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use pooled_postgres::{row, sql_positional};
+
 use crate::{
     app::App,
-    auth::Visitor,
-    error::{Error, Problem, Result},
-    plan, row, sql,
+    http::error::{Error, Problem, Result},
+    identity::auth::Visitor,
+    spending::plan,
 };
 
 /// `/api/icons`, `/api/plans`
@@ -59,7 +61,7 @@ struct Plan {
     responses((status = 200, body = List<Icon>), (status = 304, description = "The caller's copy is current"), (status = 429, body = Problem)))]
 async fn icons(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> Result<Response> {
     visitor.may_read(&app).await?;
-    let rows = app.db()?.all(&OFFERED, &[]).await?;
+    let rows = app.db()?.old_all(&OFFERED, &[]).await?;
     let data = rows
         .into_iter()
         .map(
@@ -129,7 +131,7 @@ fn cacheable(request: &HeaderMap, answer: &impl Serialize) -> Result<Response> {
     Ok((headers, body).into_response())
 }
 
-sql! {
+sql_positional! {
     read OFFERED() -> IconRow = "
         select slug, name, era, tagline from icons where not retired order by position, slug";
 }

@@ -5,9 +5,9 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
-    auth::Cron,
-    error::{Problem, Result},
-    reconcile::{self, Report},
+    http::error::{Problem, Result},
+    identity::auth::Cron,
+    spending::reconcile::{self, Report},
 };
 
 /// `/api/cron/reconcile`

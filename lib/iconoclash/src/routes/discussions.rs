@@ -12,15 +12,20 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
+use pooled_postgres::{row, sql_positional};
+
 use crate::{
     app::App,
-    auth::{Session, User},
     cache::{self, Cached},
-    error::{Error, Problem, Result},
-    extract::{Json, Page, Path, Query, Text},
-    idempotency::{self, IdempotencyKey},
-    limit::{self, Limit, Of},
-    row, sql,
+    http::{
+        error::{Error, Problem, Result},
+        extract::{Json, Page, Path, Query, Text},
+        idempotency::{self, IdempotencyKey},
+    },
+    identity::{
+        auth::{Session, User},
+        rate_limit::{self, Limit, Of},
+    },
 };
 
 /// `/api/discussions`, `/api/discussions/count`, `/api/discussions/{id}`
@@ -129,7 +134,7 @@ async fn list(
 ) -> Result<axum::Json<Discussions>> {
     let rows = app
         .db()?
-        .all(
+        .old_all(
             &PAGE,
             &[&user.id, &filter.archived, &page.cursor, &page.limit.rows()],
         )
@@ -152,7 +157,7 @@ async fn create(
     key: IdempotencyKey,
     Json(new): Json<NewDiscussion>,
 ) -> Result<Response> {
-    limit::check(&app, &[(Limit::Discussion, Of::User(user.id))]).await?;
+    rate_limit::check(&app, &[(Limit::Discussion, Of::User(user.id))]).await?;
     let topic = new.topic.as_ref().map(Text::as_str);
     let title = new.title.as_ref().map_or_else(
         || default_title(topic, &new.icons.0),
@@ -189,7 +194,7 @@ async fn create(
     cache::forget(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
     let inserted = app
         .db()?
-        .execute(
+        .old_execute(
             &INSERT,
             &[
                 id,
@@ -213,7 +218,7 @@ async fn create(
 
 /// Nothing was inserted: the key is known, or an icon is not.
 async fn replay(app: &App, user: &User, key: &IdempotencyKey, hash: &[u8]) -> Result<Response> {
-    match app.db()?.optional(&BY_KEY, &[&user.id, &key.0]).await? {
+    match app.db()?.old_optional(&BY_KEY, &[&user.id, &key.0]).await? {
         None => Err(Error::invalid("icons", "must be slugs of GET /api/icons")),
         Some(first) if first.request_hash != hash => Err(Error::IdempotencyKeyReused),
         Some(first) => Ok((
@@ -234,7 +239,7 @@ async fn count(State(app): State<App>, session: Session) -> Result<axum::Json<Co
     let (user, mut found) = session.live(&app, vec![counts.command()]).await?;
     let midnight = now.to_offset(UtcOffset::UTC).replace_time(Time::MIDNIGHT);
     let load = async || {
-        let CountRow { total, today } = app.db()?.one(&COUNT, &[&user.id, &midnight]).await?;
+        let CountRow { total, today } = app.db()?.old_one(&COUNT, &[&user.id, &midnight]).await?;
         Ok(CountOfDay {
             day: midnight.date(),
             total,
@@ -273,7 +278,7 @@ async fn show(
 ) -> Result<axum::Json<Discussion>> {
     let row = app
         .db()?
-        .optional(&BY_ID, &[&id, &user.id])
+        .old_optional(&BY_ID, &[&id, &user.id])
         .await?
         .ok_or(Error::NotFound)?;
     Ok(axum::Json(row.into_discussion(&app)))
@@ -295,7 +300,7 @@ async fn edit(
     } = edit;
     let changed = app
         .db()?
-        .optional(
+        .old_optional(
             &UPDATE,
             &[
                 &id,
@@ -318,7 +323,7 @@ async fn edit(
     responses((status = 204), (status = 401, body = Problem), (status = 404, body = Problem)))]
 async fn delete(State(app): State<App>, user: User, Path(id): Path<Uuid>) -> Result<StatusCode> {
     cache::forget(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
-    match app.db()?.execute(&DELETE, &[&id, &user.id]).await? {
+    match app.db()?.old_execute(&DELETE, &[&id, &user.id]).await? {
         0 => Err(Error::NotFound),
         _ => Ok(StatusCode::NO_CONTENT),
     }
@@ -355,7 +360,7 @@ fn share_slug() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-sql! {
+sql_positional! {
     read PAGE(UUID, BOOL, UUID, INT8) -> DiscussionRow = "
         select id, title, topic, icons, archived, shared, share_slug, message_count, created_at, updated_at
         from discussions
@@ -363,7 +368,7 @@ sql! {
         order by id desc limit $4";
 }
 
-sql! {
+sql_positional! {
     /// With a key it inserts once: a second request waits for the first, then finds the key and inserts nothing.
     write INSERT(UUID, UUID, TEXT, TEXT, TEXT_ARRAY, TIMESTAMPTZ, TEXT, BYTEA, JSONB, BOOL) -> () = "
         with offered as (
@@ -379,24 +384,24 @@ sql! {
         where $7 is null or exists (select from claimed)";
 }
 
-sql! {
+sql_positional! {
     read BY_KEY(UUID, TEXT) -> AnswerRow = "
         select request_hash, response from idempotency_keys where user_id = $1 and key = $2";
 }
 
-sql! {
+sql_positional! {
     read COUNT(UUID, TIMESTAMPTZ) -> CountRow = "
         select count(*) as total, count(*) filter (where created_at >= $2) as today
         from discussions where user_id = $1";
 }
 
-sql! {
+sql_positional! {
     read BY_ID(UUID, UUID) -> DiscussionRow = "
         select id, title, topic, icons, archived, shared, share_slug, message_count, created_at, updated_at
         from discussions where id = $1 and user_id = $2";
 }
 
-sql! {
+sql_positional! {
     write UPDATE(UUID, UUID, TEXT, BOOL, BOOL, TEXT, TIMESTAMPTZ) -> DiscussionRow = "
         update discussions
         set title = coalesce($3, title), title_made = title_made and $3 is null, archived = coalesce($4, archived), shared = coalesce($5, shared),
@@ -405,7 +410,7 @@ sql! {
         returning id, title, topic, icons, archived, shared, share_slug, message_count, created_at, updated_at";
 }
 
-sql! {
+sql_positional! {
     write DELETE(UUID, UUID) -> () = "delete from discussions where id = $1 and user_id = $2";
 }
 

@@ -2,17 +2,13 @@
 
 mod afterwards;
 mod opening;
-mod parts;
 mod producer;
-pub mod prompt;
 mod record;
 mod reply;
 mod resume;
 mod send;
 mod stop;
 mod stream;
-pub mod summary;
-pub mod title;
 
 use axum::extract::State;
 use serde::Serialize;
@@ -22,14 +18,16 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use self::parts::{Part, Voice, parts};
 use crate::{
     app::App,
-    auth::User,
-    error::{Error, Problem, Result},
-    extract::{Page, Path, Query},
-    row, sql,
+    conversation::speakers::{Part, Voice, parts},
+    http::{
+        error::{Error, Problem, Result},
+        extract::{Page, Path, Query},
+    },
+    identity::auth::User,
 };
+use pooled_postgres::{row, sql_positional};
 
 /// `/api/discussions/{id}/messages`, `/api/messages/{id}/events`, `/api/messages/{id}/stop`
 pub fn router() -> OpenApiRouter<App> {
@@ -91,9 +89,9 @@ async fn list(
 ) -> Result<axum::Json<Messages>> {
     let (db, rows) = (app.db()?, page.limit.rows());
     let (voices, rows) = tokio::try_join!(
-        async { db.optional(&VOICES, &[&discussion, &user.id]).await },
+        async { db.old_optional(&VOICES, &[&discussion, &user.id]).await },
         async {
-            db.all(&PAGE, &[&discussion, &user.id, &page.cursor, &rows])
+            db.old_all(&PAGE, &[&discussion, &user.id, &page.cursor, &rows])
                 .await
         },
     )?;
@@ -118,7 +116,7 @@ impl Message {
     }
 }
 
-sql! {
+sql_positional! {
     /// Who speaks in a discussion of one's own, in the order of their turns.
     read VOICES(UUID, UUID) -> Value = "
         select (
@@ -128,7 +126,7 @@ sql! {
         from discussions d where d.id = $1 and d.user_id = $2";
 }
 
-sql! {
+sql_positional! {
     read PAGE(UUID, UUID, UUID, INT8) -> MessageRow = "
         select id, role, content, status, model, input_tokens, cache_write_tokens, cache_read_tokens, output_tokens,
           cost_microusd, stop_reason, created_at

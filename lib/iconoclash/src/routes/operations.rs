@@ -12,13 +12,17 @@ use upstash_redis_rs::Command;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use claude::{self, KeyHealth, Pool};
+use pooled_postgres::sql_positional;
+
 use crate::{
+    api_keys,
     app::App,
-    auth::Cron,
-    claude::{self, KeyHealth, Pool},
-    error::{Error, Problem, Result},
-    extract::Query,
-    keys, sql,
+    http::{
+        error::{Error, Problem, Result},
+        extract::Query,
+    },
+    identity::auth::Cron,
 };
 
 /// `/api/health`, `/api/jwks`
@@ -90,10 +94,11 @@ const PUBLIC_FOR_FIVE_MINUTES: [(header::HeaderName, &str); 1] =
     [(header::CACHE_CONTROL, "public, s-maxage=300, max-age=60")];
 
 async fn dependencies(app: &App) -> (BTreeMap<&'static str, String>, BTreeMap<String, String>) {
-    let postgres = async { Ok::<_, Error>(app.db()?.execute(&ANSWERS, &[]).await.map(|_| ())?) };
+    let postgres =
+        async { Ok::<_, Error>(app.db()?.old_execute(&ANSWERS, &[]).await.map(|_| ())?) };
     let ping = Command::new("PING").idempotent();
     let redis = async { Ok::<_, Error>(app.redis()?.exec::<String>(&ping).await.map(|_| ())?) };
-    let (postgres, redis, keys) = tokio::join!(postgres, redis, keys::up_to_date(app));
+    let (postgres, redis, keys) = tokio::join!(postgres, redis, api_keys::up_to_date(app));
     let keys = keys.map(Pool::health);
     let claude = match &keys {
         Ok(keys) if keys.is_empty() => Err(Error::unavailable(claude::Error::NoKey)),
@@ -127,6 +132,6 @@ async fn dependencies(app: &App) -> (BTreeMap<&'static str, String>, BTreeMap<St
     (checks.into(), keys)
 }
 
-sql! {
+sql_positional! {
     read ANSWERS() -> () = "select";
 }

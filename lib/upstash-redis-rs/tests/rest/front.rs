@@ -1,6 +1,6 @@
 //! The local front itself, where the client cannot see or would not ask.
 
-use iconoclash_local::upstash::Front;
+use iconoclash_fakes::upstash::Front;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use upstash_redis_rs::{Command, Error, Script};

@@ -13,7 +13,7 @@ mod stand_in;
 
 use std::{net::SocketAddr, time::Duration};
 
-use iconoclash_local::upstash::Front;
+use iconoclash_fakes::upstash::Front;
 use upstash_redis_rs::Redis;
 
 #[expect(

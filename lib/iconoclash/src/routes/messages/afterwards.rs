@@ -6,23 +6,27 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::{
-    Message,
-    producer::Asked,
+use super::{Message, producer::Asked, record::Spent};
+use crate::conversation::{
     prompt::{self, Past},
-    record::Spent,
     summary, title,
 };
+use claude::{self, Pool, Prompt, Route};
+use pooled_postgres::{ToSql, sql_positional};
+
 use crate::{
-    admission::{
-        Gate,
-        aside::{self, Aside},
+    clock::{month_start, utc_day},
+    http::{
+        error::{Error, Result},
+        request_log,
     },
-    budget,
-    claude::{self, Pool, Prompt, Route},
-    db::ToSql,
-    error::{Error, Result},
-    price, sql, telemetry,
+    spending::{
+        admission::{
+            Gate,
+            aside::{self, Aside},
+        },
+        price,
+    },
 };
 
 /// What a discussion was when its message was answered.
@@ -148,7 +152,7 @@ impl Asked {
         let heard = match timeout_at(by, claude.ask(prompt, &route)).await {
             Ok(Ok(stream)) => Heard::listen(claude, stream, prompt.max_tokens, by).await,
             Ok(Err(failed)) => Heard {
-                failure: Some(telemetry::chain(&failed)),
+                failure: Some(request_log::error_chain(&failed)),
                 ..Heard::default()
             },
             Err(_) => Heard {
@@ -174,8 +178,8 @@ impl Asked {
         gate: &Gate,
         (request, now, reply, most): (Uuid, OffsetDateTime, Uuid, i64),
     ) -> Result<bool> {
-        let (user, today) = (self.session.claims.sub, budget::day(now));
-        let (month, plan) = (budget::month(today), gate.plan().name());
+        let (user, today) = (self.session.claims.sub, utc_day(now));
+        let (month, plan) = (month_start(today), gate.plan().name());
         let values: [&(dyn ToSql + Sync); 15] = [
             &request,
             &user,
@@ -193,7 +197,7 @@ impl Asked {
             &month,
             &task.kind(),
         ];
-        match self.app.db()?.execute(&BEGIN_ASIDE, &values).await {
+        match self.app.db()?.old_execute(&BEGIN_ASIDE, &values).await {
             Ok(written) => Ok(written == 1),
             Err(over) if over.constraint().is_some() => Ok(false),
             Err(error) => Err(error.into()),
@@ -261,7 +265,7 @@ impl Asked {
             &until,
             &heard.key_label,
         ];
-        self.app.db()?.execute(&END_ASIDE, &values).await?;
+        self.app.db()?.old_execute(&END_ASIDE, &values).await?;
         Ok(microusd)
     }
 }
@@ -297,7 +301,7 @@ impl Heard {
             Ok(Ok(())) => None,
             Ok(Err(broken)) => {
                 claude.broke(&stream, &broken);
-                Some(telemetry::chain(&broken))
+                Some(request_log::error_chain(&broken))
             }
             Err(_) => Some(LATE.to_owned()),
         };
@@ -311,7 +315,7 @@ impl Heard {
     }
 }
 
-sql! {
+sql_positional! {
     /// The ledger's row and what the ledger adds up to, as for a reply, but no message. The rows are there since the
     /// reply was begun; on a new day they are not, and then nothing is done.
     write BEGIN_ASIDE(

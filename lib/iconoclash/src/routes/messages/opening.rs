@@ -5,24 +5,30 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{
-    afterwards::Memory,
-    parts::Voice,
-    producer::Asked,
+use super::{afterwards::Memory, producer::Asked};
+use crate::conversation::{
     prompt::{self, Past, Persona},
     summary,
 };
+use claude::Turn;
+use pooled_postgres::{ToSql, row, sql_positional};
+
+use crate::conversation::speakers::Voice;
 use crate::{
-    admission::{Admission, Gate, Ledger, Verdict},
-    auth,
-    budget::{self, Budgets},
-    claude::Turn,
-    db::{self, ToSql},
-    error::{Error, Result},
-    fault, idempotency,
-    plan::Plan,
-    quota::Quota,
-    reconcile, redis, row, sql,
+    clock::{month_start, utc_day},
+    http::{
+        error::{Error, Result},
+        idempotency,
+    },
+    identity::auth,
+    redis,
+    spending::{
+        admission::{Admission, Gate, Ledger, Verdict},
+        budgets::Budgets,
+        plan::Plan,
+        quota::Quota,
+        reconcile,
+    },
 };
 
 /// How a request that may go on goes on.
@@ -53,8 +59,8 @@ impl Asked {
     pub(super) async fn open(&self, admission: &Admission<'_>) -> Result<Opening> {
         let claims = &self.session.claims;
         let db = self.app.db()?;
-        let today = budget::day(self.now);
-        let (month, subject) = (budget::month(today), self.subject.as_str());
+        let today = utc_day(self.now);
+        let (month, subject) = (month_start(today), self.subject.as_str());
         let who: [&(dyn ToSql + Sync); 8] = [
             &claims.sub,
             &claims.ver,
@@ -66,8 +72,8 @@ impl Asked {
             &month,
         ];
         let most = prompt::bound(self.discussion, &self.content);
-        let (said, known) = tokio::join!(admission.ask(most), db.optional(&OPENING, &who));
-        fault::step(&self.app, "admitted").await;
+        let (said, known) = tokio::join!(admission.ask(most), db.old_optional(&OPENING, &who));
+        self.app.crash_point("admitted").await;
         let opened = self.judge(admission, said, known).await;
         if opened.is_err() {
             admission.give_back().await;
@@ -79,7 +85,7 @@ impl Asked {
         &self,
         admission: &Admission<'_>,
         said: Result<Verdict, redis::Error>,
-        known: Result<Option<OpeningRow>, db::Error>,
+        known: Result<Option<OpeningRow>, pooled_postgres::Error>,
     ) -> Result<Opening> {
         let mut known = known?.ok_or(auth::INVALID_TOKEN)?;
         let plan = Plan::from_name(&known.plan)
@@ -166,7 +172,7 @@ pub(super) const REPLY_IN_PROGRESS: Error = Error::Conflict {
     detail: "The last message is still being answered; wait for the reply to end.",
 };
 
-sql! {
+sql_positional! {
     /// All that an answer needs to know: nothing where the session is not live, no personas where the discussion is not
     /// there, the reply that runs, what the key stands for, the conversation's end, and what the ledger adds up to.
     read OPENING(UUID, INT4, UUID, UUID, TEXT, TEXT, DATE, DATE) -> OpeningRow = "

@@ -10,22 +10,27 @@ use super::{
     Message,
     afterwards::Answered,
     opening::{Granted, Opening},
-    parts::Voice,
-    prompt,
     record::{Record, Spent},
     reply::{Ending, INTERRUPTED, Reply},
     resume, stop,
     stream::Start,
 };
+use crate::conversation::prompt;
+use claude::{Prompt, Route};
+
+use crate::conversation::speakers::Voice;
 use crate::{
-    admission::{Admission, Subject},
+    api_keys,
     app::App,
-    auth::Session,
-    claude::{Prompt, Route},
-    error::{Error, Result},
-    idempotency, keys,
-    quota::Quota,
-    telemetry,
+    http::{
+        error::{Error, Result},
+        idempotency, request_log,
+    },
+    identity::auth::Session,
+    spending::{
+        admission::{Admission, Subject},
+        quota::Quota,
+    },
 };
 
 /// One message that wants an answer.
@@ -66,17 +71,17 @@ impl Asked {
         // It takes `tell` with it: whoever listens does not wait for what is done beside.
         let answer = async move {
             // On the heap, as all that an answer goes through lies side by side in it.
-            match Box::pin(telemetry::noting(self.answer(&tell))).await {
+            match Box::pin(request_log::with_request_log(self.answer(&tell))).await {
                 Err(refusal) => drop(tell.send(Event::Refused(Box::new(refusal)))),
                 Ok(None) => {}
                 Ok(Some(answered)) => {
                     // The stream ends before anything is done that nobody waits for.
                     drop(tell);
-                    Box::pin(telemetry::noting(self.afterwards(answered))).await;
+                    Box::pin(request_log::with_request_log(self.afterwards(answered))).await;
                 }
             }
         };
-        Box::pin(keys::beside(&app, Box::pin(answer))).await;
+        Box::pin(api_keys::beside(&app, Box::pin(answer))).await;
     }
 
     async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<Option<Answered>> {
@@ -89,7 +94,7 @@ impl Asked {
             self.now,
         )?;
         let (opening, claude) =
-            tokio::join!(Box::pin(self.open(&admission)), keys::ready(&self.app));
+            tokio::join!(Box::pin(self.open(&admission)), api_keys::ready(&self.app));
         let granted = match opening? {
             Opening::Replay {
                 reply,

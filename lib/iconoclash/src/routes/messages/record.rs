@@ -4,12 +4,15 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Message, Usage, opening::REPLY_IN_PROGRESS, producer::Asked};
+use pooled_postgres::{ToSql, sql_positional};
+
 use crate::{
-    admission::{Gate, stored::epoch_ms},
-    budget, claude,
-    db::ToSql,
-    error::{Error, Result},
-    fault, idempotency, price, sql,
+    clock::{epoch_ms, month_start, utc_day},
+    http::{
+        error::{Error, Result},
+        idempotency,
+    },
+    spending::{admission::Gate, price},
 };
 
 /// A reply whose producer has not renewed its lease for so long belongs to a process that died. With the minute between
@@ -78,8 +81,8 @@ impl<'a> Record<'a> {
         let (user, lease) = (session.claims.sub, *now + LEASE);
         let hash = key.as_ref().map(|_| self.asked.fingerprint());
         let (subject, plan) = (subject.as_str(), self.gate.plan().name());
-        let (today, now_ms) = (budget::day(*now), epoch_ms(*now));
-        let month = budget::month(today);
+        let (today, now_ms) = (utc_day(*now), epoch_ms(*now));
+        let month = month_start(today);
         let values: [&(dyn ToSql + Sync); 24] = [
             &user,
             discussion,
@@ -106,8 +109,8 @@ impl<'a> Record<'a> {
             &self.gate.month,
             &month,
         ];
-        let begun = app.db()?.optional(&BEGIN, &values).await;
-        fault::step(app, "begun").await;
+        let begun = app.db()?.old_optional(&BEGIN, &values).await;
+        app.crash_point("begun").await;
         match begun {
             Err(error) if error.constraint() == Some("messages_one_streaming_reply_key") => {
                 Err(REPLY_IN_PROGRESS)
@@ -130,7 +133,7 @@ impl<'a> Record<'a> {
         let db = self.asked.app.db();
         let saved = async {
             Ok::<_, Error>(
-                db?.optional(&SAVE, &[&self.reply_id, &text, &lease])
+                db?.old_optional(&SAVE, &[&self.reply_id, &text, &lease])
                     .await?,
             )
         };
@@ -183,9 +186,9 @@ impl<'a> Record<'a> {
             &price_date,
             &saved,
         ];
-        fault::step(app, "told").await;
+        app.crash_point("told").await;
         let mut waits = END_RETRIES.into_iter();
-        while let Err(error) = app.db()?.execute(&END, &values).await {
+        while let Err(error) = app.db()?.old_execute(&END, &values).await {
             let Some(wait) = waits.next() else {
                 return Err(error.into());
             };
@@ -268,7 +271,7 @@ fn tokens_at_most(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(2)).unwrap_or(u32::MAX)
 }
 
-sql! {
+sql_positional! {
     /// The question, the reply's place, the ledger's row, what the ledger adds up to, and the key: all or nothing. No
     /// row changes where the key is taken or the discussion is gone. The rows that everybody writes come last, so that
     /// they are locked for the shortest time.

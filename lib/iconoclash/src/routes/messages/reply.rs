@@ -9,21 +9,25 @@ use tokio::{sync::mpsc::UnboundedSender, time::Interval};
 
 use super::{
     Message,
-    parts::Voice,
     producer::{Asked, End, Event},
-    prompt,
     record::{Record, Spent},
     stop,
     stream::Start,
 };
+use crate::conversation::prompt;
+use claude::{self, Pool, Prompt, Route};
+
+use crate::conversation::speakers::Voice;
 use crate::{
-    admission::{Admission, Gate},
     app::App,
-    claude::{self, Pool, Prompt, Route},
-    error::{Error, Result},
-    fault,
-    quota::Quota,
-    telemetry,
+    http::{
+        error::{Error, Result},
+        request_log,
+    },
+    spending::{
+        admission::{Admission, Gate},
+        quota::Quota,
+    },
 };
 
 /// A reply that is silent for a while, but lives, says so well before its lease runs out.
@@ -215,7 +219,7 @@ impl Reply<'_> {
             };
             first_text.get_or_insert_with(Instant::now);
             text.push_str(&piece);
-            fault::step(app, "relaying").await;
+            app.crash_point("relaying").await;
             let _gone = tell.send(Event::Delta(piece));
         };
         if let Some(look) = look {
@@ -238,7 +242,7 @@ impl Reply<'_> {
             Ending::Broken(failure) => ("partial", Some(failure)),
         };
         let ended = self.record.end(status, &self.text, &spent).await;
-        fault::step(&self.asked.app, "ended").await;
+        self.asked.app.crash_point("ended").await;
         self.log(status, failure.as_ref(), &ended);
         let reply = ended?.spoken_by(&self.voices);
         let cost_microusd = reply
@@ -253,7 +257,7 @@ impl Reply<'_> {
             self.admission.settle(cost_microusd).await;
             prompt::remember(self.asked.discussion, self.length + self.text.len());
         }
-        fault::step(&self.asked.app, "settled").await;
+        self.asked.app.crash_point("settled").await;
         let failure = failure.map(|failure| {
             if status == "failed" {
                 failure.into()
@@ -279,13 +283,13 @@ impl Reply<'_> {
             .first_text
             .map(|first| (first - begun).as_secs_f64() * 1e3);
         let duration_ms = begun.elapsed().as_secs_f64() * 1e3;
-        let telemetry::Notes {
+        let request_log::RequestLog {
             redis_requests,
             redis_failures,
             degraded,
             ..
-        } = telemetry::notes();
-        match failure.map(|failure| telemetry::chain(failure)) {
+        } = request_log::snapshot();
+        match failure.map(|failure| request_log::error_chain(failure)) {
             None => {
                 tracing::info!(request.id = %request, status, model, key, output_tokens, cost_microusd, first_text_ms, duration_ms, redis_requests, redis_failures, degraded, "reply")
             }

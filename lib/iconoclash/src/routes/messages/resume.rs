@@ -18,24 +18,29 @@ use uuid::Uuid;
 
 use super::{
     Message, MessageRow,
-    parts::Voice,
     producer::{End, Event},
     reply::INTERRUPTED,
     stream::{self, START, Start},
 };
+use pooled_postgres::{row, sql_positional};
+
+use crate::conversation::speakers::Voice;
 use crate::{
-    admission::{MESSAGES, Subject},
     app::App,
-    auth::User,
-    budget,
-    error::{Error, Problem, Result},
-    extract::Path,
-    plan::Plan,
-    quota::Quota,
-    reconcile, row,
-    serve::Background,
-    sql,
-    telemetry::RequestId,
+    clock::utc_day,
+    http::{
+        error::{Error, Problem, Result},
+        extract::Path,
+        observe::RequestId,
+        serve::Background,
+    },
+    identity::auth::User,
+    spending::{
+        admission::{MESSAGES, Subject},
+        plan::Plan,
+        quota::Quota,
+        reconcile,
+    },
 };
 
 /// A running reply is saved about once a second, so looking more often shows it no sooner.
@@ -61,7 +66,7 @@ pub(super) async fn events(
     let subject = Subject::of(&user.session, &app)?;
     let around = app
         .db()?
-        .optional(&AROUND, &[&reply, &user.id])
+        .old_optional(&AROUND, &[&reply, &user.id])
         .await?
         .ok_or(Error::NotFound)?;
     let voices =
@@ -167,7 +172,7 @@ impl Watch {
         let news = self
             .app
             .db()?
-            .optional(&NEWS, &[&self.reply, &self.position])
+            .old_optional(&NEWS, &[&self.reply, &self.position])
             .await?
             .ok_or(Error::NotFound)?;
         if !news.more.is_empty() {
@@ -206,7 +211,7 @@ impl Watch {
         let taken = self
             .app
             .db()?
-            .optional(&MESSAGES, &[&self.subject.as_str(), &budget::day(now)])
+            .old_optional(&MESSAGES, &[&self.subject.as_str(), &utc_day(now)])
             .await?;
         let taken = u32::try_from(taken.unwrap_or_default()).unwrap_or_default();
         Ok(Quota::new(self.plan.messages_per_day(&quotas), taken, now))
@@ -215,7 +220,7 @@ impl Watch {
 
 /// A message and the reply to it.
 pub(super) async fn pair(app: &App, reply: Uuid) -> Result<(Message, Message)> {
-    let rows = app.db()?.all(&PAIR, &[&reply]).await?;
+    let rows = app.db()?.old_all(&PAIR, &[&reply]).await?;
     let pair: Vec<Message> = rows.into_iter().map(Message::from).collect();
     <[Message; 2]>::try_from(pair)
         .map(<(Message, Message)>::from)
@@ -230,7 +235,7 @@ row! {
     struct NewsRow { status: String, more: String, lease_expires_at: Option<OffsetDateTime> }
 }
 
-sql! {
+sql_positional! {
     /// A reply of one's own: where it is, and who may speak in it.
     read AROUND(UUID, UUID) -> AroundRow = "
         select d.id as discussion_id,

@@ -21,15 +21,16 @@ use super::{
     stream::{self, Start},
 };
 use crate::{
-    admission::Subject,
     app::App,
-    auth::Session,
-    error::{Error, Problem, Result},
-    extract::{Json, Path, Text},
-    idempotency::{self, IdempotencyKey},
-    quota::Quota,
-    serve::Background,
-    telemetry::RequestId,
+    http::{
+        error::{Error, Problem, Result},
+        extract::{Json, Path, Text},
+        idempotency::{self, IdempotencyKey},
+        observe::RequestId,
+        serve::Background,
+    },
+    identity::auth::Session,
+    spending::{admission::Subject, quota::Quota},
 };
 
 /// Something to say.

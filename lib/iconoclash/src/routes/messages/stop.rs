@@ -7,12 +7,16 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use uuid::Uuid;
 
+use pooled_postgres::{row, sql_positional};
+
 use crate::{
     app::App,
-    auth::User,
-    error::{Error, Problem, Result},
-    extract::Path,
-    reconcile, row, sql,
+    http::{
+        error::{Error, Problem, Result},
+        extract::Path,
+    },
+    identity::auth::User,
+    spending::reconcile,
 };
 
 /// Most replies are over before anybody can want to stop them, so nobody looks at once.
@@ -32,7 +36,7 @@ pub(super) async fn stop(
 ) -> Result<StatusCode> {
     let found = app
         .db()?
-        .optional(&STOP, &[&reply, &user.id, &app.now()])
+        .old_optional(&STOP, &[&reply, &user.id, &app.now()])
         .await?
         .ok_or(Error::NotFound)?;
     if found.asked {
@@ -69,7 +73,7 @@ pub(super) async fn wanted(app: &App, reply: Uuid, looks: &mut Interval) {
 
 /// Whether a reply is to stop; not where that cannot be told now.
 pub(super) async fn is_wanted(app: &App, reply: Uuid) -> bool {
-    let asked = async { Ok::<_, Error>(app.db()?.optional(&IS_WANTED, &[&reply]).await?) };
+    let asked = async { Ok::<_, Error>(app.db()?.old_optional(&IS_WANTED, &[&reply]).await?) };
     matches!(asked.await, Ok(Some(true)))
 }
 
@@ -77,7 +81,7 @@ row! {
     struct StopRow { asked: bool, streaming: bool, discussion_id: Uuid }
 }
 
-sql! {
+sql_positional! {
     write STOP(UUID, UUID, TIMESTAMPTZ) -> StopRow = "
         with found as (
           select m.id, m.status, m.discussion_id from messages m

@@ -20,8 +20,8 @@ use super::{
     producer::{End, Event},
 };
 use crate::{
-    error::{Error, Problem},
-    quota::Quota,
+    http::error::{Error, Problem},
+    spending::quota::Quota,
 };
 
 /// How long a stream may be silent before a comment shows that it lives.

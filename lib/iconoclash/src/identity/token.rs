@@ -1,0 +1,245 @@
+//! Session tokens: JWTs signed with Ed25519, valid for 30 days, verified without any network.
+//!
+//! `kid` picks the key from our own list and from nowhere else; `ver` and `sid` are compared with the database where
+//! a session has to be live, so that revoking one works at once.
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use crate::{
+    config::JwtKey,
+    http::error::{Cause, Error, Result},
+};
+
+/// How long a token is valid.
+pub const LIFETIME: Duration = Duration::days(30);
+const AUDIENCE: &str = "iconoclash";
+/// Clocks of two machines may differ by this much.
+const LEEWAY_SECS: i64 = 60;
+
+/// What a token says about its bearer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    iss: String,
+    aud: String,
+    /// The user.
+    pub sub: Uuid,
+    /// The session, which sign-out revokes.
+    pub sid: Uuid,
+    /// The user's token version at signing.
+    pub ver: i32,
+    /// Whether the user was a guest, whose messages count by network.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest: bool,
+    iat: i64,
+    nbf: i64,
+    /// End of validity in epoch seconds.
+    pub exp: i64,
+}
+
+/// The keys that sign and verify.
+#[derive(Clone)]
+pub struct Tokens {
+    issuer: String,
+    /// The first signs.
+    keys: Vec<Key>,
+}
+
+#[derive(Clone)]
+struct Key {
+    kid: String,
+    sign: EncodingKey,
+    verify: DecodingKey,
+    public: Vec<u8>,
+}
+
+impl Tokens {
+    /// Prepares the keys; `issuer` is the service's public address.
+    pub fn new(issuer: &str, keys: &[JwtKey]) -> Result<Self> {
+        let keys = keys
+            .iter()
+            .map(Key::new)
+            .collect::<Result<_, Cause>>()
+            .map_err(Error::Internal)?;
+        Ok(Self {
+            issuer: issuer.to_owned(),
+            keys,
+        })
+    }
+
+    /// Signs a token for a session and says when it ends.
+    pub fn sign(
+        &self,
+        user: Uuid,
+        sid: Uuid,
+        ver: i32,
+        guest: bool,
+        now: OffsetDateTime,
+    ) -> Result<(String, OffsetDateTime)> {
+        let key = self
+            .keys
+            .first()
+            .expect("configuration lists at least one key");
+        let ends = (now + LIFETIME)
+            .replace_nanosecond(0)
+            .expect("zero is a nanosecond");
+        let claims = Claims {
+            iss: self.issuer.clone(),
+            aud: AUDIENCE.to_owned(),
+            sub: user,
+            sid,
+            ver,
+            guest,
+            iat: now.unix_timestamp(),
+            nbf: now.unix_timestamp(),
+            exp: ends.unix_timestamp(),
+        };
+        let header = Header {
+            kid: Some(key.kid.clone()),
+            ..Header::new(Algorithm::EdDSA)
+        };
+        let token = jsonwebtoken::encode(&header, &claims, &key.sign)
+            .map_err(|error| Error::Internal(error.into()))?;
+        Ok((token, ends))
+    }
+
+    /// What a token says, if one of our keys signed it and it is valid now.
+    pub fn verify(&self, token: &str, now: OffsetDateTime) -> Option<Claims> {
+        let kid = jsonwebtoken::decode_header(token).ok()?.kid?;
+        let key = self.keys.iter().find(|key| key.kid == kid)?;
+        let mut checks = Validation::new(Algorithm::EdDSA);
+        checks.set_issuer(&[&self.issuer]);
+        checks.set_audience(&[AUDIENCE]);
+        checks.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
+        // The library reads the wall clock; ours is passed in, below.
+        checks.validate_exp = false;
+        checks.validate_nbf = false;
+        let claims = jsonwebtoken::decode::<Claims>(token, &key.verify, &checks)
+            .ok()?
+            .claims;
+        let now = now.unix_timestamp();
+        (claims.nbf <= now + LEEWAY_SECS && now < claims.exp).then_some(claims)
+    }
+
+    /// The public keys as a JWK set (RFC 7517, RFC 8037).
+    pub fn jwks(&self) -> serde_json::Value {
+        let keys: Vec<_> = self
+            .keys
+            .iter()
+            .map(|key| {
+                let x = BASE64URL.encode(&key.public);
+                json!({"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": key.kid, "x": x})
+            })
+            .collect();
+        json!({ "keys": keys })
+    }
+}
+
+impl Key {
+    fn new(key: &JwtKey) -> Result<Self, Cause> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&key.seed.0)?;
+        let public = pair.public_key().as_ref().to_vec();
+        Ok(Self {
+            kid: key.kid.clone(),
+            sign: EncodingKey::from_ed_der(pair.to_pkcs8()?.as_ref()),
+            verify: DecodingKey::from_ed_der(&public),
+            public,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-24 12:00 UTC);
+
+    fn tokens(issuer: &str, kids: &[(&str, u8)]) -> Tokens {
+        let keys: Vec<_> = kids
+            .iter()
+            .map(|(kid, byte)| JwtKey {
+                kid: (*kid).to_owned(),
+                seed: crate::config::Key([*byte; 32]),
+            })
+            .collect();
+        Tokens::new(issuer, &keys).unwrap()
+    }
+
+    fn signed(tokens: &Tokens) -> String {
+        tokens
+            .sign(Uuid::from_u128(1), Uuid::from_u128(2), 3, true, NOW)
+            .unwrap()
+            .0
+    }
+
+    #[test]
+    fn a_token_says_who_until_its_thirtieth_day_is_over() {
+        let tokens = tokens("https://a", &[("k1", 1)]);
+        let token = signed(&tokens);
+        let claims = tokens.verify(&token, NOW).unwrap();
+        assert_eq!(
+            (claims.sub, claims.sid, claims.ver, claims.guest),
+            (Uuid::from_u128(1), Uuid::from_u128(2), 3, true)
+        );
+        assert!(
+            tokens
+                .verify(&token, NOW + LIFETIME - Duration::SECOND)
+                .is_some()
+        );
+        assert!(tokens.verify(&token, NOW + LIFETIME).is_none());
+        assert!(tokens.verify(&token, NOW - Duration::minutes(2)).is_none());
+    }
+
+    #[test]
+    fn after_a_rotation_the_old_key_verifies_until_it_is_removed() {
+        let token = signed(&tokens("https://a", &[("k1", 1)]));
+        assert!(
+            tokens("https://a", &[("k2", 2), ("k1", 1)])
+                .verify(&token, NOW)
+                .is_some()
+        );
+        assert!(
+            tokens("https://a", &[("k2", 2)])
+                .verify(&token, NOW)
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn what_we_did_not_sign_is_refused() {
+        let ours = tokens("https://a", &[("k1", 1)]);
+        let token = signed(&ours);
+        let (head, tail) = token.split_at(token.len() - 2);
+        let none = format!(
+            "{}.{}.",
+            BASE64URL.encode(r#"{"alg":"none","kid":"k1"}"#),
+            token.split('.').nth(1).unwrap()
+        );
+        for forged in [
+            signed(&tokens("https://a", &[("k1", 9)])),
+            signed(&tokens("https://b", &[("k1", 1)])),
+            format!("{head}{}", if tail == "AA" { "BA" } else { "AA" }),
+            none,
+            "not.a.token".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(ours.verify(&forged, NOW), None, "{forged}");
+        }
+    }
+
+    #[test]
+    fn the_published_keys_are_public_halves_only() {
+        let published = tokens("https://a", &[("k1", 1)]).jwks();
+        assert_eq!(
+            published["keys"][0]["x"],
+            "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w"
+        );
+        assert!(published["keys"][0].get("d").is_none());
+    }
+}

@@ -1,0 +1,124 @@
+//! The plans: what each may do and what it costs.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use crate::{
+    config::{Models, Quotas},
+    spending::price,
+};
+
+/// What a user pays for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Plan {
+    /// A visitor without an account.
+    Guest,
+    /// An account that pays nothing.
+    Free,
+    /// A paying account.
+    Pro,
+}
+
+impl Plan {
+    /// All plans, cheapest first.
+    pub const ALL: [Self; 3] = [Self::Guest, Self::Free, Self::Pro];
+
+    /// The name in the database and in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Free => "free",
+            Self::Pro => "pro",
+        }
+    }
+
+    /// The plan of a stored name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|plan| plan.name() == name)
+    }
+
+    /// Messages a UTC day.
+    pub fn messages_per_day(self, quotas: &Quotas) -> u32 {
+        match self {
+            Self::Guest => quotas.guest,
+            Self::Free => quotas.free,
+            Self::Pro => quotas.pro,
+        }
+    }
+
+    /// The model that answers.
+    pub fn model(self, models: &Models) -> &str {
+        match self {
+            Self::Guest | Self::Free => &models.free,
+            Self::Pro => &models.pro,
+        }
+    }
+
+    /// The model that answers where the plan's own does not. It is never a dearer one, so that what is held for a reply
+    /// covers it.
+    pub fn fallback(self, models: &Models, now: OffsetDateTime) -> Option<&str> {
+        let longest = u32::try_from(Self::MAX_PROMPT_BYTES).expect("a prompt is short");
+        let (own, other) = (self.model(models), models.small.as_str());
+        let (rates, cheaper) = (
+            price::dearest(own, longest, now)?,
+            price::dearest(other, longest, now)?,
+        );
+        let covered = cheaper.prompt <= rates.prompt && cheaper.output <= rates.output;
+        (other != own && covered).then_some(other)
+    }
+
+    /// The longest reply, in tokens.
+    pub fn max_output_tokens(self) -> u32 {
+        match self {
+            Self::Guest => 500,
+            Self::Free => 800,
+            Self::Pro => 2_000,
+        }
+    }
+
+    /// The longest prompt, in bytes, of which no token is shorter than one. Far below where a long prompt costs more.
+    pub const MAX_PROMPT_BYTES: usize = 64_000;
+
+    /// Price a month in micro-dollars.
+    pub fn price_microusd(self) -> i64 {
+        match self {
+            Self::Guest | Self::Free => 0,
+            Self::Pro => 12_000_000,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    #[test]
+    fn a_fallback_never_costs_more_than_what_is_held() {
+        #[track_caller]
+        fn check(free: &str, small: &str, expected: [Option<&str>; 3]) {
+            let models = Models {
+                pro: "claude-sonnet-5-5".into(),
+                free: free.into(),
+                small: small.into(),
+            };
+            let now = datetime!(2026-11-24 12:00 UTC);
+            assert_eq!(
+                Plan::ALL.map(|plan| plan.fallback(&models, now)),
+                expected,
+                "{free} {small}"
+            );
+        }
+        let (haiku, older) = (Some("claude-haiku-5-5"), Some("claude-haiku-4-5"));
+        check("claude-haiku-5-5", "claude-haiku-5-5", [None, None, haiku]);
+        check("claude-haiku-5-5", "claude-haiku-4-5", [None, None, older]);
+        check(
+            "claude-haiku-4-5",
+            "claude-haiku-5-5",
+            [haiku, haiku, haiku],
+        );
+        check("claude-haiku-5-5", "claude-opus-5-5", [None, None, None]);
+    }
+}
