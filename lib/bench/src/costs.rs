@@ -110,7 +110,11 @@ pub(crate) fn run(costs: &Costs) -> Result<bool> {
     writeln!(out, "\n{} users, {} messages", costs.users, bill.messages())?;
     for (plan, (messages, cost)) in Plan::ALL.into_iter().zip(bill.by_plan) {
         let each = dollars(cost as f64 / messages.max(1) as f64);
-        writeln!(out, "  {:<10}{messages:>6} messages at {each}", plan.name())?;
+        writeln!(
+            out,
+            "  {:<10}{messages:>6} messages at {each}",
+            plan.as_str()
+        )?;
     }
     for (name, (calls, cost)) in [("summaries", bill.summaries), ("titles", bill.titles)] {
         writeln!(

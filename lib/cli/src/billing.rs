@@ -65,7 +65,7 @@ pub async fn sync(
             {
                 say(format!("{}: not at Stripe any more, removed", gone.id));
             }
-            let (from, to) = (change.plan_before.name(), change.plan.name());
+            let (from, to) = (change.plan_before.as_str(), change.plan.as_str());
             say(if from == to {
                 format!("plan: {to}, unchanged")
             } else {

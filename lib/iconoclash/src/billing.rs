@@ -125,7 +125,7 @@ async fn write(
     let plan = plan(&after, now);
     let check_at = entitlements::check_at(&after, known.checkout_at, now);
     let held = serde_json::to_value(&after).map_err(|error| Error::Internal(error.into()))?;
-    let name = plan.name();
+    let name = plan.as_str();
     if known.plan != name {
         auth::before_change(app, known.user_id).await?;
     }
@@ -153,7 +153,7 @@ async fn write(
         // Somebody else changed it meanwhile, and this changed it back.
         auth::before_change(app, known.user_id).await?;
     }
-    let plan_before = Plan::from_name(&known.plan).unwrap_or(Plan::Free);
+    let plan_before = Plan::parse(&known.plan).unwrap_or(Plan::Free);
     let mails = known
         .email
         .map(|email| past_due_mails(app, &email, &before, &after))

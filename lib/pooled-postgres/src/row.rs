@@ -196,7 +196,7 @@ macro_rules! text_enum {
         #[allow(dead_code, reason = "not every enum needs all of these")]
         impl $name {
             /// Every variant, in the order of the declaration.
-            $visibility const ALL: &'static [Self] = &[$(Self::$variant),*];
+            $visibility const ALL: [Self; [$(Self::$variant),*].len()] = [$(Self::$variant),*];
 
             /// The text that is stored.
             $visibility const fn as_str(self) -> &'static str {

@@ -59,7 +59,7 @@ async fn confirm(app: &App, customer: &str) -> Option<bool> {
         Ok(Synced::Written(change)) => {
             let healed = change.plan != change.plan_before;
             if healed {
-                let (from, to) = (change.plan_before.name(), change.plan.name());
+                let (from, to) = (change.plan_before.as_str(), change.plan.as_str());
                 tracing::warn!(customer, user.id = %change.user, from, to, "no event told of a change of plan");
             }
             tell(app, change.mails).await;

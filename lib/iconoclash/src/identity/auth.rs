@@ -120,14 +120,16 @@ pub struct Profile {
     pub created_at: OffsetDateTime,
 }
 
-/// What a user may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Argue.
-    User,
-    /// Operate the service.
-    Admin,
+pooled_postgres::text_enum! {
+    /// What a user may do.
+    #[derive(Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Role {
+        /// Argue.
+        User = "user",
+        /// Operate the service.
+        Admin = "admin",
+    }
 }
 
 impl FromRequestParts<App> for Visitor {
@@ -300,8 +302,8 @@ row! {
         id: Uuid,
         email: Option<String>,
         name: Option<String>,
-        plan: String,
-        role: String,
+        plan: Plan,
+        role: Role,
         token_version: i32,
         created_at: OffsetDateTime,
         revoked: Vec<Uuid>,
@@ -345,8 +347,8 @@ row! {
         id: Uuid,
         email: Option<String>,
         name: Option<String>,
-        plan: String,
-        role: String,
+        plan: Plan,
+        role: Role,
         token_version: i32,
         created_at: OffsetDateTime,
     }
@@ -356,19 +358,12 @@ impl TryFrom<UserRow> for Profile {
     type Error = Error;
 
     fn try_from(row: UserRow) -> Result<Self> {
-        let plan = Plan::from_name(&row.plan)
-            .ok_or_else(|| Error::Internal("users.plan is not a plan".into()))?;
-        let role = if row.role == "admin" {
-            Role::Admin
-        } else {
-            Role::User
-        };
         Ok(Self {
             id: row.id,
             email: row.email,
             name: row.name,
-            plan,
-            role,
+            plan: row.plan,
+            role: row.role,
             created_at: row.created_at,
         })
     }

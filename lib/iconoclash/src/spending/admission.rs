@@ -365,7 +365,7 @@ impl<'a> Admission<'a> {
             self.request.to_string().into(),
             epoch_ms(self.now).into(),
             claims.ver.into(),
-            plan.map_or("", Plan::name).into(),
+            plan.map_or("", Plan::as_str).into(),
             keep_plan.into(),
             bytes.into(),
             format!("{day} {} {} ", self.subject.0, self.request).into(),

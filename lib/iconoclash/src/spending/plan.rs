@@ -9,36 +9,21 @@ use crate::{
     spending::price,
 };
 
-/// What a user pays for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Plan {
-    /// A visitor without an account.
-    Guest,
-    /// An account that pays nothing.
-    Free,
-    /// A paying account.
-    Pro,
+pooled_postgres::text_enum! {
+    /// What a user pays for, cheapest first.
+    #[derive(Serialize, Deserialize, ToSchema)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Plan {
+        /// A visitor without an account.
+        Guest = "guest",
+        /// An account that pays nothing.
+        Free = "free",
+        /// A paying account.
+        Pro = "pro",
+    }
 }
 
 impl Plan {
-    /// All plans, cheapest first.
-    pub const ALL: [Self; 3] = [Self::Guest, Self::Free, Self::Pro];
-
-    /// The name in the database and in answers.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Guest => "guest",
-            Self::Free => "free",
-            Self::Pro => "pro",
-        }
-    }
-
-    /// The plan of a stored name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|plan| plan.name() == name)
-    }
-
     /// Messages a UTC day.
     pub fn messages_per_day(self, quotas: &Quotas) -> u32 {
         match self {

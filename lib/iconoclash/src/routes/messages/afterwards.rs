@@ -179,7 +179,7 @@ impl Asked {
         (request, now, reply, most): (Uuid, OffsetDateTime, Uuid, i64),
     ) -> Result<bool> {
         let (user, today) = (self.session.claims.sub, utc_day(now));
-        let (month, plan) = (month_start(today), gate.plan().name());
+        let (month, plan) = (month_start(today), gate.plan().as_str());
         let values: [&(dyn ToSql + Sync); 15] = [
             &request,
             &user,

@@ -88,7 +88,7 @@ impl Asked {
         known: Result<Option<OpeningRow>, pooled_postgres::Error>,
     ) -> Result<Opening> {
         let mut known = known?.ok_or(auth::INVALID_TOKEN)?;
-        let plan = Plan::from_name(&known.plan)
+        let plan = Plan::parse(&known.plan)
             .ok_or_else(|| Error::Internal("users.plan is not a plan".into()))?;
         let Some(personas) = known.personas.take() else {
             return Err(Error::NotFound);

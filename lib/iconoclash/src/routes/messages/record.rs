@@ -80,7 +80,7 @@ impl<'a> Record<'a> {
         } = self.asked;
         let (user, lease) = (session.claims.sub, *now + LEASE);
         let hash = key.as_ref().map(|_| self.asked.fingerprint());
-        let (subject, plan) = (subject.as_str(), self.gate.plan().name());
+        let (subject, plan) = (subject.as_str(), self.gate.plan().as_str());
         let (today, now_ms) = (utc_day(*now), epoch_ms(*now));
         let month = month_start(today);
         let values: [&(dyn ToSql + Sync); 24] = [
