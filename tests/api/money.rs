@@ -4,7 +4,7 @@ use claude::Usage;
 use futures_util::future::join_all;
 use http::Method;
 
-use iconoclash::spending::budgets::{self, Followed};
+use iconoclash::spending::budgets::{self, Propagation};
 use iconoclash_fakes::claude::{Behaviour, Script};
 use serde_json::{Value, json};
 use std::{
@@ -438,7 +438,7 @@ async fn a_spending_limit_is_set_where_redis_cannot_be_told() {
     ] {
         let app = TestApp::with(&[("UPSTASH_REDIS_REST_URL", url)]).await;
         let followed = budgets::set(&app.app, "pro", 7).await.unwrap();
-        let Followed::WithinAMinute(cause) = followed else {
+        let Propagation::OnCacheExpiry(cause) = followed else {
             panic!("{followed:?}")
         };
         assert!(cause.to_string().contains(said), "{cause}");

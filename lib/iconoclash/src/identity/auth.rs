@@ -27,7 +27,7 @@ use crate::{
         rate_limit::{self, Limit, Of},
         token::Claims,
     },
-    spending::{admission, plan::Plan},
+    spending::{plan::Plan, redis_keys},
 };
 
 const COOKIE: &str = "__Host-session";
@@ -283,7 +283,7 @@ pub async fn before_change(app: &App, user: Uuid) -> Result<()> {
     cache::forget(
         app,
         &[Cached::Session(user)],
-        vec![admission::forget_plan_command(user)],
+        vec![redis_keys::forget_plan_command(user)],
     )
     .await
 }

@@ -27,11 +27,7 @@ use crate::{
         rate_limit::{self, Limit, Of},
         token::{self, Claims},
     },
-    spending::{
-        admission::{self, Subject},
-        plan::Plan,
-        quota::Quota,
-    },
+    spending::{admission, plan::Plan, quota::Quota, redis_keys, subject::Subject},
 };
 
 /// `/api/auth/*`
@@ -283,9 +279,9 @@ async fn logout(
 #[utoipa::path(get, path = "/api/auth/session", tag = "accounts", security(("bearer" = [])),
     responses((status = 200, body = CurrentSession), (status = 401, body = Problem)))]
 async fn session(State(app): State<App>, session: Session) -> Result<Response> {
-    let (subject, now) = (Subject::of(&session, &app)?, app.now());
+    let (subject, now) = (Subject::from_session(&session, &app)?, app.now());
     let (user, counted) = session
-        .live(&app, vec![admission::messages_command(&subject, now)])
+        .live(&app, vec![redis_keys::messages_command(&subject, now)])
         .await?;
     let counted = counted
         .into_iter()
