@@ -452,7 +452,7 @@ impl World<'_> {
         self.redis.mode(proxy::Mode::Pass);
         self.advance(time::Duration::minutes(3));
         // The app may still leave Redis alone; the other instance has never met it in a bad hour.
-        self.behind.cron("/api/cron/reconcile").await;
+        self.behind.reconcile().await;
         self.behind.assert_counters_equal_the_ledger().await;
         // Conversations stay so short that nobody sums them up, which is a call of its own.
         self.behind.sql("delete from messages").await;

@@ -85,8 +85,7 @@ async fn of_two_hundred_messages_with_money_for_one_exactly_one_is_answered() {
             refusal.json
         );
     }
-    // On a busy machine Redis misses its deadline now and then, and learns of what went without it.
-    app.cron("/api/cron/reconcile").await;
+    app.reconcile().await;
     app.assert_counters_equal_the_ledger().await;
 }
 
