@@ -164,7 +164,7 @@ impl<'a> ReplyRows<'a> {
                 stop_reason: self.stop_reason.as_deref(),
             },
         };
-        app.crash_point("told").await;
+        app.crash_point("streamed").await;
 
         let db = app.db()?;
         let retries = ExponentialBuilder::new()
