@@ -222,7 +222,12 @@ async fn of_parallel_sends_with_one_key_exactly_one_calls_claude() {
         assert!(expected, "{} {}", answer.status, answer.json);
     }
     assert!(answers.iter().any(|answer| answer.status == 201));
-    assert_eq!(app.value("select count(*) from usage_events").await, "1");
+    assert_eq!(
+        app.value("select count(*) from usage_events where counted")
+            .await,
+        "1"
+    );
+    app.assert_every_call_is_in_the_ledger().await;
     assert_eq!(
         ada.send_with_key(&discussion, "Why?", "k-1")
             .await
@@ -248,6 +253,7 @@ async fn a_discussion_has_one_running_reply() {
             .await,
         answered.to_string()
     );
+    app.assert_every_call_is_in_the_ledger().await;
     assert_eq!(
         ada.get("/api/auth/session").await.json["quota"]["used"],
         answered

@@ -183,7 +183,9 @@ impl<'a> Admission<'a> {
     }
 
     fn permit(&self, decision: &Decision, ledger: &LedgerSnapshot) -> Result<Permit> {
-        let permit = self.permit_for(ledger, decision.hold);
+        // Redis may have reserved for the longest prompt, before the true one was known.
+        let max_cost = decision.hold.min(self.max_cost(ledger));
+        let permit = self.permit_for(ledger, max_cost);
         let used = decision.messages;
 
         match decision.code() {
@@ -202,10 +204,7 @@ impl<'a> Admission<'a> {
 
     /// Leaves the decision to the ledger, but refuses without a write what is certain already.
     fn permit_without_redis(&self, ledger: &LedgerSnapshot) -> Result<Permit> {
-        let (prompt_rate, longest_reply) = self.prices[ledger.plan as usize];
-        let cost = (ledger.prompt_bytes as u64 * prompt_rate + longest_reply).div_ceil(1_000_000);
-        let max_cost = i64::try_from(cost).unwrap_or(i64::MAX);
-        let mut permit = self.permit_for(ledger, max_cost);
+        let mut permit = self.permit_for(ledger, self.max_cost(ledger));
 
         let interval = self.burst_interval_ms();
         let tolerance = self.burst_tolerance_ms();
@@ -219,6 +218,13 @@ impl<'a> Admission<'a> {
             return Err(permit.quota(permit.messages_per_day).exceeded(ledger.plan));
         }
         Ok(permit)
+    }
+
+    /// The most that the reply can cost, now that its plan and its prompt are known.
+    fn max_cost(&self, ledger: &LedgerSnapshot) -> i64 {
+        let (prompt_rate, longest_reply) = self.prices[ledger.plan as usize];
+        let cost = (ledger.prompt_bytes as u64 * prompt_rate + longest_reply).div_ceil(1_000_000);
+        i64::try_from(cost).unwrap_or(i64::MAX)
     }
 
     fn permit_for(&self, ledger: &LedgerSnapshot, max_cost: i64) -> Permit {
