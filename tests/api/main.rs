@@ -22,6 +22,7 @@ mod failover;
 mod key_faults;
 mod keys;
 mod limits;
+mod lost_events;
 mod messages;
 mod model;
 mod money;

@@ -17,7 +17,7 @@ use pooled_postgres::{row, sql_positional};
 
 use crate::{
     app::App,
-    billing::{self, Confirmed},
+    billing::{self, RefreshReport},
     cache,
     clock::epoch_ms,
     http::{
@@ -91,9 +91,9 @@ pub async fn run(app: &App) -> Result<Report> {
         }
         Ok(()) => Ok(()),
     };
-    let confirmed = billing::confirm_stale(app).await.map(
-        |Confirmed {
-             asked,
+    let confirmed = billing::refresh_due(app).await.map(
+        |RefreshReport {
+             checked,
              healed,
              failed,
          }| {
@@ -101,7 +101,7 @@ pub async fn run(app: &App) -> Result<Report> {
                 report.subscriptions_confirmed,
                 report.subscriptions_healed,
                 report.subscriptions_failed,
-            ) = (asked, healed, failed);
+            ) = (checked, healed, failed);
         },
     );
     let told = serde_json::to_value(&report).map_err(|error| Error::Internal(error.into()))?;
