@@ -89,7 +89,7 @@ async fn a_payment_counts_at_once_and_a_cancellation_at_the_end_of_the_period() 
         refused.json["detail"]
             .as_str()
             .unwrap()
-            .contains("With Pro you can go on now"),
+            .contains("Upgrade to Pro"),
         "{}",
         refused.json
     );
