@@ -2,7 +2,6 @@
 
 use http::StatusCode;
 use iconoclash::billing::{self, RefreshReport};
-use iconoclash_cli::billing::{self as cli, Failure};
 use iconoclash_fakes::stripe::{Action, Event, Fault};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -80,9 +79,11 @@ async fn a_payment_counts_at_once_and_a_cancellation_at_the_end_of_the_period() 
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
+
     for _ in 0..10 {
         assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
     }
+
     let refused = ada.send(&discussion, "Why?").await;
     assert_eq!(refused.problem(), (429, "quota_exceeded"));
     assert!(
@@ -118,10 +119,12 @@ async fn a_payment_counts_at_once_and_a_cancellation_at_the_end_of_the_period() 
         app.app.redis().unwrap().exec(&command).await.unwrap()
     };
     assert_eq!(cached().await.as_deref(), Some("pro"));
+
     app.advance(time::Duration::days(29));
     app.deliver_all().await;
     let ada = sign_in_again(&app).await;
     assert_eq!(ada.plan().await, "pro");
+
     app.advance(time::Duration::days(1));
     app.deliver_all().await;
     assert_eq!(ada.plan().await, "free");
@@ -130,6 +133,7 @@ async fn a_payment_counts_at_once_and_a_cancellation_at_the_end_of_the_period() 
         ada.send(&discussion, "Why?").await.json["quota"]["limit"],
         10
     );
+
     // The user may return as the same customer.
     ada.subscribe().await;
     assert_eq!(
@@ -149,6 +153,7 @@ async fn sign_in_again(app: &TestApp) -> Actor<'_> {
 async fn a_guest_must_sign_up_and_the_portal_needs_a_customer() {
     let app = TestApp::start().await;
     let guest = app.guest().await;
+
     for path in ["/api/billing/checkout", "/api/billing/portal"] {
         assert_eq!(
             guest.post(path, Value::Null).await.problem(),
@@ -162,6 +167,7 @@ async fn a_guest_must_sign_up_and_the_portal_needs_a_customer() {
         (409, "not_subscribed")
     );
     assert_eq!(app.stripe.requests().len(), 0);
+
     ada.subscribe().await;
     let portal = ada.post("/api/billing/portal", Value::Null).await;
     assert!(
@@ -179,6 +185,7 @@ async fn a_customer_deleted_at_stripe_loses_pro_and_may_return_as_a_new_customer
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let mut customers = BTreeSet::new();
+
     for _ in 0..3 {
         ada.subscribe().await;
         assert_eq!(ada.plan().await, "pro");
@@ -186,6 +193,7 @@ async fn a_customer_deleted_at_stripe_loses_pro_and_may_return_as_a_new_customer
             customers.insert(app.customer()),
             "the idempotency key of a deleted customer is not reused"
         );
+
         app.stripe.act(Action::Delete(&app.customer()));
         let events = app.stripe.take_events();
         let (deleted, ended): (Vec<&Event>, Vec<&Event>) =
@@ -207,6 +215,7 @@ async fn a_customer_deleted_at_stripe_loses_pro_and_may_return_as_a_new_customer
             "select (select count(*) from subscriptions), (select count(*) from stripe_customers),
             (select count(stripe_customer_id) from users)";
         assert_eq!(app.value(left).await, "0,0,0");
+
         for event in [deleted[0], ended[0]] {
             let again = app.deliver(event).await;
             assert_eq!(
@@ -221,6 +230,7 @@ async fn a_customer_deleted_at_stripe_loses_pro_and_may_return_as_a_new_customer
             (409, "not_subscribed")
         );
     }
+
     // A late event of a former customer does not change the current one.
     ada.subscribe().await;
     let late = format!(
@@ -232,9 +242,15 @@ async fn a_customer_deleted_at_stripe_loses_pro_and_may_return_as_a_new_customer
         "ignored"
     );
     assert_eq!(ada.plan().await, "pro");
+
     // A guest stays a guest.
     app.guest().await;
-    app.sql("insert into stripe_customers (id, user_id, created_at) select 'cus_guest', id, now() from users where plan = 'guest'").await;
+    app.sql(
+        "insert into stripe_customers (id, user_id, created_at)
+         select 'cus_guest', id, now() from users where plan = 'guest'",
+    )
+    .await;
+
     let guests = late
         .replace(customers.first().unwrap(), "cus_guest")
         .replace("evt_late", "evt_guest");
@@ -252,12 +268,14 @@ async fn a_customer_deleted_at_stripe_loses_pro_and_may_return_as_a_new_customer
 async fn without_stripe_only_payments_are_unavailable() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
+
     app.stripe.always(Some(Fault::Drop));
     let refused = ada.post("/api/billing/checkout", Value::Null).await;
     assert_eq!(
         (refused.problem(), refused.header("retry-after")),
         ((503, "unavailable"), "5")
     );
+
     app.stripe.always(None);
     ada.checkout().await;
     let bare = TestApp::with(&[("STRIPE_SECRET_KEY", ""), ("STRIPE_WEBHOOK_SECRET", " , ")]).await;
@@ -289,11 +307,13 @@ async fn a_past_due_payment_is_mailed_once_and_has_seven_days_of_grace() {
         app.stripe
             .act(Action::FailPayment(&app.newest_subscription()));
         let events = app.stripe.take_events();
+
         for event in events.iter().chain(&events) {
             assert_eq!(app.deliver(event).await.status, 200);
         }
         app.background.idle().await;
     };
+
     fail().await;
     let mails = app.mail.mails();
     assert_eq!(
@@ -305,12 +325,14 @@ async fn a_past_due_payment_is_mailed_once_and_has_seven_days_of_grace() {
         "{:?}",
         mails[0]
     );
+
     fail().await;
     assert_eq!(app.mail.mails().len(), 1, "the same payment is mailed once");
 
     app.advance(billing::GRACE - time::Duration::MINUTE);
     billing::refresh_due(&app.app).await.unwrap();
     assert_eq!(ada.plan().await, "pro");
+
     app.advance(time::Duration::MINUTE);
     assert_eq!(
         billing::refresh_due(&app.app).await.unwrap(),
@@ -325,6 +347,7 @@ async fn a_past_due_payment_is_mailed_once_and_has_seven_days_of_grace() {
     app.stripe.act(Action::Recover(&app.newest_subscription()));
     app.deliver_all().await;
     assert_eq!(ada.plan().await, "pro");
+
     fail().await;
     assert_eq!(app.mail.mails().len(), 2, "another payment is mailed again");
 }
@@ -335,10 +358,12 @@ async fn operators_get_one_alert_per_refund_and_dispute() {
     let ada = app.member("ada").await;
     ada.subscribe().await;
     let customer = app.customer();
+
     app.stripe.act(Action::Refund(&customer));
     app.stripe.act(Action::Dispute(&customer));
     app.stripe.act(Action::Refund("cus_elsewhere"));
     let events = app.stripe.take_events();
+
     for event in events.iter().chain(&events) {
         assert_eq!(app.deliver(event).await.status, 200);
     }
@@ -385,11 +410,14 @@ async fn a_mail_that_cannot_be_sent_fails_no_request() {
     .enumerate()
     {
         app.mail.fail_next(status);
+
         app.stripe.act(Action::Recover(&app.newest_subscription()));
         app.deliver_all().await;
+
         app.stripe
             .act(Action::FailPayment(&app.newest_subscription()));
         app.stripe.take_events();
+
         // The event is lost: the next checkout finds the past due payment, and does not wait for the mail.
         assert_eq!(
             bob.post("/api/billing/checkout", Value::Null)
@@ -400,76 +428,7 @@ async fn a_mail_that_cannot_be_sent_fails_no_request() {
         assert_eq!(app.mail.mails().len(), mails, "{status}");
         app.background.idle().await;
         assert_eq!(app.mail.mails().len(), mails + 1, "retried after {status}");
+
         app.advance(time::Duration::MINUTE);
     }
-}
-
-#[tokio::test]
-async fn an_operator_syncs_a_customer_and_reads_what_changed() {
-    let app = TestApp::start().await;
-    let ada = app.member("ada").await;
-    let checkout = ada.checkout().await;
-    app.stripe.act(Action::Pay(&checkout));
-    app.stripe.take_events();
-    let (customer, user) = (app.customer(), app.value("select id from users").await);
-    let sync = async |customer: &str| {
-        let mut lines = Vec::new();
-        cli::sync(&app.app, customer, &mut |line| lines.push(line))
-            .await
-            .map(|()| lines)
-    };
-    let id = app.newest_subscription();
-    let ends = (app.app.now() + time::Duration::days(30)).date();
-    let who = format!("customer {customer} is user {user}");
-    let first = sync(&customer).await.unwrap();
-    assert_eq!(
-        first,
-        [
-            who.clone(),
-            format!("{id}: active, renews {ends} (new here)"),
-            "plan: free → pro".into()
-        ]
-    );
-    let again = sync(&customer).await.unwrap();
-    assert_eq!(
-        again,
-        [
-            who,
-            format!("{id}: active, renews {ends}"),
-            "plan: pro, unchanged".into()
-        ]
-    );
-    app.stripe.act(Action::CancelAtPeriodEnd(&id));
-    assert_eq!(
-        sync(&customer).await.unwrap()[1],
-        format!("{id}: active, ends {ends} (changed)")
-    );
-    app.stripe.act(Action::CancelNow(&id));
-    let ended = sync(&customer).await.unwrap();
-    assert_eq!(
-        ended[1..],
-        [
-            format!("{id}: canceled (was active)"),
-            "plan: pro → free".into()
-        ]
-    );
-
-    assert!(matches!(sync("sub_1").await, Err(Failure::Malformed(_))));
-    assert!(matches!(
-        sync("cus_unlinked").await,
-        Err(Failure::NotOurs(_))
-    ));
-    app.stripe.always(Some(Fault::Status(401)));
-    let refused = sync(&customer).await.unwrap_err().to_string();
-    assert!(
-        refused.contains("401") && refused.contains("Nothing was written"),
-        "{refused}"
-    );
-    app.stripe.always(None);
-    app.sql("update stripe_customers set id = 'cus_unknown'")
-        .await;
-    assert!(matches!(
-        sync("cus_unknown").await,
-        Err(Failure::NotInStripe(_))
-    ));
 }

@@ -35,6 +35,7 @@ async fn a_checkout_names_the_payer_the_price_and_the_return_addresses() {
         Some(format!("customer-{user}-first"))
     );
     let session = made("/v1/checkout/sessions");
+
     for (name, value) in [
         ("mode", "subscription"),
         ("customer", &app.customer()),
@@ -76,6 +77,7 @@ async fn twenty_checkouts_at_once_share_one_customer_and_one_page() {
                 .await,
             format!("1,{customer}")
         );
+
         app.advance(time::Duration::minutes(3));
         assert_eq!(
             ada.checkout().await,
@@ -88,13 +90,18 @@ async fn twenty_checkouts_at_once_share_one_customer_and_one_page() {
 #[tokio::test]
 async fn a_closed_page_is_replaced_and_only_the_newest_page_can_be_paid() {
     let mut app = TestApp::start().await;
+
     let token = app.member("ada").await.token.unwrap();
+
     let first = app.bearer(&token).checkout().await;
+
     app.stripe.act(Action::Expire(&first));
     let second = app.bearer(&token).checkout().await;
     assert_ne!(first, second);
+
     app.advance(time::Duration::hours(23) + time::Duration::minutes(45));
     let ada = app.bearer(&token);
+
     let thirds = join_all((0..5).map(|_| ada.checkout())).await;
     assert!(
         thirds
@@ -102,10 +109,13 @@ async fn a_closed_page_is_replaced_and_only_the_newest_page_can_be_paid() {
             .all(|third| *third == thirds[0] && *third != second),
         "a page that is about to close is replaced"
     );
+
     // A new price needs a new page.
     app.restart(|config| config.stripe_price_pro = Ok(NEXT_PRICE.to_owned()));
+
     let fourth = app.bearer(&token).checkout().await;
     assert_ne!(fourth, thirds[0]);
+
     for closed in [&first, &second, &thirds[0]] {
         app.stripe.act(Action::Pay(closed));
         assert_eq!(
@@ -114,6 +124,7 @@ async fn a_closed_page_is_replaced_and_only_the_newest_page_can_be_paid() {
             "{closed} and {fourth} can both be paid"
         );
     }
+
     app.stripe.act(Action::Pay(&fourth));
     assert_eq!(app.stripe.subscriptions(&app.customer()).len(), 1);
 }
@@ -127,9 +138,11 @@ async fn a_payment_during_a_second_checkout_is_not_sold_twice() {
         let app = TestApp::start().await;
         let ada = app.member("ada").await;
         let page = ada.checkout().await;
+
         app.advance(time::Duration::DAY - left);
         // Stripe answers before the payment, and the answer arrives after it.
         (1..requests_before).for_each(|_| app.stripe.next(Fault::Slow(0)));
+
         app.stripe.next(Fault::Hold);
         let requests = app.stripe.requests().len();
         let pays = async {
@@ -140,6 +153,7 @@ async fn a_payment_during_a_second_checkout_is_not_sold_twice() {
             app.stripe.take_events();
             app.stripe.release();
         };
+
         let (answer, ()) = join(ada.post("/api/billing/checkout", Value::Null), pays).await;
         assert_eq!(
             answer.problem(),
@@ -156,6 +170,7 @@ async fn a_subscription_is_not_sold_twice_even_without_an_event() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let checkout = ada.checkout().await;
+
     app.stripe.act(Action::Pay(&checkout));
     app.stripe.take_events();
     assert_eq!(ada.plan().await, "free");
@@ -166,12 +181,14 @@ async fn a_subscription_is_not_sold_twice_even_without_an_event() {
         (409, "already_subscribed")
     );
     assert_eq!(ada.plan().await, "pro", "the second checkout synced it");
+
     let many = join_all((0..10).map(|_| ada.post("/api/billing/checkout", Value::Null))).await;
     assert!(
         many.iter()
             .all(|answer| answer.problem() == (409, "already_subscribed")),
         "{many:?}"
     );
+
     // The reverse: it ended, the event was lost, and the user subscribes again.
     app.stripe
         .act(Action::CancelNow(&app.newest_subscription()));
@@ -184,10 +201,14 @@ async fn a_subscription_is_not_sold_twice_even_without_an_event() {
 async fn a_customer_of_another_api_key_is_replaced_unless_the_user_pays() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
+
     app.sql("update users set stripe_customer_id = 'cus_test_mode'")
         .await;
-    app.sql("insert into stripe_customers (id, user_id, created_at) select 'cus_test_mode', id, now() from users")
-        .await;
+    app.sql(
+        "insert into stripe_customers (id, user_id, created_at)
+         select 'cus_test_mode', id, now() from users",
+    )
+    .await;
     ada.subscribe().await;
     assert_eq!(ada.plan().await, "pro");
     let customer = app.customer();
@@ -210,6 +231,7 @@ async fn a_customer_of_another_api_key_is_replaced_unless_the_user_pays() {
 async fn a_customer_that_only_the_users_row_names_is_linked_before_the_sale() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
+
     app.stripe.add_customer("cus_imported", "ada@example.org");
     app.sql("update users set stripe_customer_id = 'cus_imported'")
         .await;
@@ -222,6 +244,7 @@ async fn a_customer_that_only_the_users_row_names_is_linked_before_the_sale() {
         ),
         ("cus_imported".into(), "cus_imported")
     );
+
     // A customer who already pays is not sold a second subscription.
     app.sql("delete from stripe_customers").await;
     app.sql("update users set plan = 'free'").await;
@@ -238,6 +261,7 @@ async fn a_customer_that_only_the_users_row_names_is_linked_before_the_sale() {
 async fn a_failure_that_stripe_stores_under_a_key_does_not_block_checkouts_for_a_day() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
+
     app.stripe.next(Fault::Status(500));
     ada.checkout().await;
     assert_eq!(app.stripe.customers().len(), 1);
@@ -247,6 +271,7 @@ async fn a_failure_that_stripe_stores_under_a_key_does_not_block_checkouts_for_a
 async fn a_user_may_open_twenty_pages_an_hour() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
+
     for _ in 0..10 {
         ada.checkout().await;
         assert_eq!(
@@ -255,6 +280,7 @@ async fn a_user_may_open_twenty_pages_an_hour() {
         );
     }
     let requests = app.stripe.requests().len();
+
     for path in ["/api/billing/checkout", "/api/billing/portal"] {
         let refused = ada.post(path, Value::Null).await;
         assert_eq!(refused.problem(), (429, "rate_limited"), "{path}");
@@ -264,7 +290,9 @@ async fn a_user_may_open_twenty_pages_an_hour() {
         );
     }
     assert_eq!(app.stripe.requests().len(), requests);
+
     app.member("bob").await.checkout().await;
+
     app.advance(time::Duration::minutes(3));
     ada.checkout().await;
 }

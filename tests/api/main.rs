@@ -15,6 +15,7 @@ mod ledger;
 mod accounts;
 mod afterwards;
 mod billing;
+mod billing_sync;
 mod caches;
 mod checkout;
 mod discussions;

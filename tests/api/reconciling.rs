@@ -14,6 +14,7 @@ async fn a_step_that_fails_does_not_stop_the_others() {
     let discussion = ada.discussion().await;
     assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
     let checkout = ada.checkout().await;
+
     app.stripe.act(Action::Pay(&checkout));
     app.stripe.take_events();
     app.sql("insert into stale_cache_keys (key, since) values ('{c}:s:unknown', now())")
@@ -23,6 +24,7 @@ async fn a_step_that_fails_does_not_stop_the_others() {
     app.redis_says(&["SET", "{rl}:open", "no set"]).await;
 
     let secret = [("authorization", "Bearer a-cron-secret-of-32-characters!!")];
+
     let failed = app
         .anonymous()
         .request(Method::GET, "/api/cron/reconcile", &secret, Value::Null)
@@ -37,6 +39,7 @@ async fn a_step_that_fails_does_not_stop_the_others() {
     assert_eq!(app.value(recorded).await, "failed,1");
 
     app.redis_says(&["DEL", "{rl}:open"]).await;
+
     let report = app.cron("/api/cron/reconcile").await;
     assert_eq!(
         (&report["redis"], &report["subjects_compared"]),
@@ -52,6 +55,7 @@ async fn more_open_holds_than_fit_into_one_answer_of_redis_are_settled() {
     let discussion = ada.discussion().await;
     assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
     let user = ada.id().await;
+
     for thousand in 0..12 {
         // Some share a millisecond.
         let scores: Vec<String> = (0..1_000)
@@ -68,6 +72,7 @@ async fn more_open_holds_than_fit_into_one_answer_of_redis_are_settled() {
         let words: Vec<&str> = ["ZADD", "{rl}:open"].into_iter().chain(pairs).collect();
         assert_eq!(app.redis_says(&words).await, 1_000);
     }
+
     let report = app.cron("/api/cron/reconcile").await;
     assert_eq!(
         (&report["redis"], &report["holds_dropped"]),

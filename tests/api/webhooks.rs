@@ -20,6 +20,7 @@ const STORED_EVENTS_AND_SUBSCRIPTIONS: &str =
 async fn pay(app: &TestApp) -> Vec<Event> {
     let ada = app.member("ada").await;
     let checkout = ada.checkout().await;
+
     app.stripe.take_events();
     app.stripe.act(Action::Pay(&checkout));
     app.stripe.take_events()
@@ -33,6 +34,7 @@ async fn an_event_without_a_fresh_valid_signature_is_refused_and_nothing_is_writ
     let payload = &events[0].payload;
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let valid = app.stripe.sign(payload);
+
     for (why, payload, signature) in [
         ("no signature", payload.clone(), String::new()),
         ("no v1", payload.clone(), format!("t={now},v0=00")),
@@ -114,6 +116,7 @@ async fn during_a_rotation_both_secrets_are_accepted() {
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let new = sign("whsec_new", now, &events[0].payload);
     assert_eq!(app.webhook(&events[0].payload, &new).await.status, 200);
+
     // Stripe signs with both of its secrets; a signature with an unknown one is skipped.
     let unknown = sign("whsec_unknown", now, &events[1].payload);
     let known = sign("whsec_local", now, &events[1].payload);
@@ -131,6 +134,7 @@ async fn during_a_rotation_both_secrets_are_accepted() {
 async fn an_event_that_is_delivered_twice_has_its_effect_once() {
     let app = TestApp::start().await;
     let events = pay(&app).await;
+
     for event in &events {
         app.deliver(event).await;
     }
@@ -138,6 +142,7 @@ async fn an_event_that_is_delivered_twice_has_its_effect_once() {
     let version = app.value("select version from stripe_customers").await;
 
     let answers = join_all(events.iter().chain(&events).map(|event| app.deliver(event))).await;
+
     for (answer, event) in answers.iter().zip(events.iter().chain(&events)) {
         let expected = if event.kind.starts_with("charge.") {
             "ignored"
@@ -162,6 +167,7 @@ async fn an_event_that_is_delivered_twice_has_its_effect_once() {
 async fn the_same_event_twenty_times_at_once_is_stored_once() {
     let app = TestApp::start().await;
     let events = pay(&app).await;
+
     let answers = join_all((0..20).map(|_| app.deliver(&events[0]))).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
     assert_eq!(
@@ -178,6 +184,7 @@ async fn the_same_event_twenty_times_at_once_is_stored_once() {
 async fn events_that_do_not_concern_us_are_ignored() {
     let app = TestApp::start().await;
     pay(&app).await;
+
     app.stripe.add_customer("cus_elsewhere", "eve@example.org");
     app.stripe.act(Action::Subscribe("cus_elsewhere"));
     for event in app.stripe.take_events() {
@@ -189,6 +196,7 @@ async fn events_that_do_not_concern_us_are_ignored() {
             event.kind
         );
     }
+
     for body in [
         r#"{"id":"evt_1","type":"invented.next.year","data":{"object":{}}}"#,
         r#"{"id":"evt_2","type":"invoice.paid","data":{"object":{"customer":null}}}"#,
@@ -208,6 +216,7 @@ async fn events_that_do_not_concern_us_are_ignored() {
 async fn while_stripe_is_down_events_are_refused_and_stripe_sends_them_again() {
     let app = TestApp::start().await;
     let events = pay(&app).await;
+
     for fault in [
         Fault::Drop,
         Fault::Hang,
@@ -225,6 +234,7 @@ async fn while_stripe_is_down_events_are_refused_and_stripe_sends_them_again() {
         );
     }
     assert_eq!(app.value(STORED_EVENTS_AND_SUBSCRIPTIONS).await, "0,0");
+
     app.stripe.always(None);
     assert_eq!(app.deliver(&events[0]).await.json["outcome"], "written");
     assert_eq!(app.value("select plan from users").await, "pro");
@@ -234,10 +244,13 @@ async fn while_stripe_is_down_events_are_refused_and_stripe_sends_them_again() {
 async fn the_cron_syncs_a_refused_event_before_stripe_sends_it_again() {
     let app = TestApp::start().await;
     let events = pay(&app).await;
+
     app.stripe.always(Some(Fault::Hang));
     assert_eq!(app.deliver(&events[0]).await.problem(), (500, "internal"));
     app.background.idle().await;
+
     app.stripe.always(None);
+
     // Long before the first check of the checkout is due.
     let healed = RefreshReport {
         checked: 1,
@@ -253,9 +266,11 @@ async fn the_cron_syncs_a_refused_event_before_stripe_sends_it_again() {
 async fn a_late_answer_never_overwrites_a_newer_one() {
     let app = TestApp::start().await;
     let events = pay(&app).await;
+
     // The first request gets the answer "active" only after the second one stored "canceled".
     app.stripe.next(Fault::Hold);
     let requests = app.stripe.requests().len();
+
     let late = app.deliver(&events[0]);
     let overtaken = async {
         app.stripe.wait_for_requests(requests + 1).await;
@@ -265,8 +280,10 @@ async fn a_late_answer_never_overwrites_a_newer_one() {
             assert_eq!(app.deliver(&event).await.json["outcome"], "written");
         }
         assert_eq!(app.value("select plan from users").await, "free");
+
         app.stripe.release();
     };
+
     let (late, ()) = join(late, overtaken).await;
     assert_eq!(
         (late.status.as_u16(), &late.json["outcome"]),
