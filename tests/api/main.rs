@@ -14,6 +14,7 @@ mod ledger;
 
 mod accounts;
 mod billing;
+mod billing_sync;
 mod caches;
 mod checkout;
 mod discussions;
@@ -22,6 +23,7 @@ mod follow_ups;
 mod key_faults;
 mod keys;
 mod limits;
+mod lost_events;
 mod messages;
 mod model;
 mod money;

@@ -106,7 +106,7 @@ async fn tell_operators(
         link: None,
         key: format!("claude/{matter}/{of}/{today}"),
     };
-    alert::operators(app, alert).await;
+    alert::send(app, alert).await;
 }
 
 async fn follow(app: &App, pool: &Pool) {

@@ -12,7 +12,7 @@ use std::{fmt, time::Duration};
 
 use crate::{crash_point::Freeze, http::error::Error};
 
-pub use billing::{Alerts, Mail, Stripe};
+pub use billing::{AlertsConfig, MailConfig, StripeConfig};
 pub use claude::{Claude, Models};
 
 /// A setting, or why it cannot be used.
@@ -58,15 +58,15 @@ pub struct Config {
     /// `TRUSTED_PROXY_SECRET`: what a trusted proxy presents before its client address is believed.
     pub proxy_secret: Option<SecretString>,
     /// `STRIPE_SECRET_KEY`, `STRIPE_BASE_URL`: subscriptions.
-    pub stripe: Setting<Stripe>,
+    pub stripe: Setting<StripeConfig>,
     /// `STRIPE_WEBHOOK_SECRET`: what signs Stripe's events; several while one is replaced by another.
     pub stripe_webhook_secrets: Setting<Vec<SecretString>>,
     /// `STRIPE_PRICE_PRO`: what a checkout sells.
     pub stripe_price_pro: Setting<String>,
     /// `RESEND_API_KEY`, `RESEND_BASE_URL`, `MAIL_FROM`: outgoing mail.
-    pub mail: Setting<Mail>,
+    pub mail: Setting<MailConfig>,
     /// `ALERT_EMAIL_TO`, `ALERT_WEBHOOK_URL`: where operators are told.
-    pub alerts: Alerts,
+    pub alerts: AlertsConfig,
     /// `QUOTA_GUEST`, `QUOTA_FREE`, `QUOTA_PRO`: messages a UTC day; `BURST_PER_MINUTE`: messages in quick succession.
     pub quotas: Setting<Quotas>,
     /// `VERCEL_REGION`, else `AWS_REGION`.
