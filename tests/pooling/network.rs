@@ -1,7 +1,9 @@
-//! A piece of network that a test can break.
+//! A network between a client and a server that a test can break.
 
 use std::{
+    future::pending,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,36 +17,41 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Forwards connections to a server until told otherwise.
-pub(crate) struct Gate {
+/// Forwards connections to a server until a test breaks it.
+pub(crate) struct FaultyNetwork {
     address: SocketAddr,
     faults: Arc<Faults>,
-    /// Raised to swallow what goes through the connections open at that moment.
-    swallowed: watch::Sender<usize>,
-    _listening: JoinSet<()>,
+    /// Changes when the connections that are open go silent.
+    silence: watch::Sender<usize>,
+    _accepting: JoinSet<()>,
 }
 
 #[derive(Default)]
 struct Faults {
-    answers_new: AtomicBool,
-    cuts_next_answer: AtomicBool,
+    new_connections_are_silent: AtomicBool,
+    cut_next_answer: AtomicBool,
     accepted: AtomicUsize,
 }
 
-impl Gate {
-    pub(crate) async fn before(server: &str) -> Self {
+impl FaultyNetwork {
+    pub(crate) async fn in_front_of(server: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let faults = Arc::new(Faults::default());
-        faults.answers_new.store(true, Ordering::SeqCst);
-        let (swallowed, watched) = watch::channel(0);
-        let mut listening = JoinSet::new();
-        listening.spawn(accept(listener, server.to_owned(), faults.clone(), watched));
+        let (silence, silenced) = watch::channel(0);
+
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(
+            listener,
+            server.to_owned(),
+            faults.clone(),
+            silenced,
+        ));
         Self {
             address,
             faults,
-            swallowed,
-            _listening: listening,
+            silence,
+            _accepting: accepting,
         }
     }
 
@@ -52,21 +59,23 @@ impl Gate {
         self.address.port()
     }
 
-    /// From now on what is open loses every byte without being closed, as behind a NAT that forgot it.
-    pub(crate) fn swallow_open_connections(&self) {
-        self.swallowed.send_modify(|generation| *generation += 1);
+    /// The open connections lose every byte without being closed, as behind a NAT that dropped them.
+    pub(crate) fn silence_open_connections(&self) {
+        self.silence.send_modify(|generation| *generation += 1);
     }
 
-    /// From now on connections are accepted and never answered.
-    pub(crate) fn swallow_new_connections(&self) {
-        self.faults.answers_new.store(false, Ordering::SeqCst);
+    /// New connections are accepted and never answered.
+    pub(crate) fn silence_new_connections(&self) {
+        let silent = &self.faults.new_connections_are_silent;
+        silent.store(true, Ordering::SeqCst);
     }
 
-    /// The server gets the next statement, and its client never learns what came of it.
+    /// The server receives the next statement, and the connection closes before its answer arrives.
     pub(crate) fn cut_next_answer(&self) {
-        self.faults.cuts_next_answer.store(true, Ordering::SeqCst);
+        self.faults.cut_next_answer.store(true, Ordering::SeqCst);
     }
 
+    /// The number of connections so far.
     pub(crate) fn accepted(&self) -> usize {
         self.faults.accepted.load(Ordering::SeqCst)
     }
@@ -76,47 +85,57 @@ async fn accept(
     listener: TcpListener,
     server: String,
     faults: Arc<Faults>,
-    swallowed: watch::Receiver<usize>,
+    silenced: watch::Receiver<usize>,
 ) {
     let mut open = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         faults.accepted.fetch_add(1, Ordering::SeqCst);
-        let (server, faults, mut swallowed) = (server.clone(), faults.clone(), swallowed.clone());
-        swallowed.mark_unchanged();
-        open.spawn(async move {
-            if !faults.answers_new.load(Ordering::SeqCst) {
-                return hold(client).await;
-            }
-            let server = TcpStream::connect(server).await.unwrap();
-            let (from_client, to_client) = client.into_split();
-            let (from_server, to_server) = server.into_split();
-            let mut forwarding = std::pin::pin!(async {
-                tokio::select! {
-                    () = requests(from_client, to_server) => {}
-                    () = answers(from_server, to_client, &faults) => {}
-                }
-            });
-            tokio::select! {
-                () = &mut forwarding => {}
-                // Kept and not polled: silence is not a close.
-                _ = swallowed.changed() => std::future::pending().await,
-            }
-        });
+
+        let mut silenced = silenced.clone();
+        silenced.mark_unchanged();
+        open.spawn(forward(client, server.clone(), faults.clone(), silenced));
     }
 }
 
-async fn hold(_client: TcpStream) {
-    std::future::pending().await
+async fn forward(
+    client: TcpStream,
+    server: String,
+    faults: Arc<Faults>,
+    mut silenced: watch::Receiver<usize>,
+) {
+    if faults.new_connections_are_silent.load(Ordering::SeqCst) {
+        return keep_open(client).await;
+    }
+
+    let server = TcpStream::connect(server).await.unwrap();
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let mut forwarding = pin!(async {
+        tokio::select! {
+            () = forward_requests(from_client, to_server) => {}
+            () = forward_answers(from_server, to_client, &faults) => {}
+        }
+    });
+
+    tokio::select! {
+        () = &mut forwarding => {}
+        // Not dropped, because that would close the connection.
+        _ = silenced.changed() => pending().await,
+    }
 }
 
-async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+async fn keep_open(_client: TcpStream) {
+    pending().await
+}
+
+async fn forward_requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     drop(tokio::io::copy(&mut from, &mut to).await);
 }
 
-async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: &Faults) {
+async fn forward_answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: &Faults) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        if faults.cuts_next_answer.swap(false, Ordering::SeqCst) {
+        if faults.cut_next_answer.swap(false, Ordering::SeqCst) {
             return;
         }
         if to.write_all(&buffer[..length]).await.is_err() {

@@ -1,8 +1,8 @@
-//! One statement on one connection, and what becomes of the connection when the statement does not end.
+//! One statement on one connection of the pool.
 //!
-//! A connection goes back to the pool only when the server has answered. Whoever gives up earlier, by a deadline or
-//! by dropping the future, leaves a query running: it is cancelled and the connection closed, because the next user
-//! would wait behind it and the pooler's server connection would stay taken until it ends.
+//! A connection returns to the pool only after the server has answered. A deadline or a dropped future leaves the
+//! query running: it is cancelled and the connection closed. Otherwise the next statement would wait for that query,
+//! and the pooler's server connection would stay busy until it ends.
 
 use std::{pin::pin, time::Duration};
 
@@ -15,13 +15,14 @@ use super::{Query, cancel::Canceller};
 
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection that carries a statement.
-pub(super) struct Flight {
+/// A connection checked out of the pool for one statement. Dropping it cancels the statement.
+pub(super) struct Checkout {
+    /// `None` once the checkout has ended.
     connection: Option<Object>,
     canceller: Canceller,
 }
 
-impl Flight {
+impl Checkout {
     pub(super) fn new(connection: Object, canceller: Canceller) -> Self {
         Self {
             connection: Some(connection),
@@ -29,12 +30,15 @@ impl Flight {
         }
     }
 
-    /// Sends everything in one batch with an unnamed statement, which is the only shape that every pooler keeps whole.
-    pub(super) async fn send(
+    /// Sends the statement in one batch and reads its rows and the number of rows it changed.
+    pub(super) async fn run(
         &self,
         query: &Query<'_>,
     ) -> Result<(Vec<Row>, u64), tokio_postgres::Error> {
-        let connection = self.connection.as_ref().expect("a flight has not ended");
+        let connection = self
+            .connection
+            .as_ref()
+            .expect("a checkout runs until it ends");
         let values = query.values.iter().copied();
         let typed = values.zip(query.types.iter().cloned());
 
@@ -43,63 +47,60 @@ impl Flight {
         Ok((rows, answer.rows_affected().unwrap_or(0)))
     }
 
-    /// The server has answered: the connection may carry the next statement.
-    pub(super) fn land(mut self) {
+    /// Returns the connection to the pool, after an answer of the server.
+    pub(super) fn release(mut self) {
         drop(self.connection.take());
     }
 
-    /// The connection is of no use to anybody.
-    pub(super) fn crash(mut self) {
+    /// Closes a connection that no other statement can use.
+    pub(super) fn discard(mut self) {
         drop(self.connection.take().map(Object::take));
     }
 
-    /// Cancels the statement; done when the server is free of it, within two timeouts at the most.
-    pub(super) async fn abandon(mut self) {
+    /// Cancels the statement and waits until the server has ended it, for at most two timeouts.
+    pub(super) async fn cancel(mut self) {
         if let Some(cancelling) = self.cancel_in_background() {
-            // The task neither panics nor is aborted while somebody waits here.
+            // A failed task is a cancelled one: the runtime is shutting down.
             drop(cancelling.await);
         }
     }
 
     fn cancel_in_background(&mut self) -> Option<JoinHandle<()>> {
-        let doomed = Doomed(Some(self.connection.take()?));
+        let connection = CancellingConnection(Some(self.connection.take()?));
         let canceller = self.canceller.clone();
-        // Not registered with the platform: a dropped future has nobody to wait for it, and if the instance is frozen
-        // first the role's statement_timeout ends the query. A drop may also come after the runtime, hence the handle.
-        Some(
-            Handle::try_current()
-                .ok()?
-                .spawn(async move { doomed.cancel(canceller).await }),
-        )
+
+        // A destructor cannot wait, so the task runs by itself. If the process is frozen first, the role's
+        // statement_timeout ends the query. There is no runtime when the drop comes after its shutdown.
+        let runtime = Handle::try_current().ok()?;
+        Some(runtime.spawn(async move { connection.cancel(canceller).await }))
     }
 }
 
-impl Drop for Flight {
+impl Drop for Checkout {
     fn drop(&mut self) {
         self.cancel_in_background();
     }
 }
 
-/// A connection that never returns to its pool, but holds its place there while the server is busy with it.
-struct Doomed(Option<Object>);
+/// A connection whose statement is being cancelled. It keeps its place in the pool, so that the pool does not exceed
+/// its size at the server, and is closed at the end.
+struct CancellingConnection(Option<Object>);
 
-impl Doomed {
+impl CancellingConnection {
     async fn cancel(self, canceller: Canceller) {
         let Some(connection) = self.0.as_ref() else {
             return;
         };
-        let token = connection.cancel_token();
-        if timeout(CANCEL_TIMEOUT, canceller.cancel(token))
-            .await
-            .is_ok()
-        {
-            // A pooler drops the request of a client that has left, so the client stays until the statement is over.
+        let cancelling = canceller.cancel(connection.cancel_token());
+
+        if timeout(CANCEL_TIMEOUT, cancelling).await.is_ok() {
+            // A pooler drops the cancel request of a client that has left, so stay until the statement has ended.
             drop(timeout(CANCEL_TIMEOUT, connection.check_connection()).await);
         }
     }
 }
 
-impl Drop for Doomed {
+impl Drop for CancellingConnection {
     fn drop(&mut self) {
         drop(self.0.take().map(Object::take));
     }
