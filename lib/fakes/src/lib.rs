@@ -16,6 +16,7 @@
 
 pub mod claude;
 pub mod mail;
+pub mod pooler;
 pub mod proxy;
 pub mod stripe;
 pub mod test_services;

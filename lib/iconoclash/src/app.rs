@@ -100,7 +100,8 @@ impl App {
     pub fn db(&self) -> Result<&Db> {
         once(&self.0.db, || {
             let database = self.0.config.database.clone()?;
-            Ok(Db::new(database.url.expose_secret(), database.pool_size)?)
+            let url = database.url.expose_secret();
+            Ok(Db::named("iconoclash", url, database.pool_size)?)
         })
     }
 
