@@ -131,7 +131,7 @@ impl Asked {
     ) -> Result<Option<i64>> {
         let (app, request, now) = (&self.app, self.app.new_id(), self.app.now());
         let claude = app.claude()?;
-        let bytes = prompt::bytes(&prompt.system, &prompt.recap, &prompt.turns);
+        let bytes = prompt::bytes(&prompt.system, &prompt.summary_block, &prompt.turns);
         let most = aside::most(&prompt.model, bytes, prompt.max_tokens, now);
         let Some(hold) = Aside::hold(app, &self.subject, gate, (request, now), most).await? else {
             return Ok(None);
@@ -300,7 +300,7 @@ impl Heard {
             Ok(Ok(())) if stream.stop_reason() == Some("refusal") => Some("refused".to_owned()),
             Ok(Ok(())) => None,
             Ok(Err(broken)) => {
-                claude.broke(&stream, &broken);
+                claude.record_broken_stream(&stream, &broken);
                 Some(request_log::error_chain(&broken))
             }
             Err(_) => Some(LATE.to_owned()),

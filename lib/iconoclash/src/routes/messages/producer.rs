@@ -81,7 +81,7 @@ impl Asked {
                 }
             }
         };
-        Box::pin(api_keys::beside(&app, Box::pin(answer))).await;
+        Box::pin(api_keys::run_with_key_sync(&app, Box::pin(answer))).await;
     }
 
     async fn answer(&self, tell: &UnboundedSender<Event>) -> Result<Option<Answered>> {
@@ -93,8 +93,10 @@ impl Asked {
             self.request,
             self.now,
         )?;
-        let (opening, claude) =
-            tokio::join!(Box::pin(self.open(&admission)), api_keys::ready(&self.app));
+        let (opening, claude) = tokio::join!(
+            Box::pin(self.open(&admission)),
+            api_keys::fresh_pool(&self.app)
+        );
         let granted = match opening? {
             Opening::Replay {
                 reply,
@@ -128,7 +130,7 @@ impl Asked {
             model: plan.model(&models).to_owned(),
             max_tokens: plan.max_output_tokens(),
             system,
-            recap,
+            summary_block: recap,
             turns,
             user_id: self.session.claims.sub.to_string(),
         };
@@ -142,7 +144,7 @@ impl Asked {
             claude.likely_key(self.discussion),
             &prompt.model,
         );
-        let length = prompt::bytes(&prompt.system, &prompt.recap, &prompt.turns);
+        let length = prompt::bytes(&prompt.system, &prompt.summary_block, &prompt.turns);
         let (reply_id, mut looks) = (record.reply_id, stop::looks());
         let mut reply = Reply {
             asked: self,

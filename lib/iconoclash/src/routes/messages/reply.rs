@@ -122,7 +122,7 @@ impl Reply<'_> {
         self.tell_start(tell);
         let ending = self.listen(&mut stream, looks, tell).await;
         if let (Ending::Broken(error), Ok(claude)) = (&ending, self.asked.app.claude()) {
-            claude.broke(&stream, error);
+            claude.record_broken_stream(&stream, error);
         }
         let spent = Spent::by(&stream, &self.text, self.gate.plan().max_output_tokens());
         self.record.stop_reason = stream.stop_reason().map(str::to_owned);
