@@ -35,4 +35,5 @@ mod resuming;
 mod round_trips;
 mod slow_postgres;
 mod stopping;
+mod stored_keys;
 mod webhooks;

@@ -52,7 +52,7 @@ async fn whoever_waited_for_the_keys_in_vain_does_not_try_again() {
     let Counted { app, postgres, .. } = &Counted::start().await;
     postgres.pause();
     // One deadline and what abandoning takes, not one after the other.
-    let all = join_all((0..8).map(|_| api_keys::ready(&app.app)));
+    let all = join_all((0..8).map(|_| api_keys::fresh_pool(&app.app)));
     let ready = timeout(Duration::from_secs(20), all)
         .await
         .expect("they wait together");

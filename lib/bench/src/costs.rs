@@ -361,7 +361,7 @@ impl<'a> Simulated<'a> {
 
 /// What a call of the small model costs, of which nothing is in a cache but everything is marked for it.
 fn aside(asked: &Prompt, output: u32) -> i64 {
-    let prompt = prompt::bytes(&asked.system, &asked.recap, &asked.turns);
+    let prompt = prompt::bytes(&asked.system, &asked.summary_block, &asked.turns);
     cost(
         &asked.model,
         &Usage {

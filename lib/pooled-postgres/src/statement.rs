@@ -78,6 +78,8 @@ params! {
     &[Uuid] => UUID_ARRAY,
     &[Date] => DATE_ARRAY,
     &[OffsetDateTime] => TIMESTAMPTZ_ARRAY,
+    &[Option<String>] => TEXT_ARRAY,
+    &[Option<OffsetDateTime>] => TIMESTAMPTZ_ARRAY,
 }
 
 impl<T: Param> Param for Option<T> {

@@ -34,7 +34,7 @@ fn prompt(text: &str) -> Prompt {
         model: "claude-haiku-5-5".into(),
         max_tokens: 500,
         system: "You are Socrates, who asks.".into(),
-        recap: String::new(),
+        summary_block: String::new(),
         turns: vec![Turn {
             role: Role::User,
             text: text.into(),

@@ -29,8 +29,9 @@ async fn pool() -> (StandIn, Pool, Arc<AtomicI64>) {
     .unwrap();
     stand_in.belongs("sk-a", "acme");
     stand_in.belongs("sk-b", "acme");
-    let acme =
-        |label: &str, secret: &str| ApiKey::new(label, secret).within(Some("acme".to_owned()));
+    let acme = |label: &str, secret: &str| {
+        ApiKey::new(label, secret).with_organisation(Some("acme".to_owned()))
+    };
     let keys = vec![
         acme("a", "sk-a"),
         acme("b", "sk-b"),

@@ -12,7 +12,7 @@ use upstash_redis_rs::Command;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use claude::{self, KeyHealth, Pool};
+use claude::{KeyHealth, Pool};
 use pooled_postgres::sql_positional;
 
 use crate::{
@@ -98,10 +98,10 @@ async fn dependencies(app: &App) -> (BTreeMap<&'static str, String>, BTreeMap<St
         async { Ok::<_, Error>(app.db()?.old_execute(&ANSWERS, &[]).await.map(|_| ())?) };
     let ping = Command::new("PING").idempotent();
     let redis = async { Ok::<_, Error>(app.redis()?.exec::<String>(&ping).await.map(|_| ())?) };
-    let (postgres, redis, keys) = tokio::join!(postgres, redis, api_keys::up_to_date(app));
+    let (postgres, redis, keys) = tokio::join!(postgres, redis, api_keys::synced_pool(app));
     let keys = keys.map(Pool::health);
     let claude = match &keys {
-        Ok(keys) if keys.is_empty() => Err(Error::unavailable(claude::Error::NoKey)),
+        Ok(keys) if keys.is_empty() => Err(Error::unavailable(api_keys::NO_KEY)),
         Ok(keys) if keys.iter().all(|(_, health)| *health != KeyHealth::Ready) => {
             Err(Error::unavailable("every key is left alone for now"))
         }

@@ -130,7 +130,7 @@ impl<'a> BackgroundCall<'a> {
         reply: Uuid,
     ) -> Self {
         let now = request.app.now();
-        let prompt_bytes = prompt::bytes(&prompt.system, &prompt.recap, &prompt.turns);
+        let prompt_bytes = prompt::bytes(&prompt.system, &prompt.summary_block, &prompt.turns);
 
         Self {
             request,
@@ -310,7 +310,7 @@ impl Completion {
             Ok(Ok(())) if stream.stop_reason() == Some("refusal") => Some("refused".to_owned()),
             Ok(Ok(())) => None,
             Ok(Err(error)) => {
-                claude.broke(&stream, &error);
+                claude.record_broken_stream(&stream, &error);
                 Some(request_log::error_chain(&error))
             }
             Err(_) => Some(TOO_LATE.to_owned()),

@@ -40,7 +40,7 @@ pub(super) async fn run(request: SendRequest, tx: EventSender) {
         }
     };
 
-    Box::pin(api_keys::beside(&app, Box::pin(work))).await;
+    Box::pin(api_keys::run_with_key_sync(&app, Box::pin(work))).await;
 }
 
 /// Returns the turn for the follow-ups, if there is one.
@@ -55,7 +55,7 @@ async fn answer(request: &SendRequest, tx: &EventSender) -> Result<Option<Comple
     )?;
 
     let preflight = Box::pin(preflight::run(request, &admission));
-    let (preflight, claude) = tokio::join!(preflight, api_keys::ready(app));
+    let (preflight, claude) = tokio::join!(preflight, api_keys::fresh_pool(app));
     let approved = match preflight? {
         Preflight::Proceed(approved) => approved,
         Preflight::Replay(replay) => {

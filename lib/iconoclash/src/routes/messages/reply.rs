@@ -215,7 +215,7 @@ impl<'a> Reply<'a> {
         if let Ending::Failed(error) = &ending
             && let Ok(claude) = self.request.app.claude()
         {
-            claude.broke(&stream, error);
+            claude.record_broken_stream(&stream, error);
         }
         let max_tokens = self.permit.plan().max_output_tokens();
         let usage = UsageReport::of_stream(&stream, &self.text, max_tokens);

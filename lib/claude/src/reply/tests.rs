@@ -1,8 +1,10 @@
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 
 use super::*;
+use crate::Deadlines;
+use crate::event_stream::MAX_EVENT_BYTES;
 
-/// What became of a body: all text, the usage, the stop reason and the error's kind.
+/// The result of reading a body.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     text: String,
@@ -15,11 +17,11 @@ fn reply(body: impl Stream<Item = reqwest::Result<Bytes>> + Send + 'static) -> R
     let head = Head {
         model: "asked".into(),
         asked_model: "asked".into(),
-        key: super::super::ApiKey::new("test", "sk-1"),
+        key: ApiKey::new("test", "sk-1"),
         limits: Limits::default(),
         request_id: Some("req_1".into()),
     };
-    Reply::new(body, head, Clock::start(Deadlines::default()))
+    Reply::new(body, head, ReplyTimer::start(Deadlines::default()))
 }
 
 async fn read(mut reply: Reply) -> Outcome {
@@ -103,7 +105,7 @@ fn failed(text: &str, error: &str) -> Outcome {
 }
 
 #[tokio::test]
-async fn what_is_unknown_is_ignored() {
+async fn unknown_events_and_fields_are_ignored() {
     #[track_caller]
     fn check(actual: Outcome, expected: Outcome) {
         assert_eq!(actual, expected);
@@ -167,13 +169,13 @@ async fn what_is_unknown_is_ignored() {
 
 #[tokio::test]
 async fn nothing_but_message_stop_is_a_normal_end() {
-    let begun = start() + &delta("Know ");
+    let started = start() + &delta("Know ");
     #[track_caller]
     fn check(actual: Outcome, error: &str) {
         assert_eq!(actual, failed("Know ", error));
     }
-    check(outcome(&begun).await, "reply cut off (request-id req_1)");
-    let unfinished = begun.clone() + "event: message_stop\ndata: {}\n";
+    check(outcome(&started).await, "reply cut off (request-id req_1)");
+    let unfinished = started.clone() + "event: message_stop\ndata: {}\n";
     check(
         outcome(&unfinished).await,
         "reply cut off (request-id req_1)",
@@ -181,19 +183,19 @@ async fn nothing_but_message_stop_is_a_normal_end() {
     let error =
         r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded sk-1"}}"#;
     check(
-        outcome(&(begun.clone() + &event("error", error) + &end())).await,
+        outcome(&(started.clone() + &event("error", error) + &end())).await,
         r#"reply failed: overloaded_error "Overloaded [key]" (request-id req_1)"#,
     );
     check(
         outcome(
-            &(begun.clone() + &event("content_block_delta", r#"{"delta":{"type":"te"#) + &end()),
+            &(started.clone() + &event("content_block_delta", r#"{"delta":{"type":"te"#) + &end()),
         )
         .await,
         "malformed reply: broken JSON at column 20 of content_block_delta (request-id req_1)",
     );
     check(
         outcome(
-            &(begun.clone()
+            &(started.clone()
                 + &event("message_delta", r#"{"usage":{"output_tokens":-1}}"#)
                 + &end()),
         )
@@ -203,7 +205,7 @@ async fn nothing_but_message_stop_is_a_normal_end() {
 }
 
 #[tokio::test]
-async fn a_reply_that_never_began_cannot_be_complete() {
+async fn a_reply_that_never_started_cannot_be_complete() {
     let stopped = outcome(&event("message_stop", "{}")).await;
     assert_eq!(
         stopped.error.unwrap(),
@@ -241,7 +243,7 @@ async fn events_survive_any_division_into_chunks() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_text_are_malformed() {
+async fn bytes_that_are_not_utf8_are_malformed() {
     let chunks = vec![
         Bytes::from(start()),
         Bytes::from_static(b"data: \xff\xff\n\n"),
@@ -254,7 +256,7 @@ async fn bytes_that_are_no_text_are_malformed() {
 }
 
 #[tokio::test]
-async fn an_event_without_end_is_refused_before_it_fills_the_memory() {
+async fn an_event_without_an_end_is_refused_before_it_fills_the_memory() {
     let chunk = Bytes::from(vec![b'x'; 16 * 1024]);
     let endless = stream::once(async { Ok(Bytes::from(start() + "data: ")) })
         .chain(stream::repeat_with(move || Ok(chunk.clone())));
@@ -267,7 +269,7 @@ async fn an_event_without_end_is_refused_before_it_fills_the_memory() {
         )
     );
 
-    let long = "x".repeat(MOST_EVENT_BYTES);
+    let long = "x".repeat(MAX_EVENT_BYTES);
     let sized = read(reply(body(vec![Bytes::from(start() + &delta(&long))]))).await;
     assert_eq!(
         sized,
@@ -285,7 +287,7 @@ async fn an_event_without_end_is_refused_before_it_fills_the_memory() {
 }
 
 #[tokio::test]
-async fn the_split_of_cache_writes_is_kept_and_its_absence_means_five_minutes() {
+async fn cache_writes_without_a_split_are_for_five_minutes() {
     async fn check(start_usage: &str, delta_usage: &str, (write_5m, write_1h): (u32, u32)) {
         let events = event(
             "message_start",
@@ -325,7 +327,7 @@ async fn the_split_of_cache_writes_is_kept_and_its_absence_means_five_minutes() 
 async fn each_deadline_names_its_phase_and_keeps_the_usage() {
     let silent = || stream::pending::<reqwest::Result<Bytes>>();
     let phase = |mut reply: Reply| async move {
-        let began = Instant::now();
+        let started_at = Instant::now();
         let error = loop {
             match reply.next().await {
                 Ok(text) => assert!(text.is_some()),
@@ -335,15 +337,15 @@ async fn each_deadline_names_its_phase_and_keeps_the_usage() {
         let Error::Timeout { phase } = error else {
             panic!("{error}")
         };
-        (phase, began.elapsed().as_secs(), reply.usage())
+        (phase, started_at.elapsed().as_secs(), reply.usage())
     };
     assert_eq!(
         phase(reply(silent())).await,
         (Phase::FirstEvent, 30, Usage::default())
     );
 
-    let begun = body(vec![Bytes::from(start())]).chain(silent());
-    assert_eq!(phase(reply(begun)).await, (Phase::Silence, 60, STARTED));
+    let started = body(vec![Bytes::from(start())]).chain(silent());
+    assert_eq!(phase(reply(started)).await, (Phase::Silence, 60, STARTED));
 
     let every_50_s = |event: String| {
         stream::repeat_with(move || event.clone()).then(|event| async {
@@ -356,9 +358,9 @@ async fn each_deadline_names_its_phase_and_keeps_the_usage() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn asking_again_and_again_does_not_stretch_a_silence() {
+async fn polling_again_does_not_extend_the_silence_deadline() {
     let mut reply = reply(body(vec![Bytes::from(start())]).chain(stream::pending()));
-    let began = Instant::now();
+    let started_at = Instant::now();
     let error = loop {
         if let Ok(ended) = timeout(Duration::from_secs(1), reply.next()).await {
             break ended.unwrap_err();
@@ -373,7 +375,7 @@ async fn asking_again_and_again_does_not_stretch_a_silence() {
         ),
         "{error}"
     );
-    assert_eq!(began.elapsed().as_secs(), 60);
+    assert_eq!(started_at.elapsed().as_secs(), 60);
 }
 
 #[tokio::test(start_paused = true)]
