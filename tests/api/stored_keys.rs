@@ -215,6 +215,9 @@ async fn operators_see_the_health_of_keys_and_never_a_secret() {
     app.claude.clear();
     let paid = store::test(&app.app, "long").await.unwrap();
     assert!(matches!(paid, KeyTest::Works), "{paid:?}");
+    let booked = "select count(*) from usage_events
+        where kind = 'key_test' and outcome = 'complete' and not estimated and cost_microusd > 0";
+    assert_eq!(app.value(booked).await, "1");
     app.advance(time::Duration::seconds(11));
     eventually_healthy_as(&app, "long", "ok").await;
     let listed = store::list(&app.app).await.unwrap();
