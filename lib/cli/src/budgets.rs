@@ -76,7 +76,8 @@ pub async fn set(app: &App, scope: &str, limit: Dollars) -> Result<String, Strin
         Followed::AtOnce => format!("{scope} is {limit} from the next message on"),
         Followed::WithinAMinute(cause) => {
             format!(
-                "{scope} is {limit} within a minute. Redis still has the old limit until then: {cause}"
+                "{scope} is {limit} within a minute. Redis still has the old limit until then: \
+                 {cause}"
             )
         }
     })
