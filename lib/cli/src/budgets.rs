@@ -79,7 +79,8 @@ pub async fn set(app: &App, scope: &str, limit: Dollars) -> Result<String, Strin
         Propagation::Immediate => format!("{scope} is {limit} from the next message on"),
         Propagation::OnCacheExpiry(cause) => {
             format!(
-                "{scope} is {limit} within a minute. Redis still has the old limit until then: {cause}"
+                "{scope} is {limit} within a minute. Redis still has the old limit until then: \
+                 {cause}"
             )
         }
     })

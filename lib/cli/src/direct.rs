@@ -13,14 +13,15 @@ pub(crate) const OLDEST_SERVER: i32 = 15;
 pub enum Error {
     /// The direct URL leads to a pooler.
     #[error(
-        "DATABASE_URL_UNPOOLED leads to a pooler ({0}): set it to the direct URL of Postgres. A migration's lock \
-         belongs to a session. A transaction-mode pooler would keep the lock on a server connection, and every later \
-         migration would wait for it"
+        "DATABASE_URL_UNPOOLED leads to a pooler ({0}): set it to the direct URL of Postgres. A \
+         migration's lock belongs to a session. A transaction-mode pooler would keep the lock on a \
+         server connection, and every later migration would wait for it"
     )]
     Pooler(String),
     /// The URL does not parse.
     #[error(
-        "DATABASE_URL_UNPOOLED is no Postgres URL: {0}. Set it to one such as postgres://user:password@host/database"
+        "DATABASE_URL_UNPOOLED is no Postgres URL: {0}. Set it to one such as \
+         postgres://user:password@host/database"
     )]
     Url(sqlx::Error),
     /// No connection.

@@ -65,7 +65,8 @@ pub async fn doctor(pooled_url: Option<&str>, direct_url: Option<&str>) -> Vec<F
         Some(url) => check_direct(url, &mut findings).await,
         None => {
             findings.push(Finding::failure(
-                "DATABASE_URL_UNPOOLED is not set: set it to the direct URL of Postgres, which migrations need",
+                "DATABASE_URL_UNPOOLED is not set: set it to the direct URL of Postgres, which \
+                 migrations need",
             ));
             None
         }
@@ -75,8 +76,8 @@ pub async fn doctor(pooled_url: Option<&str>, direct_url: Option<&str>) -> Vec<F
         findings.push(match pooled == direct {
             true => Finding::fine("both URLs lead to the same database"),
             false => Finding::failure(
-                "the URLs lead to different databases, so migrations do not reach the one that the functions use: set \
-                 both to the same database",
+                "the URLs lead to different databases, so migrations do not reach the one that the \
+                 functions use: set both to the same database",
             ),
         });
     }
@@ -107,8 +108,8 @@ async fn check_pooled(url: &str, findings: &mut Vec<Finding>) -> Option<Identity
 
     if server.statement_timeout == "0" {
         findings.push(Finding::notice(format!(
-            "DATABASE_URL: the role {} has no statement_timeout: run `iconoclash migrate`, which sets it for new \
-             server connections of the pooler",
+            "DATABASE_URL: the role {} has no statement_timeout: run `iconoclash migrate`, which \
+             sets it for new server connections of the pooler",
             server.role
         )));
     }
@@ -129,8 +130,8 @@ async fn check_pooled(url: &str, findings: &mut Vec<Finding>) -> Option<Identity
 async fn identify_pooler(url: &str) -> Result<Finding, direct::Error> {
     if Direct::connect(url).await.is_ok() {
         return Ok(Finding::notice(
-            "DATABASE_URL: no pooler. That is good for development. In production every instance of a function would \
-             hold server connections of its own: set it to the pooled URL",
+            "DATABASE_URL: no pooler. That is good for development. In production every instance \
+             of a function would hold server connections of its own: set it to the pooled URL",
         ));
     }
 
@@ -153,7 +154,8 @@ async fn identify_pooler(url: &str) -> Result<Finding, direct::Error> {
     Ok(Finding::fine(match tracks_statements {
         true => "DATABASE_URL: a pooler that tracks named statements",
         false => {
-            "DATABASE_URL: a pooler that does not track named statements. Iconoclash uses none, but other programs may"
+            "DATABASE_URL: a pooler that does not track named statements. Iconoclash uses none, \
+             but other programs may"
         }
     }))
 }
@@ -194,7 +196,8 @@ async fn check_schema(connection: &mut PgConnection) -> Result<Finding, direct::
     let missing: Vec<_> = if is_migrated {
         if let Some(version) = connection.dirty_version(table).await? {
             return Err(direct::Error::History(format!(
-                "migration {version} stopped half-way: repair what it left behind, then delete its row in {table}"
+                "migration {version} stopped half-way: repair what it left behind, then delete its \
+                 row in {table}"
             )));
         }
         pending(connection).await?

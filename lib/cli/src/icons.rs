@@ -60,7 +60,8 @@ pub(crate) async fn seed(connection: &mut PgConnection) -> Result<SeedCounts, Er
         "with wanted as (
            select slug, name, era, tagline, system_prompt, position, false as retired
            from jsonb_to_recordset($1::text::jsonb)
-             as w(slug text, name text, era text, tagline text, system_prompt text, position smallint)
+             as w(slug text, name text, era text, tagline text, system_prompt text,
+                  position smallint)
          ), written as (
            insert into icons as i (slug, name, era, tagline, system_prompt, position, retired)
            select slug, name, era, tagline, system_prompt, position, retired from wanted
@@ -68,8 +69,8 @@ pub(crate) async fn seed(connection: &mut PgConnection) -> Result<SeedCounts, Er
              name = excluded.name, era = excluded.era, tagline = excluded.tagline,
              system_prompt = excluded.system_prompt, position = excluded.position, retired = false
            where (i.name, i.era, i.tagline, i.system_prompt, i.position, i.retired)
-             is distinct from (excluded.name, excluded.era, excluded.tagline, excluded.system_prompt,
-                               excluded.position, false)
+             is distinct from (excluded.name, excluded.era, excluded.tagline,
+                               excluded.system_prompt, excluded.position, false)
            returning xmax = 0 as added
          ), dropped as (
            update icons set retired = true

@@ -128,8 +128,9 @@ async fn main() -> ExitCode {
 async fn migrate(database: Database) -> ExitCode {
     let Some(direct) = set(&database.database_url_unpooled) else {
         eprintln!(
-            "DATABASE_URL_UNPOOLED is not set: set it to the direct URL of Postgres. DATABASE_URL does not serve, \
-             because a pooler keeps a migration's lock on a server connection, and every later migration waits for it."
+            "DATABASE_URL_UNPOOLED is not set: set it to the direct URL of Postgres. DATABASE_URL \
+             does not serve, because a pooler keeps a migration's lock on a server connection, and \
+             every later migration waits for it."
         );
         return ExitCode::FAILURE;
     };

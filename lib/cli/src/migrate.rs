@@ -104,8 +104,8 @@ pub(crate) async fn pending(
     let mut versions = applied.keys();
     if let Some(unknown) = versions.find(|version| !MIGRATIONS.version_exists(**version)) {
         return Err(Error::History(format!(
-            "the database has migration {unknown}, which this release does not know: use the later release that \
-             added it"
+            "the database has migration {unknown}, which this release does not know: use the later \
+             release that added it"
         )));
     }
 
@@ -116,7 +116,8 @@ pub(crate) async fn pending(
             Some(checksum) if *checksum == migration.checksum => {}
             Some(_) => {
                 return Err(Error::History(format!(
-                    "migration {} was edited after it was applied: restore its file, and put the change in a new one",
+                    "migration {} was edited after it was applied: restore its file, and put the \
+                     change in a new one",
                     migration.version
                 )));
             }
@@ -135,7 +136,8 @@ async fn set_timeouts(
         Ok(server) => server,
         Err(cause) => {
             say(format!(
-                "timeouts: skipped, DATABASE_URL does not answer: {cause}. Check it and run `iconoclash migrate` again"
+                "timeouts: skipped, DATABASE_URL does not answer: {cause}. Check it and run \
+                 `iconoclash migrate` again"
             ));
             return Ok(());
         }
@@ -150,7 +152,8 @@ async fn set_timeouts(
             Ok(_) => {}
             Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some("42501") => {
                 say(format!(
-                    "timeouts: skipped, {refusal}. Ask an administrator of the database to run: {statement}"
+                    "timeouts: skipped, {refusal}. Ask an administrator of the database to run: \
+                     {statement}"
                 ));
                 return Ok(());
             }
@@ -179,7 +182,10 @@ async fn with_progress<T>(say: &mut Say<'_>, what: &str, work: impl Future<Outpu
     loop {
         tokio::select! {
             outcome = &mut work => return outcome,
-            _ = ticks.tick() => say(format!("still {what} after {} s", started_at.elapsed().as_secs())),
+            _ = ticks.tick() => {
+                let seconds = started_at.elapsed().as_secs();
+                say(format!("still {what} after {seconds} s"));
+            }
         }
     }
 }

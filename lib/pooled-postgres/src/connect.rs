@@ -47,6 +47,7 @@ pub(super) fn pool(
         }))
         .build()
         .map_err(Error::other)?;
+
     Ok((pool, canceller))
 }
 
@@ -55,6 +56,7 @@ async fn check_if_idle(connection: &ClientWrapper, idle: Duration) -> Result<(),
     if idle < IDLE_BEFORE_CHECK {
         return Ok(());
     }
+
     match timeout(CHECK_TIMEOUT, connection.check_connection()).await {
         Ok(answer) => answer.map_err(HookError::Backend),
         Err(_) => Err(HookError::message("no answer on an idle connection")),
@@ -83,6 +85,7 @@ impl Database {
         let (address, query) = url.split_once('?').unwrap_or((url, ""));
         let mut supported = Vec::new();
         let mut root_certificates = None;
+
         for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
             match (name, value) {
                 // Certificates are always verified, so these modes ask for nothing more.
@@ -106,13 +109,16 @@ impl Database {
             return Err(Error::other("the database URL names no host"));
         }
 
-        if let (None, Some(name)) = (config.get_application_name(), application_name) {
+        if let Some(name) = application_name
+            && config.get_application_name().is_none()
+        {
             config.application_name(name);
         }
         config
             .connect_timeout(CONNECT_TIMEOUT)
             .keepalives_idle(Duration::from_secs(30))
             .tcp_user_timeout(Duration::from_secs(5));
+
         Ok(Self {
             config,
             root_certificates,
@@ -134,7 +140,8 @@ mod tests {
 
     #[test]
     fn parameters_of_providers_and_startup_options_are_left_out() {
-        let url = "postgres://u:p%40ss@h:6543/d?pgbouncer=true&options=-c%20x%3Dy&supa=base&sslmode=require";
+        let url = "postgres://u:p%40ss@h:6543/d\
+                   ?pgbouncer=true&options=-c%20x%3Dy&supa=base&sslmode=require";
         let config = parse(url).config;
 
         assert_eq!(config.get_user(), Some("u"));

@@ -10,8 +10,8 @@ use uuid::Uuid;
 /// A type that a column of a result may have.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a column of a result",
-    note = "each column type has exactly one Postgres type: `i32` is integer, `i64` bigint, `String` and enums of \
-            `text_enum!` are text; a column that may be null is an `Option`"
+    note = "each column type has exactly one Postgres type: `i32` is integer, `i64` bigint, \
+            `String` and enums of `text_enum!` are text; a column that may be null is an `Option`"
 )]
 pub trait Column: FromSqlOwned {
     /// The Postgres type that it stands for.
@@ -72,7 +72,8 @@ impl ColumnSpec {
 /// A row of a result: a struct of [`row!`](crate::row), a single column, or `()` for a statement without a result.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a row of a result",
-    note = "a row is a struct of `pooled_postgres::row!`, the type of a single column, or `()` for no result"
+    note = "a row is a struct of `pooled_postgres::row!`, the type of a single column, or `()` for \
+            no result"
 )]
 pub trait Row: Sized {
     /// The columns, in the order of the result.

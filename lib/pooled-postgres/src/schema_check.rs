@@ -97,8 +97,10 @@ fn fault_of_access(access: Access, text: &str) -> Option<String> {
     reason = "a setting of the test run, not of a deployment"
 )]
 fn test_database() -> String {
-    std::env::var("ICONOCLASH_TEST_DATABASE")
-        .expect("ICONOCLASH_TEST_DATABASE is not set: run `cargo local test`, which starts a migrated database")
+    std::env::var("ICONOCLASH_TEST_DATABASE").expect(
+        "ICONOCLASH_TEST_DATABASE is not set: run `cargo local test`, which starts a \
+                 migrated database",
+    )
 }
 
 /// Whether the text has a word that writes, locks or acts outside the statement.

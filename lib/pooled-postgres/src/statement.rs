@@ -40,8 +40,8 @@ pub trait Statement {
 /// A type that a parameter of a statement may have.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a parameter of a statement",
-    note = "each parameter type has exactly one Postgres type: `i32` is integer, `i64` bigint, `&str` and enums of \
-            `text_enum!` are text, `&[Uuid]` is uuid[]"
+    note = "each parameter type has exactly one Postgres type: `i32` is integer, `i64` bigint, \
+            `&str` and enums of `text_enum!` are text, `&[Uuid]` is uuid[]"
 )]
 pub trait Param: ToSql + Sync {
     /// The Postgres type that it stands for.

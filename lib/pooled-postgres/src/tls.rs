@@ -58,6 +58,7 @@ impl Tls {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = Verifier::new_with_extra_roots(self.extra_roots()?, provider.clone())
             .map_err(io::Error::other)?;
+
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(io::Error::other)?
@@ -66,6 +67,7 @@ impl Tls {
             .with_no_client_auth();
 
         let maker = self.maker.get_or_init(|| MakeRustlsConnect::new(config));
+
         Ok(maker.clone())
     }
 
@@ -112,6 +114,7 @@ where
             let connector = MakeTlsConnect::<S>::make_tls_connect(&mut maker, &self.host)
                 .map_err(io::Error::other)?;
             let encrypted = connector.connect(socket).await?;
+
             Ok((self.wrap)(encrypted))
         })
     }

@@ -195,7 +195,9 @@ fn document(param: &mut Field) {
         .attrs
         .iter()
         .any(|attribute| attribute.path().is_ident("doc"));
-    if let (false, Some(name)) = (is_documented, &param.ident) {
+    if let Some(name) = &param.ident
+        && !is_documented
+    {
         let text = format!("The parameter `:{}`.", name.unraw());
         param.attrs.push(syn::parse_quote!(#[doc = #text]));
     }

@@ -56,7 +56,8 @@ pub(crate) fn number(text: &str, names: &[String]) -> Result<Numbered, String> {
 
 fn glued(placeholder: &str) -> String {
     format!(
-        "put a space before `{placeholder}`; as the upper bound of an array slice, write `: {placeholder}`"
+        "put a space before `{placeholder}`; \
+         as the upper bound of an array slice, write `: {placeholder}`"
     )
 }
 
