@@ -213,7 +213,7 @@ async fn cell_of(
         .await;
     assert_eq!(
         billed,
-        app.claude.begun().to_string(),
+        app.claude.replies_started().to_string(),
         "{cell}: ledger rows of what is billed, replies that began"
     );
     // What was asked and never answered may be billed: it is booked, and costs the sender nothing.

@@ -34,9 +34,9 @@ pub(crate) async fn with_keys(
     })
     .await;
     app.claude
-        .accept(["sk-a", "sk-b", "sk-c", "sk-d"].map(str::to_owned).to_vec());
-    app.claude.belongs("sk-a", "acme");
-    app.claude.belongs("sk-b", "acme");
+        .accept_keys(["sk-a", "sk-b", "sk-c", "sk-d"].map(str::to_owned).to_vec());
+    app.claude.set_organisation("sk-a", "acme");
+    app.claude.set_organisation("sk-b", "acme");
     app.sql("update budgets set limit_microusd = 1000000000")
         .await;
     app
@@ -329,23 +329,23 @@ async fn the_provider_says_whether_the_same_key_may_be_asked_again() {
     for (script, calls, status) in [
         (Script::from(Failure::Internal), 2, 201),
         (
-            Script::from(Failure::Internal).heading("x-should-retry", "false"),
+            Script::from(Failure::Internal).with_header("x-should-retry", "false"),
             1,
             503,
         ),
         (
-            Script::from(Failure::Internal).heading("retry-after-ms", "500"),
+            Script::from(Failure::Internal).with_header("retry-after-ms", "500"),
             1,
             503,
         ),
         (Script::from(Failure::Invalid), 1, 503),
         (
-            Script::from(Failure::Invalid).heading("x-should-retry", "true"),
+            Script::from(Failure::Invalid).with_header("x-should-retry", "true"),
             2,
             201,
         ),
         (
-            Script::from(Failure::TooLarge).heading("x-should-retry", "true"),
+            Script::from(Failure::TooLarge).with_header("x-should-retry", "true"),
             2,
             201,
         ),
@@ -489,7 +489,7 @@ async fn a_draining_or_revoked_key_ends_what_it_began() {
     store::add(&app.app, &key("b", None)).await.unwrap();
     app.advance(time::Duration::seconds(60));
     app.claude
-        .next(Script::from(Behaviour::Hold { after: 1 }).saying("One. Two. Three."));
+        .next(Script::from(Behaviour::Hold { after: 1 }).with_text("One. Two. Three."));
     let mut stream = ada.stream(&discussion, "Why?").await;
     while stream.next().await.unwrap().name != "delta" {}
     store::add(&app.app, &key("c", None)).await.unwrap();
@@ -581,7 +581,7 @@ async fn operators_see_how_keys_fare_and_never_a_secret() {
         "the provider does not know it"
     );
     app.claude
-        .accept(vec!["sk-a".to_owned(), secret.to_owned()]);
+        .accept_keys(vec!["sk-a".to_owned(), secret.to_owned()]);
     app.claude.always_for(Only::key(secret), Failure::Billing);
     let talks = members(&app, 16).await;
     for (ada, discussion) in &talks {

@@ -149,7 +149,7 @@ async fn a_reply_is_told_from_the_start_to_whoever_has_nothing_of_it() {
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three."));
+        .next(Script::from(Behaviour::Hold { after: 2 }).with_text("One two three."));
     let mut sent = ada.stream(&discussion, "Why?").await;
     let start = sent.next().await.unwrap();
     let reply = start.data["reply_id"].as_str().unwrap();
@@ -191,7 +191,7 @@ async fn a_stream_that_is_given_up_has_no_end_and_goes_on_after_its_last_event()
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three."));
+        .next(Script::from(Behaviour::Hold { after: 2 }).with_text("One two three."));
     let mut sent = ada.stream(&discussion, "Why?").await;
     let reply = sent.next().await.unwrap().data["reply_id"]
         .as_str()
@@ -220,7 +220,7 @@ async fn the_rest_of_a_reply_that_broke_off_is_told_with_its_end() {
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Cut { after: 2 }).saying("One two three."));
+        .next(Script::from(Behaviour::Cut { after: 2 }).with_text("One two three."));
     let events = ada.stream(&discussion, "Why?").await.rest().await;
     let reply = events[0].data["reply_id"].as_str().unwrap().to_owned();
     let rest = ada.resume(&reply, Some(events[1].id)).await.rest().await;
@@ -248,7 +248,7 @@ async fn a_reply_whose_producer_died_is_ended_by_who_watches_it() {
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Stall { after: 1 }).saying("One two."));
+        .next(Script::from(Behaviour::Stall { after: 1 }).with_text("One two."));
     let mut stream = ada.stream(&discussion, "Why?").await;
     let reply = stream.next().await.unwrap().data["reply_id"]
         .as_str()

@@ -33,8 +33,9 @@ async fn another_instance_stops_the_provider_and_what_was_written_stays_and_is_p
     for plan in ["free", "pro"] {
         app.sql(&format!("update users set plan = '{plan}'")).await;
         let discussion = ada.discussion().await;
-        app.claude
-            .next(Script::from(Behaviour::Stall { after: 3 }).saying("One two three four five."));
+        app.claude.next(
+            Script::from(Behaviour::Stall { after: 3 }).with_text("One two three four five."),
+        );
         let cancelled = app.claude.cancelled();
         let (reply, stream) = begun(&ada, &discussion).await;
         app.eventually(
@@ -89,7 +90,7 @@ async fn what_a_model_thought_before_it_was_stopped_is_taken_for_all_that_it_mig
     app.sql("update users set plan = 'pro'").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Stall { after: 1 }).saying("One two."));
+        .next(Script::from(Behaviour::Stall { after: 1 }).with_text("One two."));
     let (reply, stream) = begun(&ada, &discussion).await;
     assert_eq!(stop(&ada, &reply).await.0, 202);
     let done = stream.rest().await.pop().unwrap();
@@ -192,7 +193,7 @@ async fn a_stop_finds_a_dead_producer_and_a_dying_one_leaves_it_stopped() {
     let over = "update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'";
     let dead = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Stall { after: 1 }).saying("One two."));
+        .next(Script::from(Behaviour::Stall { after: 1 }).with_text("One two."));
     let (reply, _stream) = begun(&ada, &dead).await;
     app.eventually(
         "select content from messages where status = 'streaming'",

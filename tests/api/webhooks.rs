@@ -223,7 +223,7 @@ async fn while_stripe_cannot_be_asked_an_event_is_not_taken_and_comes_again() {
         let answer = app.deliver(&events[0]).await;
         assert_eq!(answer.problem(), (500, "internal"), "{fault:?}");
         assert!(
-            !answer.json.to_string().contains("stand-in"),
+            !answer.json.to_string().contains("This fake"),
             "{}",
             answer.json
         );
@@ -413,7 +413,7 @@ async fn live_through(app: &TestApp, customer: &str, mut rng: StdRng) -> bool {
                 }
                 _ => Action::Subscribe(customer),
             });
-            let events = app.stripe.take_events_of(customer);
+            let events = app.stripe.take_events_for(customer);
             let at_once = rng.random_bool(0.5);
             if at_once {
                 hear(app, &events).await;
