@@ -4,10 +4,7 @@
     clippy::disallowed_methods,
     reason = "a test finds node by PATH, and serves its requests"
 )]
-#![expect(
-    clippy::unwrap_used,
-    reason = "a helper that fails fails its test"
-)]
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::{path::Path, sync::Arc, time::Duration};
 

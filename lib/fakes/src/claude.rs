@@ -4,7 +4,7 @@
 //! `[[fault:overloaded]]` into a message, or calls
 //!
 //! - `POST /local/claude/faults` with `{"fault": "stall:3", "times": 2}`, or with `"always": true`;
-//!   `key`, `model` and `organisation` narrow it, `text` sets the reply and `headers` those of an error;
+//!   `key`, `model` and `organisation` narrow it, `text` sets the reply, `headers` those of errors;
 //! - `DELETE /local/claude/faults` to remove all scripts;
 //! - `POST /local/claude/release` to let one held stream go on.
 //!

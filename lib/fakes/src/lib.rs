@@ -3,7 +3,7 @@
 #![recursion_limit = "256"]
 #![expect(
     clippy::disallowed_methods,
-    reason = "fakes read the clock and the test run's environment, and have no platform to register tasks with"
+    reason = "fakes read the clock and the environment, and have no platform to register tasks with"
 )]
 
 pub mod claude;

@@ -1,4 +1,4 @@
-//! A fake mail provider: Resend's wire format, and a page at `/local/mail` with the mails it received.
+//! A fake mail provider: Resend's wire format, and a page at `/local/mail` with all mails.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

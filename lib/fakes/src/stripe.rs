@@ -1,6 +1,6 @@
-//! A fake Stripe: the wire format of API version 2026-10-28.endive for the calls that we make, pages
-//! that a developer can click through, a clock that can be moved, and signed events that arrive
-//! twice, late, out of order or never.
+//! A fake Stripe: the wire format of API version 2026-10-28.endive for the application's calls,
+//! pages for a developer, a clock that can be moved, and signed events that arrive twice, late, out
+//! of order or never.
 //!
 //! A test acts with [`FakeStripe::act`], takes the events with [`FakeStripe::take_events`] and
 //! delivers them itself. With a webhook URL the fake delivers them as [`Delivery`] says.

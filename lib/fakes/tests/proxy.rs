@@ -92,11 +92,13 @@ async fn round_trips_of_queries_and_of_connecting_are_counted_separately() {
     exchange(&mut socket, START, AUTH).await;
     exchange(&mut socket, b"password", READY).await;
     check_round_trips(&proxy, 3, 0);
+
     for _ in 0..4 {
         exchange(&mut socket, b"select 1", b"select 1").await;
     }
     check_round_trips(&proxy, 3, 4);
     assert_eq!(proxy.connections(), 1);
+
     proxy.reset();
     exchange(&mut socket, b"select 1", b"select 1").await;
     check_round_trips(&proxy, 0, 1);
@@ -107,6 +109,7 @@ async fn the_delay_is_added_once_per_round_trip_and_bytes_during_it_belong_to_th
     let delay = Duration::from_millis(200);
     let proxy = Tcp::start(start_server().await, delay).await.unwrap();
     let mut socket = connect(&proxy).await;
+
     let took = exchange(&mut socket, b"select 1", b"select 1").await;
     assert!(took >= delay, "{took:?}");
 
@@ -115,6 +118,7 @@ async fn the_delay_is_added_once_per_round_trip_and_bytes_during_it_belong_to_th
         socket.write_all(&[*byte]).await.unwrap();
         tokio::task::yield_now().await;
     }
+
     let mut received = [0; 9];
     socket.read_exact(&mut received).await.unwrap();
     assert!(started_at.elapsed() >= delay);
@@ -127,6 +131,7 @@ async fn a_terminate_message_is_no_round_trip() {
         .await
         .unwrap();
     let mut socket = connect(&proxy).await;
+
     // The test's server echoes it, which proves that it was forwarded.
     exchange(&mut socket, b"X\0\0\0\x04", b"X\0\0\0\x04").await;
     check_round_trips(&proxy, 2, 0);
@@ -138,6 +143,7 @@ async fn a_paused_proxy_accepts_and_forwards_everything_later() {
         .await
         .unwrap();
     let mut open = connect(&proxy).await;
+
     proxy.pause();
     let waiting = async {
         let mut new = TcpStream::connect(proxy.addr()).await.unwrap();
@@ -147,11 +153,13 @@ async fn a_paused_proxy_accepts_and_forwards_everything_later() {
         )
     };
     tokio::pin!(waiting);
+
     assert!(
         tokio::time::timeout(Duration::from_millis(50), &mut waiting)
             .await
             .is_err()
     );
+
     proxy.resume();
     waiting.await;
 }
@@ -162,11 +170,14 @@ async fn severing_closes_open_connections_and_accepts_new_ones() {
         .await
         .unwrap();
     let mut open = connect(&proxy).await;
+
     proxy.sever();
     let read = open.read(&mut [0; 8]).await;
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+
     let mut new = connect(&proxy).await;
     exchange(&mut new, b"hello", b"hello").await;
+
     let addr = proxy.addr();
     drop(proxy);
     let read = new.read(&mut [0; 8]).await;

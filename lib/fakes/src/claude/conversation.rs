@@ -37,7 +37,7 @@ fn label(text: &str) -> String {
     words.join(" ")
 }
 
-/// The speakers of a system text that asks for paragraphs with a `**Name:**`: its `# Name` headings.
+/// The `# Name` headings of a system text that asks for paragraphs with a `**Name:**`.
 fn voices(system: &str) -> Vec<&str> {
     if !system.contains("**Name:**") {
         return Vec::new();
@@ -123,69 +123,74 @@ impl Prose {
 }
 
 const OPENINGS: [&str; 6] = [
-    "So you hold that “{point}”. Let me first put it as strongly as I can, because a claim deserves \
-     to be met at its best: it names something that many people feel and few can say.",
+    "So you hold that “{point}”. Let me first put it as strongly as I can, because a claim \
+     deserves to be met at its best: it names something that many people feel and few can say.",
     "“{point}”, you say, and I can hear why it persuades. It is short, it is memorable, and it \
      spares us the trouble of asking who would have to pay if we all lived by it tomorrow.",
-    "I have met “{point}” before, in better clothes and in worse. In its best form it is no boast \
-     but a discovery: the usual story leaves something out, and you had the courage to say so.",
+    "I have met “{point}” before, in better clothes and in worse. In its best form it is no \
+     boast but a discovery: the usual story leaves something out, and you had the courage to \
+     say so.",
     "Before I quarrel with “{point}”, let me say what I admire in it. It takes a side. Most \
      opinions keep an exit at the back; this one stands in the open and invites an answer.",
-    "Let us take “{point}” seriously for as long as it can bear the weight. Suppose it true without \
-     exception, on good days and on bad ones, and see what kind of house we have moved into.",
-    "“{point}”: there is a whole way of living folded up in that. I would like to unfold it slowly, \
-     because what looks like one thought is often two, and they may not be on speaking terms.",
+    "Let us take “{point}” seriously for as long as it can bear the weight. Suppose it true \
+     without exception, on good days and on bad ones, and see what kind of house we have moved \
+     into.",
+    "“{point}”: there is a whole way of living folded up in that. I would like to unfold it \
+     slowly, because what looks like one thought is often two, and they may not be on speaking \
+     terms.",
 ];
 
 const OBJECTIONS: [&str; 6] = [
-    "Yet it borrows its strength from a case where everyone agrees, and spends it on a case where \
-     no one does. Take the easy example away, and ask whether it still says anything that its \
-     opponents would refuse to sign.",
-    "But a claim of this kind has a cost, and the cost falls on someone who is not in the room. Ask \
-     the apprentice, the tenant, the child who comes after, and you may hear the same sentence as \
-     a threat.",
+    "Yet it borrows its strength from a case where everyone agrees, and spends it on a case \
+     where no one does. Take the easy example away, and ask whether it still says anything that \
+     its opponents would refuse to sign.",
+    "But a claim of this kind has a cost, and the cost falls on someone who is not in the room. \
+     Ask the apprentice, the tenant, the child who comes after, and you may hear the same \
+     sentence as a threat.",
     "My trouble is with the word in the middle, the one that sounds so clear. Used narrowly, it \
-     makes the claim true and dull; used broadly, it makes it bold and false. Which of the two do \
-     you mean to defend?",
+     makes the claim true and dull; used broadly, it makes it bold and false. Which of the two \
+     do you mean to defend?",
     "Where I part from it is the step from what usually happens to what must happen. Habit is a \
-     patient teacher, but it has been wrong before, and it was always surest in the hour before it \
-     was corrected.",
-    "Still, I notice that the argument runs just as well backwards. Those who believe the opposite \
-     tell the same story, with the same examples, and arrive with equal confidence at their own \
-     front door.",
+     patient teacher, but it has been wrong before, and it was always surest in the hour before \
+     it was corrected.",
+    "Still, I notice that the argument runs just as well backwards. Those who believe the \
+     opposite tell the same story, with the same examples, and arrive with equal confidence at \
+     their own front door.",
     "What it cannot explain is the person who agrees with every word and then does otherwise. \
      Either we call that person a fool, which is lazy, or we admit that something else was at \
      work.",
 ];
 
 const EXAMPLES: [&str; 6] = [
-    "Think of a carpenter with two rules, one for measuring and one for mending. The first is exact \
-     and the second is kind, and a good workshop needs both. I would not hire the man who could \
-     only recite the first.",
+    "Think of a carpenter with two rules, one for measuring and one for mending. The first is \
+     exact and the second is kind, and a good workshop needs both. I would not hire the man who \
+     could only recite the first.",
     "I once watched two neighbours settle a boundary that had divided their families for years. \
      Neither proved anything. They walked the field together and discovered that each had been \
      answering a different question.",
-    "Consider a crew who agree about the harbour and about nothing else. They will arrive, if they \
-     arrive, through a hundred small concessions, and not one of them will be written in the log \
-     as a principle.",
+    "Consider a crew who agree about the harbour and about nothing else. They will arrive, if \
+     they arrive, through a hundred small concessions, and not one of them will be written in \
+     the log as a principle.",
     "Take a teacher who praises every answer. Her pupils are happy until the day they meet the \
      world, which does not praise. Was she kind? For an hour, surely. Over a life I am less \
      certain, and so are you.",
-    "Imagine a city that made this sentence its law. In the first year it would be proud, in the \
-     second busy with exceptions, and in the third it would pay many people to explain why the \
-     exceptions were the rule.",
-    "Picture a letter that arrives ten years late. Every word in it is true, and it can no longer \
-     help the person to whom it was true. A claim has its season, too, and yours may be early or \
-     late without being wrong.",
+    "Imagine a city that made this sentence its law. In the first year it would be proud, in \
+     the second busy with exceptions, and in the third it would pay many people to explain why \
+     the exceptions were the rule.",
+    "Picture a letter that arrives ten years late. Every word in it is true, and it can no \
+     longer help the person to whom it was true. A claim has its season, too, and yours may be \
+     early or late without being wrong.",
 ];
 
 const CONCESSIONS: [&str; 5] = [
-    "I grant you this much: if you had only said that it is often so, I would have nothing to add \
-     but thanks. It is the confidence I doubt, and not the observation, which seems to me fair.",
-    "You are right about one thing, and it is no small one. Those who mock this view have seldom \
-     troubled to replace it, and a broken chair is more use than the drawing of a better one.",
-    "In fairness, my own answer has a hole in it. I would have us judge case by case, and anyone \
-     who has stood in a queue knows how quickly that becomes judging friend by friend.",
+    "I grant you this much: if you had only said that it is often so, I would have nothing to \
+     add but thanks. It is the confidence I doubt, and not the observation, which seems to me \
+     fair.",
+    "You are right about one thing, and it is no small one. Those who mock this view have \
+     seldom troubled to replace it, and a broken chair is more use than the drawing of a better \
+     one.",
+    "In fairness, my own answer has a hole in it. I would have us judge case by case, and \
+     anyone who has stood in a queue knows how quickly that becomes judging friend by friend.",
     "Perhaps I concede more than I should, but the feeling behind your words seems sound to me. \
      What I resist is the haste with which a feeling becomes a rule, and a rule an excuse.",
     "I will not pretend that this settles it. You could answer that some truths only look harsh \
@@ -195,7 +200,8 @@ const CONCESSIONS: [&str; 5] = [
 const QUESTIONS: [&str; 5] = [
     "So which single case, if I could show it to you, would make you change a word of it?",
     "What would you say to the person who has the most to lose if you are right?",
-    "If you had to give up one half of it to save the other, which half would you keep, and why?",
+    "If you had to give up one half of it to save the other, which half would you keep, and \
+     why?",
     "What do you do on an ordinary morning that you would not do if you believed the opposite?",
     "And which of your friends would laugh at this, and what would they be laughing at?",
 ];

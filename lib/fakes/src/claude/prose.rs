@@ -1,4 +1,4 @@
-//! Terse replies for tests: three sentences that name the persona, quote the user, and repeat exactly.
+//! Terse replies for tests: three sentences that name the persona and quote the user, repeatably.
 
 /// Argues against the last message, as the persona that the system text introduces.
 pub(super) fn argue(system: &str, last: &str, turns: usize) -> String {

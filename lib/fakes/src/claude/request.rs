@@ -317,7 +317,8 @@ mod tests {
     #[track_caller]
     fn check(change: Value, expected: Result<(), &str>) {
         let mut body = json!({
-            "model": "claude-haiku-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}],
+            "model": "claude-haiku-5-5", "max_tokens": 9,
+            "messages": [{"role": "user", "content": "Hello"}],
         });
         for (field, value) in change.as_object().unwrap() {
             match value {
@@ -349,6 +350,7 @@ mod tests {
             json!({"max_tokens": 128_001}),
             Err("max_tokens: 128001 > 128000, the most for claude-haiku-5-5"),
         );
+
         check(
             json!({"temperature": 1}),
             Err("temperature: this parameter is no longer supported"),
@@ -357,6 +359,7 @@ mod tests {
             json!({"maxTokens": 1}),
             Err("maxTokens: Extra inputs are not permitted"),
         );
+
         check(
             json!({"metadata": {"email": "a@b"}}),
             Err("metadata.email: Extra inputs are not permitted"),
@@ -365,6 +368,7 @@ mod tests {
             json!({"metadata": {"user_id": "u"}, "stream": true, "tool_choice": {"type": "auto"}}),
             Ok(()),
         );
+
         check(json!({"thinking": {"type": "disabled"}}), Ok(()));
         check(
             json!({"thinking": {}}),
@@ -382,6 +386,7 @@ mod tests {
                 Err(&refused),
             );
         }
+
         check(json!({"messages": null}), Err("messages: Field required"));
         check(
             json!({"messages": []}),
@@ -399,22 +404,28 @@ mod tests {
             json!({"messages": [{"role": "user", "content": " "}]}),
             Err("messages.0.content.0: text content blocks must be non-empty"),
         );
+
         check(
             json!({"system": ""}),
             Err("system.0: text content blocks must be non-empty"),
         );
-        let begun =
+
+        let prefilled =
             json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
         check(
-            json!({"messages": begun, "model": "claude-haiku-4-5"}),
+            json!({"messages": prefilled, "model": "claude-haiku-4-5"}),
             Ok(()),
         );
         check(
-            json!({"messages": begun}),
+            json!({"messages": prefilled}),
             Err("This model does not support assistant message prefill. \
                  The conversation must end with a user message."),
         );
-        let marked = |ttl: &str| json!({"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": ttl}});
+
+        let marked = |ttl: &str| {
+            let control = json!({"type": "ephemeral", "ttl": ttl});
+            json!({"type": "text", "text": "x", "cache_control": control})
+        };
         check(
             json!({"system": [marked("1h"), marked("5m"), marked("5m"), marked("5m")]}),
             Ok(()),

@@ -235,7 +235,7 @@ impl Sender {
         due
     }
 
-    /// Sends an event. A late or refused one continues in the background, so that others overtake it.
+    /// Sends an event. A late or refused one continues in the background; others overtake it.
     async fn post(self: &Arc<Self>, url: &str, event: Event, pause: Duration) {
         if pause.is_zero() && self.attempt(url, &event).await {
             return;

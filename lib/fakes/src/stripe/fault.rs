@@ -14,8 +14,8 @@ pub enum Fault {
     Hang,
     /// The answer is made now and sent after [`super::FakeStripe::release`], when it may be stale.
     Hold,
-    /// The answer is made now and sent after a random pause of at most so many milliseconds, so that
-    /// answers overtake each other.
+    /// The answer is made now and sent after a random pause of at most so many milliseconds, so
+    /// that answers overtake each other.
     Slow(u64),
     /// Half of an answer, sent as if it were the whole.
     Malformed,

@@ -1,5 +1,5 @@
-//! The differences between Upstash and Redis: commands that need a connection, script flags, and the
-//! script cache, which Redis shares between databases.
+//! The differences between Upstash and Redis: commands that need a connection, script flags, and
+//! the script cache, which Redis shares between databases.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -8,7 +8,7 @@ use sha1::{Digest, Sha1};
 use super::resp::{self, Reply, Words};
 use crate::sync::lock;
 
-/// Commands that Upstash refuses over REST. Most would also change the state of a pooled connection.
+/// Commands that Upstash refuses over REST. Most would change the state of a pooled connection.
 ///
 /// One line each: connection, messages, transactions over several requests, blocking, and commands
 /// of the server or another database.
@@ -29,8 +29,8 @@ const UNDECLARED: &str = "ERR Dynamic keys are not allowed in Lua scripts when \
 
 /// Lua that replaces `redis` in flagged scripts and refuses undeclared keys.
 ///
-/// `COMMAND GETKEYS` finds the keys of a command. An error that `redis.call` raises names the line of
-/// the guard instead of its own.
+/// `COMMAND GETKEYS` finds the keys of a command. An error that `redis.call` raises names the line
+/// of the guard instead of its own.
 fn guard() -> String {
     format!(
         "local redis=(function(redis,keys) \

@@ -1,4 +1,4 @@
-//! Redis's protocol (RESP 2), as far as a proxy needs it, and a pool of connections to one database.
+//! Redis's protocol (RESP 2) as far as a proxy needs it, and a pool of connections.
 
 use std::{io, net::SocketAddr, sync::Mutex};
 
@@ -147,7 +147,7 @@ impl Pool {
             None => Connection::open(self.redis, self.database).await?,
         };
 
-        // After an error or a cancelled call a reply may be outstanding, so the connection is dropped.
+        // After an error or a cancelled call a reply may be outstanding: drop the connection.
         let replies = connection.call(commands).await?;
         lock(&self.idle).push(connection);
         Ok(replies)

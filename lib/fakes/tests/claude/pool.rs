@@ -47,7 +47,7 @@ async fn pool() -> (FakeClaude, Pool, Arc<AtomicI64>) {
     (fake, pool, passed)
 }
 
-/// Sends a request for each of a thousand conversations, ten at once, and returns requests per second.
+/// Sends a request for each of a thousand conversations, ten at once; returns requests per second.
 async fn send(pool: &Pool, passed: &AtomicI64) -> f64 {
     let started_at = Instant::now();
     let one = async |conversation: u128| {
@@ -99,8 +99,8 @@ async fn all_requests_are_answered_while_one_organisation_waits_for_its_rate_lim
     );
 
     let of_acme: Vec<usize> = (0..keys.len()).filter(|at| keys[*at] != "sk-c").collect();
-    // Ten requests run at once, which limits the precision: first those under way at the limit, then
-    // none for 500 requests, then the organisation's share again.
+    // Ten requests run at once, which limits the precision: first those under way at the limit,
+    // then none for 500 requests, then the organisation's share again.
     let met = of_acme[0];
     let back = of_acme
         .iter()
