@@ -55,7 +55,7 @@ impl Counted {
         assert_eq!(answer.status, 200, "{}", answer.json);
         (
             self.redis.requests(),
-            self.postgres.flights().query,
+            self.postgres.round_trips().query,
             answer.json,
         )
     }
@@ -94,7 +94,7 @@ async fn of_many_who_miss_a_value_one_asks_postgres() {
             .all(|answer| answer.status == 200 && answer.json["total"] == 0)
     );
     // The session and the count, and whoever came when the first had just landed.
-    let flights = counted.postgres.flights().query;
+    let flights = counted.postgres.round_trips().query;
     assert!(
         (2..20).contains(&flights),
         "{flights} flights for 50 requests"

@@ -25,13 +25,13 @@ use iconoclash_fakes::test_services::{TestServices, needed};
 pub(crate) struct TestApp {
     pub(crate) app: App,
     pub(crate) background: serve::Background,
-    pub(crate) claude: Arc<claude::StandIn>,
-    pub(crate) stripe: Arc<stripe::StandIn>,
-    pub(crate) mail: Arc<mail::StandIn>,
+    pub(crate) claude: Arc<claude::FakeClaude>,
+    pub(crate) stripe: Arc<stripe::FakeStripe>,
+    pub(crate) mail: Arc<mail::FakeMail>,
     router: Router,
     pub(crate) database: String,
     ahead: Arc<Mutex<time::Duration>>,
-    pub(crate) redis: Arc<upstash::Front>,
+    pub(crate) redis: Arc<upstash::RestProxy>,
     config: Config,
 }
 
@@ -80,7 +80,7 @@ impl TestApp {
         let mut config = Config::from_lookup(|name| values.get(name).cloned());
         adjust(&mut config);
         let ahead = Arc::new(Mutex::new(time::Duration::ZERO));
-        stripe.keep_time(clock(&ahead));
+        stripe.set_clock(clock(&ahead));
         let app = App::new(config.clone(), clock(&ahead));
         let router = serve::stack(routes::all().into(), app.clone());
         let background = serve::Background::in_process();

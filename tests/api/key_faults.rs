@@ -265,7 +265,7 @@ impl Cell<'_> {
 
         let billed = "select count(*) from usage_events where cost_microusd > 0 and counted";
         let billed = self.app.value(billed).await;
-        let started = self.app.claude.begun().to_string();
+        let started = self.app.claude.replies_started().to_string();
         assert_eq!(
             billed, started,
             "{name}: every started reply is billed once"

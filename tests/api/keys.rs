@@ -48,9 +48,9 @@ pub(crate) async fn with_keys(
     .await;
 
     app.claude
-        .accept(["sk-a", "sk-b", "sk-c", "sk-d"].map(str::to_owned).to_vec());
-    app.claude.belongs("sk-a", "acme");
-    app.claude.belongs("sk-b", "acme");
+        .accept_keys(["sk-a", "sk-b", "sk-c", "sk-d"].map(str::to_owned).to_vec());
+    app.claude.set_organisation("sk-a", "acme");
+    app.claude.set_organisation("sk-b", "acme");
     app.sql("update budgets set limit_microusd = 1000000000")
         .await;
     app
@@ -378,11 +378,11 @@ async fn the_provider_decides_whether_the_same_key_is_retried() {
     let too_large = || Script::from(Failure::TooLarge);
     for (script, expected_calls, expected_status) in [
         (internal(), 2, 201),
-        (internal().heading("x-should-retry", "false"), 1, 503),
-        (internal().heading("retry-after-ms", "500"), 1, 503),
+        (internal().with_header("x-should-retry", "false"), 1, 503),
+        (internal().with_header("retry-after-ms", "500"), 1, 503),
         (invalid(), 1, 503),
-        (invalid().heading("x-should-retry", "true"), 2, 201),
-        (too_large().heading("x-should-retry", "true"), 2, 201),
+        (invalid().with_header("x-should-retry", "true"), 2, 201),
+        (too_large().with_header("x-should-retry", "true"), 2, 201),
         (Behaviour::Drop.into(), 2, 201),
     ] {
         let requests_before = requested_keys(&app).len();

@@ -163,7 +163,7 @@ async fn random_history(app: &TestApp, customer: &str, mut rng: StdRng) -> bool 
         let change = async {
             tokio::time::sleep(wait).await;
             act_at_random(app, customer, &mut rng);
-            let events = app.stripe.take_events_of(customer);
+            let events = app.stripe.take_events_for(customer);
 
             let at_once = rng.random_bool(0.5);
             if at_once {

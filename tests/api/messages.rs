@@ -273,7 +273,7 @@ async fn a_key_whose_process_died_replays_the_partial_reply_or_is_free_again() {
     for (said, status) in [(1, "partial"), (0, "complete")] {
         let discussion = ada.discussion().await;
         app.claude
-            .next(Script::from(Behaviour::Stall { after: said }).saying("One two."));
+            .next(Script::from(Behaviour::Stall { after: said }).with_text("One two."));
         let sent = ada.send_with_key(&discussion, "Why?", &discussion);
         let died = async {
             let text = if said > 0 { "content <> ''" } else { "true" };

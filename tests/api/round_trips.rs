@@ -70,7 +70,7 @@ async fn a_message_crosses_the_network_once_before_claude_is_asked_and_is_settle
         (1.0..2.0).contains(&crossings),
         "Claude was asked after {crossings:.2} crossings"
     );
-    let (flights, requests) = (postgres.flights(), redis.requests());
+    let (flights, requests) = (postgres.round_trips(), redis.requests());
     assert_eq!((flights.query, flights.connect, requests), (3, 0, 2));
     let usual = Duration::from_millis(20);
     let own = request.at.duration_since(asked).saturating_sub(delay);
@@ -95,7 +95,7 @@ async fn a_refused_message_crosses_the_network_once_more_to_give_the_message_bac
     postgres.reset();
     redis.reset();
     assert_eq!(ada.send(nowhere, "Why?").await.status, 404);
-    assert_eq!((postgres.flights().query, redis.requests()), (1, 2));
+    assert_eq!((postgres.round_trips().query, redis.requests()), (1, 2));
 
     assert_eq!(
         ada.send_with_key(&discussion, "Why?", "k-1").await.status,
@@ -109,7 +109,7 @@ async fn a_refused_message_crosses_the_network_once_more_to_give_the_message_bac
             .header("idempotent-replayed"),
         "true"
     );
-    assert_eq!((postgres.flights().query, redis.requests()), (2, 2));
+    assert_eq!((postgres.round_trips().query, redis.requests()), (2, 2));
 }
 
 #[tokio::test]
@@ -131,5 +131,5 @@ async fn a_message_over_the_quota_is_refused_in_one_crossing() {
         other.send(&elsewhere, "Why?").await.problem(),
         (429, "quota_exceeded")
     );
-    assert_eq!((postgres.flights().query, redis.requests()), (1, 1));
+    assert_eq!((postgres.round_trips().query, redis.requests()), (1, 1));
 }

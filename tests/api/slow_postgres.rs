@@ -14,16 +14,16 @@ async fn a_reply_is_told_on_while_postgres_is_silent_and_kept_when_it_speaks_aga
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three four."));
+        .next(Script::from(Behaviour::Hold { after: 2 }).with_text("One two three four."));
     let mut stream = ada.stream(&discussion, "Why?").await;
     for name in ["start", "delta", "delta"] {
         assert_eq!(stream.next().await.unwrap().name, name);
     }
     postgres.pause();
-    let flights = postgres.flights().query;
+    let flights = postgres.round_trips().query;
     // Until the reply's row is being looked at.
     let looking = async {
-        while postgres.flights().query == flights {
+        while postgres.round_trips().query == flights {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

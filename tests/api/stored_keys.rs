@@ -94,7 +94,7 @@ async fn a_reply_ends_although_its_key_is_drained_and_revoked() {
     add_key(&app, "b").await;
     app.advance(time::Duration::seconds(60));
     app.claude
-        .next(Script::from(Behaviour::Hold { after: 1 }).saying("One. Two. Three."));
+        .next(Script::from(Behaviour::Hold { after: 1 }).with_text("One. Two. Three."));
     let mut stream = first.owner.stream(&first.discussion, "Why?").await;
     while stream.next().await.unwrap().name != "delta" {}
 
@@ -187,7 +187,7 @@ async fn operators_see_the_health_of_keys_and_never_a_secret() {
 
     // The provider refuses the key, and messages are answered with the other one.
     app.claude
-        .accept(vec!["sk-a".to_owned(), secret.to_owned()]);
+        .accept_keys(vec!["sk-a".to_owned(), secret.to_owned()]);
     app.claude.always_for(Only::key(secret), Failure::Billing);
     for conversation in conversations(&app, 16).await {
         conversation.send_successfully().await;

@@ -228,7 +228,7 @@ async fn while_stripe_is_down_events_are_refused_and_stripe_sends_them_again() {
         let answer = app.deliver(&events[0]).await;
         assert_eq!(answer.problem(), (500, "internal"), "{fault:?}");
         assert!(
-            !answer.json.to_string().contains("stand-in"),
+            !answer.json.to_string().contains("This fake"),
             "{}",
             answer.json
         );

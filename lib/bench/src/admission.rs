@@ -50,13 +50,13 @@ pub(crate) fn run(runtime: &Handle, profile: &Profile) -> Result<()> {
     let redis = Redis::start(profile, &program)?;
     let token = secrets::kept(&profile.data)?.redis_token;
     let listen = "127.0.0.1:0".parse()?;
-    let config = upstash::FrontConfig {
+    let config = upstash::RestProxyConfig {
         redis: redis.address,
         database: 0,
         token: token.clone(),
         listen,
     };
-    let front = runtime.block_on(upstash::Front::start(config))?;
+    let front = runtime.block_on(upstash::RestProxy::start(config))?;
     runtime.block_on(measure(front.url(), &token))
 }
 

@@ -28,7 +28,7 @@ use tokio::{
     time::sleep,
 };
 
-use iconoclash_fakes::claude::{self, StandIn};
+use iconoclash_fakes::claude::{self, FakeClaude};
 use iconoclash_local::{
     ports, process::Stop, profile::Profile, progress::long_step, services::wait_until, stack::Stack,
 };
@@ -265,12 +265,12 @@ impl Bench<'_> {
         self.runtime.block_on(listen(each, asks, &process, window))
     }
 
-    fn stand_in(&self, pace: Duration) -> Result<StandIn> {
+    fn stand_in(&self, pace: Duration) -> Result<FakeClaude> {
         let config = claude::Config {
             pace,
             ..claude::Config::default()
         };
-        let stand_in = self.runtime.block_on(StandIn::start(config))?;
+        let stand_in = self.runtime.block_on(FakeClaude::start(config))?;
         // As many words, of one token each, as a free plan may have: all streams outlast the whole window.
         stand_in.always(claude::Script::say("why ".repeat(790)));
         Ok(stand_in)

@@ -69,10 +69,10 @@ pub struct Stack {
     /// What the server and every other program on this stack gets.
     pub environment: BTreeMap<String, String>,
     // They answer as long as they are held.
-    _front: upstash::Front,
-    _claude: Option<claude::StandIn>,
-    stripe: Option<stripe::StandIn>,
-    _mail: Option<mail::StandIn>,
+    _front: upstash::RestProxy,
+    _claude: Option<claude::FakeClaude>,
+    stripe: Option<stripe::FakeStripe>,
+    _mail: Option<mail::FakeMail>,
 }
 
 impl Stack {
@@ -84,7 +84,7 @@ impl Stack {
     /// Shows the stand-ins' own pages where the development server is, which passes them on.
     pub fn pages_at(&self, url: &str) {
         if let Some(stripe) = &self.stripe {
-            stripe.pages_at(url.to_owned());
+            stripe.set_pages_url(url.to_owned());
         }
     }
 
@@ -97,7 +97,7 @@ impl Stack {
         let front_address = ports::kept(&profile.data.join("upstash.port"))?;
         let front = step("Upstash REST front: starting", || {
             Ok(
-                runtime.block_on(upstash::Front::start(upstash::FrontConfig {
+                runtime.block_on(upstash::RestProxy::start(upstash::RestProxyConfig {
                     redis: services.redis.address,
                     database: 0,
                     token: services.secrets.redis_token.clone(),
@@ -117,7 +117,7 @@ impl Stack {
             None
         } else {
             let address = ports::kept(&profile.data.join("claude.port"))?;
-            let stand_in = start_claude(runtime, address, Duration::from_millis(20))?;
+            let stand_in = start_claude(runtime, address, Duration::from_millis(40))?;
             note(
                 "no ANTHROPIC_API_KEYS is set, so a stand-in answers for Claude, and costs nothing",
             );
@@ -154,14 +154,19 @@ pub const MAIL_PAGES: &str = "ICONOCLASH_LOCAL_MAIL";
 /// The only key that a stand-in takes.
 const CLAUDE_KEY: &str = "sk-ant-local";
 
-fn start_claude(runtime: &Handle, listen: SocketAddr, pace: Duration) -> Result<claude::StandIn> {
+fn start_claude(
+    runtime: &Handle,
+    listen: SocketAddr,
+    pace: Duration,
+) -> Result<claude::FakeClaude> {
     step("Claude stand-in: starting", || {
         let config = claude::Config {
             listen,
             keys: vec![CLAUDE_KEY.into()],
             pace,
+            style: claude::Style::Conversation,
         };
-        Ok(runtime.block_on(claude::StandIn::start(config))?)
+        Ok(runtime.block_on(claude::FakeClaude::start(config))?)
     })
 }
 
@@ -171,7 +176,7 @@ fn start_stripe(
     profile: &Profile,
     port: u16,
     environment: &mut BTreeMap<String, String>,
-) -> Result<stripe::StandIn> {
+) -> Result<stripe::FakeStripe> {
     let listen = ports::kept(&profile.data.join("stripe.port"))?;
     let webhook_url = Some(format!("http://localhost:{port}/api/billing/webhook"));
     let config = stripe::Config {
@@ -185,7 +190,7 @@ fn start_stripe(
         ("STRIPE_PRICE_PRO", stripe::PRICE.to_owned()),
     ];
     let stand_in = step("Stripe stand-in: starting", || {
-        Ok(runtime.block_on(stripe::StandIn::start(config.clone()))?)
+        Ok(runtime.block_on(stripe::FakeStripe::start(config.clone()))?)
     })?;
     note("no STRIPE_SECRET_KEY is set, so a stand-in takes the payments, and no card is charged");
     environment.extend(settings.map(|(name, value)| (name.to_owned(), value)));
@@ -198,10 +203,10 @@ fn start_mail(
     runtime: &Handle,
     profile: &Profile,
     environment: &mut BTreeMap<String, String>,
-) -> Result<mail::StandIn> {
+) -> Result<mail::FakeMail> {
     let listen = ports::kept(&profile.data.join("mail.port"))?;
     let stand_in = step("mail stand-in: starting", || {
-        Ok(runtime.block_on(mail::StandIn::start(listen))?)
+        Ok(runtime.block_on(mail::FakeMail::start(listen))?)
     })?;
     note("no RESEND_API_KEY is set, so mail goes to /local/mail and no further");
     let settings = [

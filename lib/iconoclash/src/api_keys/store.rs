@@ -323,7 +323,10 @@ async fn ask_for_one_token(app: &App, label: &str, key: ApiKey) -> Result<KeyTes
     let (result, usage) = match claude.stream(&prompt).await {
         Ok(mut reply) => {
             let result = read_to_end(&mut reply).await;
-            (result, UsageReport::of_stream(&reply, "", prompt.max_tokens))
+            (
+                result,
+                UsageReport::of_stream(&reply, "", prompt.max_tokens),
+            )
         }
         Err(error) => {
             let usage = UsageReport::of_failure(&error, prompt_bytes);

@@ -13,7 +13,7 @@ mod stand_in;
 
 use std::{net::SocketAddr, time::Duration};
 
-use iconoclash_fakes::upstash::Front;
+use iconoclash_fakes::upstash::RestProxy;
 use upstash_redis_rs::Redis;
 
 #[expect(
@@ -27,8 +27,8 @@ fn redis_addr() -> SocketAddr {
         .expect("ICONOCLASH_TEST_REDIS is an address and port")
 }
 
-async fn front() -> Front {
-    Front::isolated(redis_addr()).await.unwrap()
+async fn front() -> RestProxy {
+    RestProxy::isolated(redis_addr()).await.unwrap()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test is an app of its own")]
@@ -43,6 +43,6 @@ fn client_of(url: &str, token: &str) -> Redis {
         .with_deadline(Duration::from_secs(20))
 }
 
-fn client(front: &Front) -> Redis {
+fn client(front: &RestProxy) -> Redis {
     client_of(front.url(), front.token())
 }

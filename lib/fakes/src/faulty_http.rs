@@ -1,6 +1,6 @@
-//! An HTTP/1.1 server that can also misbehave: hang up before an answer or in the middle of it.
+//! An HTTP/1.1 server that can also misbehave: it closes a connection before or during an answer.
 //!
-//! Stand-ins and proxies are built on it, because a web framework always answers.
+//! Fakes and proxies run on it, because a web framework always answers.
 
 #![expect(
     clippy::disallowed_methods,
@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A body whose error closes the connection where it stands.
+/// A response body. An error in it closes the connection in the middle of the body.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Closes the connection without an answer.
@@ -37,7 +37,7 @@ impl std::fmt::Display for HangUp {
 
 impl std::error::Error for HangUp {}
 
-/// Serves until it is dropped, and then closes every connection.
+/// A running server. Dropping it stops it and closes every connection.
 pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     _stop: DropGuard,
@@ -51,13 +51,20 @@ impl Server {
     {
         let listener = TcpListener::bind(listen).await?;
         let addr = listener.local_addr()?;
+
         let stop = CancellationToken::new();
         let accepting = accept(listener, handler, stop.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
+
         Ok(Self {
             addr,
             _stop: stop.drop_guard(),
         })
+    }
+
+    /// The base URL.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.addr)
     }
 }
 
@@ -67,31 +74,36 @@ where
     F: Future<Output = Result<Response<Body>, HangUp>> + Send + 'static,
 {
     loop {
-        // A client that went away before it was accepted concerns nobody.
+        // The client left before its connection was accepted.
         let Ok((socket, _)) = listener.accept().await else {
             continue;
         };
         let _ = socket.set_nodelay(true);
+
         let handler = handler.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let handler = handler.clone();
             async move {
                 let (parts, body) = request.into_parts();
                 let body = body.collect().await.map_err(|_| HangUp)?.to_bytes();
+
                 handler(Request::from_parts(parts, body)).await
             }
         });
+
         let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service);
         tokio::spawn(stop.clone().run_until_cancelled_owned(connection));
     }
 }
 
+/// A body that is sent at once.
 pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into())
         .map_err(|never| match never {})
         .boxed_unsync()
 }
 
+/// A body that is sent chunk by chunk.
 pub(crate) fn streamed(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Body {
     StreamBody::new(chunks.map_ok(Frame::data).boxed()).boxed_unsync()
 }
@@ -99,12 +111,23 @@ pub(crate) fn streamed(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 's
 pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
+
+    let content_type = HeaderValue::from_static(content_type);
     response
         .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        .insert(header::CONTENT_TYPE, content_type);
+
     response
 }
 
 pub(crate) fn json(status: StatusCode, value: &serde_json::Value) -> Response<Body> {
     answer(status, "application/json", full(value.to_string()))
+}
+
+/// The first half of a JSON document, sent as if it were the whole.
+pub(crate) fn half_json(status: StatusCode, value: &serde_json::Value) -> Response<Body> {
+    let whole = value.to_string();
+    let half = whole[..whole.floor_char_boundary(whole.len() / 2)].to_owned();
+
+    answer(status, "application/json", full(half))
 }
