@@ -312,8 +312,13 @@ mod tests {
 
     #[test]
     fn usage_is_read_from_redis_info() {
-        let info = "# CPU\r\nused_cpu_sys:1.5\r\nused_cpu_user:0.25\r\nused_cpu_sys_children:9.0\r\n\
-                    # Commandstats\r\ncmdstat_evalsha:calls=3,usec=10\r\ncmdstat_info:calls=7,usec=1\r\n\
+        let info = "# CPU\r\n\
+                    used_cpu_sys:1.5\r\n\
+                    used_cpu_user:0.25\r\n\
+                    used_cpu_sys_children:9.0\r\n\
+                    # Commandstats\r\n\
+                    cmdstat_evalsha:calls=3,usec=10\r\n\
+                    cmdstat_info:calls=7,usec=1\r\n\
                     cmdstat_incrby:calls=2,usec=1\r\n";
 
         assert_eq!(cpu_seconds(info).to_bits(), 1.75_f64.to_bits());

@@ -43,7 +43,8 @@ const MAX_MEGABYTES: f64 = 80.0;
 const BUSY_PACE: Duration = Duration::from_millis(25);
 /// The pause in the measurement of memory.
 const SLOW_PACE: Duration = Duration::from_millis(400);
-/// Parts of the measurement. The cheapest is reported: other work on the machine disturbed it least.
+/// Parts of the measurement. The cheapest is reported: other work on the machine disturbed it
+/// least.
 const PARTS: u32 = 5;
 /// Streams that are opened at a time, so that opening them does not test the connection pool.
 const OPENED_AT_A_TIME: usize = 20;
@@ -87,7 +88,7 @@ fn print(options: &Relay, busy: &Usage, copied: &Usage, many: &Usage) -> Result<
 
     writeln!(
         out,
-        "{} streams of 40 events per second, {} events: {:.1} µs of processor time per event \
+        "{} streams of 40 events per second, {} events: {:.1} µs of processor time each \
          (bar {MAX_MICROSECONDS}), {:.1} of them the system's",
         options.busy,
         busy.events,

@@ -110,7 +110,7 @@ impl OldestServices {
     /// Starts those that are there, and says which are not.
     pub fn start(instance: &Instance, secrets: &Secrets) -> Result<Self> {
         let paths = &instance.paths;
-        let postgres = install::debian_postgres_15(paths).and_then(|bin| postgres::oldest(bin));
+        let postgres = install::debian_postgres_15(paths).and_then(postgres::oldest);
         let redis = redis::oldest(paths);
 
         let postgres = available("Postgres 15", postgres)

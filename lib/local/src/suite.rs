@@ -98,7 +98,7 @@ impl Suite<'_> {
     /// Builds first, so that nothing is installed or started for tests that do not build or exist.
     fn run_matching(mut self, filter: &str, arguments: &[String]) -> Result<()> {
         let mut runner = Runner::new(self.instance, 2);
-        if !self.build(&mut runner)? {
+        if !self.build(&mut runner, &[])? {
             return Ok(());
         }
 
@@ -130,9 +130,9 @@ impl Suite<'_> {
     }
 
     fn run_all(mut self, arguments: &[String]) -> Result<()> {
-        let standalone: Vec<_> = self.workspace.standalone_test_targets().collect();
+        let standalone = self.workspace.standalone_test_targets();
         let mut runner = Runner::new(self.instance, 3 + standalone.len());
-        if !self.build(&mut runner)? {
+        if !self.build(&mut runner, &standalone)? {
             return Ok(());
         }
 
@@ -160,8 +160,8 @@ impl Suite<'_> {
 
         for target in standalone {
             self.report.add(runner.run(Part {
-                label: target.name.to_owned(),
-                command: target.command(),
+                label: target.to_owned(),
+                command: self.workspace.test_target(target),
                 environment: environment.clone(),
             })?);
         }
@@ -170,8 +170,8 @@ impl Suite<'_> {
     }
 
     /// Builds the tests; false, and a failure in the report, if they do not build.
-    fn build(&mut self, runner: &mut Runner<'_>) -> Result<bool> {
-        let command = self.workspace.cargo_build();
+    fn build(&mut self, runner: &mut Runner<'_>, standalone: &[&str]) -> Result<bool> {
+        let command = self.workspace.build_tests(standalone);
         let outcome = runner.build("build the tests", command)?;
         let is_built = outcome.is_success;
         self.report.add(outcome);

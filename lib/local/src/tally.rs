@@ -90,8 +90,10 @@ mod tests {
     fn cargo_tests_are_counted() {
         check(
             "running 3 tests\ntest a ... ok\n\n\
-             test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
-             test result: FAILED. 10 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.20s\n",
+             test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; \
+             finished in 0.00s\n\
+             test result: FAILED. 10 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; \
+             finished in 1.20s\n",
             "13 passed, 2 failed",
         );
         check(

@@ -20,13 +20,6 @@ pub(crate) struct Workspace {
     packages: Vec<Package>,
 }
 
-/// A test target that `cargo test` does not run by itself.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StandaloneTarget<'a> {
-    pub(crate) package: &'a str,
-    pub(crate) name: &'a str,
-}
-
 #[derive(Debug, Deserialize)]
 struct Package {
     name: String,
@@ -78,10 +71,14 @@ impl Workspace {
         command
     }
 
-    /// Builds what `tests` runs. Unlike `cargo test --no-run`, it does not list the binaries.
-    pub(crate) fn cargo_build(&self) -> Command {
+    /// Builds what `tests` runs, and these targets. Unlike `cargo test --no-run`, it does not list
+    /// the binaries.
+    pub(crate) fn build_tests(&self, standalone_targets: &[&str]) -> Command {
         let mut command = self.command("build");
         command.arg("--tests");
+        for target in standalone_targets {
+            command.args(["--test", target]);
+        }
 
         command
     }
@@ -113,27 +110,12 @@ impl Workspace {
     }
 
     /// Test targets with `test = false`: they are slow and run after all others.
-    pub(crate) fn standalone_test_targets(&self) -> impl Iterator<Item = StandaloneTarget<'_>> {
-        self.packages.iter().flat_map(|package| {
-            let tests = package
-                .targets
-                .iter()
-                .filter(|target| !target.test && target.kind.iter().any(|kind| kind == "test"));
+    pub(crate) fn standalone_test_targets(&self) -> Vec<&str> {
+        let targets = self.packages.iter().flat_map(|package| &package.targets);
+        let standalone =
+            targets.filter(|target| !target.test && target.kind.iter().any(|kind| kind == "test"));
 
-            tests.map(|target| StandaloneTarget {
-                package: &package.name,
-                name: &target.name,
-            })
-        })
-    }
-}
-
-impl StandaloneTarget<'_> {
-    pub(crate) fn command(&self) -> Command {
-        let mut command = cargo();
-        command.args(["test", "--package", self.package, "--test", self.name]);
-
-        command
+        standalone.map(|target| target.name.as_str()).collect()
     }
 }
 
