@@ -1,25 +1,25 @@
-//! How many tests ran, read from what test runners print.
+//! Counts tests from the output of test runners.
 
 use std::ops::AddAssign;
 
-/// Tests that passed and failed.
+/// Numbers of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// How many passed.
-    pub passed: u64,
+    pub(crate) passed: u64,
     /// How many failed.
-    pub failed: u64,
+    pub(crate) failed: u64,
 }
 
 impl Tally {
     /// Whether any test ran at all.
-    pub fn is_empty(self) -> bool {
+    pub(crate) fn is_empty(self) -> bool {
         self == Self::default()
     }
 
-    /// Adds what one line of a runner's output says; most say nothing.
-    pub fn read(&mut self, line: &str) {
-        let line = plain(line);
+    /// Adds the numbers in one line of a runner's output; most lines have none.
+    pub(crate) fn read(&mut self, line: &str) {
+        let line = strip_colours(line);
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
             // cargo test
@@ -38,7 +38,7 @@ impl Tally {
                     failed: number(failed),
                 };
             }
-            // node --test, for machines and for people
+            // node --test: TAP and human-readable output
             ["#" | "ℹ", "pass", passed] => self.passed += number(passed),
             ["#" | "ℹ", "fail" | "cancelled", failed] => self.failed += number(failed),
             _ => {}
@@ -63,8 +63,7 @@ fn number(word: &str) -> u64 {
     word.parse().unwrap_or_default()
 }
 
-/// The line without colours.
-fn plain(line: &str) -> String {
+fn strip_colours(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
     let mut rest = line;
     while let Some((before, after)) = rest.split_once("\x1b[") {
@@ -91,8 +90,10 @@ mod tests {
     fn cargo_tests_are_counted() {
         check(
             "running 3 tests\ntest a ... ok\n\n\
-             test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
-             test result: FAILED. 10 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.20s\n",
+             test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; \
+             finished in 0.00s\n\
+             test result: FAILED. 10 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; \
+             finished in 1.20s\n",
             "13 passed, 2 failed",
         );
         check(
