@@ -124,7 +124,7 @@ async fn a_limited_organisation_is_left_alone_by_every_instance_and_nobody_goes_
     send().await;
     app.background.idle().await;
     let after_learning = asked(&app).len();
-    shows(&app, "a", "left alone until").await;
+    shows(&app, "a", "cooling down until").await;
     for _ in 0..4 {
         send().await;
     }
@@ -139,7 +139,7 @@ async fn a_limited_organisation_is_left_alone_by_every_instance_and_nobody_goes_
     let other = sibling(&app, THREE, &[]).await;
     let (ada, _) = &talks[0];
     let actor = other.bearer(ada.token.as_deref().unwrap());
-    shows(&other, "a", "left alone until").await;
+    shows(&other, "a", "cooling down until").await;
     let before = asked(&app).len();
     for (_, discussion) in &talks {
         assert_eq!(actor.send(discussion, "Why?").await.status, 201);
