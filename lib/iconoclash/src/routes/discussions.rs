@@ -1,5 +1,7 @@
 //! Discussions: their topic, their icons, and their life from creation to deletion.
 
+mod title;
+
 use axum::{
     extract::State,
     response::{IntoResponse, Response},
@@ -197,7 +199,7 @@ impl NewDiscussion {
         let topic = self.topic.as_ref().map(Text::as_str);
         let title = match &self.title {
             Some(title) => title.as_str().to_owned(),
-            None => default_title(topic, &self.icons.0),
+            None => title::default_title(topic, &self.icons.0),
         };
 
         Discussion {
@@ -354,30 +356,6 @@ async fn delete(State(app): State<App>, user: User, Path(id): Path<Uuid>) -> Res
     }
 }
 
-/// The first line of the topic, else names made from the slugs.
-fn default_title(topic: Option<&str>, icons: &[String]) -> String {
-    if let Some(topic) = topic {
-        let line = topic.lines().next().unwrap_or_default();
-        return match line.char_indices().nth(80) {
-            Some((end, _)) => format!("{}…", line[..end].trim_end()),
-            None => line.to_owned(),
-        };
-    }
-
-    let names: Vec<String> = icons.iter().map(|slug| name_of(slug)).collect();
-    names.join(", ").chars().take(200).collect()
-}
-
-/// `ibn-rushd` → `Ibn Rushd`
-fn name_of(slug: &str) -> String {
-    let words = slug.split('-').map(|word| {
-        let mut letters = word.chars();
-        let initial = letters.next().into_iter().flat_map(char::to_uppercase);
-        initial.chain(letters).collect()
-    });
-    words.collect::<Vec<String>>().join(" ")
-}
-
 /// An unguessable slug, because knowing it is the permission to read.
 fn random_slug() -> String {
     hex::encode(rand::random::<[u8; 16]>())
@@ -506,25 +484,5 @@ row! {
     struct CountRow {
         total: i64,
         today: i64,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_discussion_without_a_title_is_named_after_its_topic_or_its_icons() {
-        let icons = ["ibn-rushd".to_owned(), "socrates".to_owned()];
-
-        assert_eq!(default_title(None, &icons), "Ibn Rushd, Socrates");
-        assert_eq!(
-            default_title(Some("Is virtue taught?\nOr not"), &icons),
-            "Is virtue taught?"
-        );
-        assert_eq!(
-            default_title(Some(&"ä".repeat(100)), &icons),
-            format!("{}…", "ä".repeat(80))
-        );
     }
 }
