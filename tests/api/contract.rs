@@ -45,26 +45,11 @@ pub(crate) fn check(
             content_type, "application/problem+json",
             "{method} {path} {status}"
         );
-        assert_eq!(json["status"], status.as_u16(), "{json}");
         assert_eq!(
-            json["request_id"].as_str().map(str::to_owned),
-            header("x-request-id"),
-            "{json}"
+            json["request_id"].as_str(),
+            header("x-request-id").as_deref()
         );
-        assert_valid(
-            &json!({ "$ref": "#/components/schemas/Problem" }),
-            json,
-            method,
-            path,
-        );
-        if let Some(operation) = operation(method, path) {
-            let known = ANYWHERE.contains(&status.as_u16())
-                || operation["responses"][status.as_str()].is_object();
-            assert!(
-                known,
-                "{method} {path} answered {status}, which is not documented: {json}"
-            );
-        }
+        check_problem(method, path, status, json);
         return;
     }
 
@@ -81,6 +66,23 @@ pub(crate) fn check(
     if schema.is_object() && method != Method::HEAD {
         assert_valid(schema, json, method, path);
     }
+}
+
+#[track_caller]
+fn check_problem(method: &Method, path: &str, status: StatusCode, json: &Value) {
+    let schema = json!({ "$ref": "#/components/schemas/Problem" });
+    assert_valid(&schema, json, method, path);
+    assert_eq!(json["status"], status.as_u16(), "{json}");
+
+    let Some(operation) = operation(method, path) else {
+        return;
+    };
+    let is_known =
+        ANYWHERE.contains(&status.as_u16()) || operation["responses"][status.as_str()].is_object();
+    assert!(
+        is_known,
+        "{method} {path} answered {status}, which is not documented: {json}"
+    );
 }
 
 #[track_caller]
