@@ -190,7 +190,7 @@ async fn every_instance_avoids_a_limited_organisation_and_every_message_is_answe
     send_in_all(&conversations).await;
     app.background.idle().await;
     let requests_before = requested_keys(&app).len();
-    eventually_healthy_as(&app, "a", "left alone until").await;
+    eventually_healthy_as(&app, "a", "cooling down until").await;
     for _ in 0..4 {
         send_in_all(&conversations).await;
     }
@@ -201,7 +201,7 @@ async fn every_instance_avoids_a_limited_organisation_and_every_message_is_answe
     let other = second_instance(&app, THREE_KEYS, &[]).await;
     let token = conversations[0].owner.token.as_deref().unwrap();
     let ada = other.bearer(token);
-    eventually_healthy_as(&other, "a", "left alone until").await;
+    eventually_healthy_as(&other, "a", "cooling down until").await;
     let requests_before = requested_keys(&app).len();
     for conversation in &conversations {
         assert_eq!(ada.send(&conversation.discussion, "Why?").await.status, 201);

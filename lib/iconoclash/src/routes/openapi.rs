@@ -1,4 +1,4 @@
-//! The document that describes every route. Apart from the other resources, because it alone carries them all.
+//! The OpenAPI document of every route.
 
 use axum::response::{IntoResponse, Response};
 use http::header;
@@ -15,17 +15,21 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(openapi))
 }
 
-/// The frame of the OpenAPI document; the routes fill it.
+/// The head of the document; the routers add the paths.
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Iconoclash", description = "Argue with icons of every age, played by Claude.", license(name = "Proprietary")),
-    modifiers(&Schemes)
+    info(
+        title = "Iconoclash",
+        description = "Argue with icons of every age, played by Claude.",
+        license(name = "Proprietary"),
+    ),
+    modifiers(&BearerScheme),
 )]
-pub(super) struct Contract;
+pub(super) struct Head;
 
-struct Schemes;
+struct BearerScheme;
 
-impl Modify for Schemes {
+impl Modify for BearerScheme {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         let components = document.components.get_or_insert_default();
         let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
@@ -34,9 +38,13 @@ impl Modify for Schemes {
 }
 
 /// The OpenAPI 3.1 document of all routes.
-#[utoipa::path(get, path = "/api/openapi", tag = "operations", responses((status = 200, body = serde_json::Value)))]
+#[utoipa::path(
+    get, path = "/api/openapi", tag = "operations",
+    responses((status = 200, body = serde_json::Value)),
+)]
 async fn openapi() -> Response {
-    (PUBLIC_FOR_AN_HOUR, axum::Json(super::all().into_openapi())).into_response()
+    let document = super::all().into_openapi();
+    (PUBLIC_FOR_AN_HOUR, axum::Json(document)).into_response()
 }
 
 const PUBLIC_FOR_AN_HOUR: [(header::HeaderName, &str); 1] =
