@@ -1,5 +1,10 @@
 //! The services of one test, and the settings that point an app at them.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose services do not start fails"
+)]
+
 use crate::{claude, mail, stripe, upstash};
 use sqlx::{Connection, Executor, PgConnection};
 use std::{collections::HashMap, time::Duration};
