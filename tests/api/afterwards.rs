@@ -145,7 +145,7 @@ async fn where_there_is_no_room_or_it_fails_only_the_title_is_missing() {
 #[tokio::test]
 async fn what_does_not_come_in_time_is_given_up_and_paid_for() {
     let app = TestApp::adjusted(&[], |config| {
-        config.patience.aside = Duration::from_millis(300)
+        config.timeouts.background_call = Duration::from_millis(300)
     })
     .await;
     let ada = app.member("ada").await;

@@ -1,7 +1,7 @@
 //! Life without Redis, with a Redis that forgot, and with processes that died.
 
 use futures_util::future::join_all;
-use iconoclash::crash_point::Freeze;
+use iconoclash::crash_point::CrashTrigger;
 use iconoclash_fakes::{claude::Behaviour, proxy};
 use serde_json::{Value, json};
 use std::{
@@ -246,7 +246,7 @@ async fn wherever_a_process_dies_reconciling_ends_what_it_had_begun() {
         let (armed, reached) = (Arc::new(AtomicBool::new(false)), Arc::new(Notify::new()));
         let (arm, reach) = (armed.clone(), reached.clone());
         let app = TestApp::adjusted(&[], |config| {
-            config.freeze = Some(Freeze::when(move |at| {
+            config.crash_trigger = Some(CrashTrigger::when(move |at| {
                 let stops = at == step && arm.load(Ordering::Relaxed);
                 if stops {
                     reach.notify_one();

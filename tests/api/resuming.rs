@@ -185,7 +185,7 @@ async fn a_reply_is_told_from_the_start_to_whoever_has_nothing_of_it() {
 #[tokio::test]
 async fn a_stream_that_is_given_up_has_no_end_and_goes_on_after_its_last_event() {
     let app = TestApp::adjusted(&[], |config| {
-        config.patience.follow = Duration::from_millis(600)
+        config.timeouts.follow = Duration::from_millis(600)
     })
     .await;
     let ada = app.member("ada").await;

@@ -20,7 +20,7 @@ use stripe::{self, webhook::Event};
 use crate::{
     app::App,
     http::error::{Error, Result},
-    identity::auth,
+    identity::session_cache,
     notify::mail::{self, Mail},
     spending::plan::Plan,
 };
@@ -127,7 +127,7 @@ async fn write(
     let held = serde_json::to_value(&after).map_err(|error| Error::Internal(error.into()))?;
     let name = plan.as_str();
     if known.plan != name {
-        auth::before_change(app, known.user_id).await?;
+        session_cache::invalidate(app, known.user_id).await?;
     }
     let written = app
         .db()?
@@ -151,7 +151,7 @@ async fn write(
     };
     if plan_changed && known.plan == name {
         // Somebody else changed it meanwhile, and this changed it back.
-        auth::before_change(app, known.user_id).await?;
+        session_cache::invalidate(app, known.user_id).await?;
     }
     let plan_before = Plan::parse(&known.plan).unwrap_or(Plan::Free);
     let mails = known
@@ -248,7 +248,7 @@ pub async fn forget(app: &App, customer: &str, event: &Event) -> Result<bool> {
     else {
         return Ok(false);
     };
-    auth::before_change(app, known.user_id).await?;
+    session_cache::invalidate(app, known.user_id).await?;
     let forgotten = app
         .db()?
         .old_optional(&FORGET, &[&customer, &event.id, &event.kind, &app.now()])

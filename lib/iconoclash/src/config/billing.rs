@@ -6,7 +6,7 @@ use super::{Env, Setting, invalid};
 
 /// How Stripe is reached.
 #[derive(Clone, Debug)]
-pub struct Stripe {
+pub struct StripeConfig {
     /// API root, without a trailing slash.
     pub base_url: String,
     /// Secret or restricted key.
@@ -15,7 +15,7 @@ pub struct Stripe {
 
 /// How mail is sent.
 #[derive(Clone, Debug)]
-pub struct Mail {
+pub struct MailConfig {
     /// API root, without a trailing slash.
     pub base_url: String,
     /// Bearer token.
@@ -34,12 +34,12 @@ pub struct Alerts {
 }
 
 impl Env<'_> {
-    pub(super) fn stripe(&self) -> Setting<Stripe> {
+    pub(super) fn stripe(&self) -> Setting<StripeConfig> {
         let base_url = self
             .or("STRIPE_BASE_URL", "https://api.stripe.com")
             .trim_end_matches('/')
             .to_owned();
-        Ok(Stripe {
+        Ok(StripeConfig {
             base_url,
             key: SecretString::from(self.required("STRIPE_SECRET_KEY")?),
         })
@@ -54,13 +54,13 @@ impl Env<'_> {
         Ok(secrets.into_iter().map(SecretString::from).collect())
     }
 
-    pub(super) fn mail(&self) -> Setting<Mail> {
+    pub(super) fn mail(&self) -> Setting<MailConfig> {
         let base_url = self
             .or("RESEND_BASE_URL", "https://api.resend.com")
             .trim_end_matches('/')
             .to_owned();
         let key = SecretString::from(self.required("RESEND_API_KEY")?);
-        Ok(Mail {
+        Ok(MailConfig {
             base_url,
             key,
             from: self.required("MAIL_FROM")?,

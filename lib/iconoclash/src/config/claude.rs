@@ -1,13 +1,13 @@
 //! Which keys Claude is asked with, where, and which models.
 
-use super::{Env, Invalid, Setting, invalid, pairs};
+use super::{ConfigError, Env, Setting, invalid, pairs};
 use claude::{ApiKey, Deadlines};
 
 use crate::spending::price;
 
 /// How Claude is reached.
 #[derive(Clone, Debug)]
-pub struct Claude {
+pub struct ClaudeConfig {
     /// API root, without a trailing slash.
     pub base_url: String,
     /// Keys of the environment; there may be others in the database, and none here.
@@ -28,7 +28,7 @@ pub struct Models {
 }
 
 impl Env<'_> {
-    pub(super) fn claude(&self) -> Setting<Claude> {
+    pub(super) fn claude(&self) -> Setting<ClaudeConfig> {
         let base_url = self.or("ANTHROPIC_BASE_URL", "https://api.anthropic.com");
         let keys = match self.optional("ANTHROPIC_API_KEYS") {
             Some(list) => api_keys(&list)?,
@@ -38,7 +38,7 @@ impl Env<'_> {
                 .into_iter()
                 .collect(),
         };
-        Ok(Claude {
+        Ok(ClaudeConfig {
             base_url: base_url.trim_end_matches('/').to_owned(),
             keys,
             deadlines: Deadlines::default(),
@@ -91,7 +91,7 @@ fn api_keys(list: &str) -> Setting<Vec<ApiKey>> {
             ));
         }
         if keys.iter().any(|key| key.label == label) {
-            return Err(Invalid {
+            return Err(ConfigError {
                 variable: VARIABLE,
                 problem: format!("names {label} twice"),
             });

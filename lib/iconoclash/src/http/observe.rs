@@ -60,7 +60,7 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
         .get::<MatchedPath>()
         .map_or("-", MatchedPath::as_str)
         .to_owned();
-    let with_cookie = auth::comes_with_cookie(request.headers());
+    let with_cookie = auth::is_cookie_authenticated(request.headers());
     let platform_id = request
         .headers()
         .get("x-vercel-id")

@@ -24,7 +24,8 @@ use crate::{
     identity::{
         auth::{self, Profile, Session, User, UserRow, Visitor},
         password,
-        rate_limit::{self, Limit, Of},
+        rate_limit::{self, Limit, LimitSubject},
+        session_cache,
         token::{self, Claims},
     },
     spending::{
@@ -143,10 +144,13 @@ async fn signup(
     visitor: Visitor,
     Json(new): Json<NewAccount>,
 ) -> Result<Response> {
-    let (network, address) = (Of::Network(visitor.network), Of::Email(&new.email.0));
+    let (network, address) = (
+        LimitSubject::Network(visitor.network),
+        LimitSubject::Email(&new.email.0),
+    );
     rate_limit::check(
         &app,
-        &[(Limit::SignUp, network), (Limit::SignUpAs, address)],
+        &[(Limit::SignUp, network), (Limit::SignUpByEmail, address)],
     )
     .await?;
     let hash = password::hash(new.password.0).await?;
@@ -159,7 +163,7 @@ async fn signup(
     {
         Some(guest) => {
             let Claims { sub, sid, ver, .. } = guest;
-            cache::forget(&app, &[Cached::Session(sub)], Vec::new()).await?;
+            cache::invalidate(&app, &[Cached::Session(sub)], Vec::new()).await?;
             let upgraded = db
                 .old_optional(
                     &UPGRADE_GUEST,
@@ -198,10 +202,13 @@ async fn login(
     visitor: Visitor,
     Json(credentials): Json<Credentials>,
 ) -> Result<Response> {
-    let (network, account) = (Of::Network(visitor.network), Of::Email(&credentials.email));
+    let (network, account) = (
+        LimitSubject::Network(visitor.network),
+        LimitSubject::Email(&credentials.email),
+    );
     rate_limit::check(
         &app,
-        &[(Limit::SignIn, network), (Limit::SignInTo, account)],
+        &[(Limit::SignIn, network), (Limit::SignInByEmail, account)],
     )
     .await?;
     let address = credentials.email.trim();
@@ -230,7 +237,11 @@ async fn login(
 /// Visit without an account; messages count by network.
 #[utoipa::path(post, path = "/api/auth/guest", tag = "accounts", responses((status = 201, body = SignedIn), (status = 429, body = Problem)))]
 async fn guest(State(app): State<App>, visitor: Visitor) -> Result<Response> {
-    rate_limit::check(&app, &[(Limit::Guest, Of::Network(visitor.network))]).await?;
+    rate_limit::check(
+        &app,
+        &[(Limit::Guest, LimitSubject::Network(visitor.network))],
+    )
+    .await?;
     let nothing = None::<&str>;
     let row = app
         .db()?
@@ -264,7 +275,7 @@ async fn logout(
         true => (None, Some(claims.ver + 1)),
         false => (Some((claims.sid, (ends - app.now()).unsigned_abs())), None),
     };
-    cache::forget(&app, &[Cached::Session(user.id)], Vec::new()).await?;
+    cache::invalidate(&app, &[Cached::Session(user.id)], Vec::new()).await?;
     let db = app.db()?;
     match logout.everywhere {
         true => db.old_execute(&REVOKE_ALL, &[&user.id]).await?,
@@ -284,9 +295,12 @@ async fn logout(
     responses((status = 200, body = CurrentSession), (status = 401, body = Problem)))]
 async fn session(State(app): State<App>, session: Session) -> Result<Response> {
     let (subject, now) = (Subject::of(&session, &app)?, app.now());
-    let (user, counted) = session
-        .live(&app, vec![admission::messages_command(&subject, now)])
-        .await?;
+    let (user, counted) = session_cache::load_user(
+        &app,
+        session,
+        vec![admission::messages_command(&subject, now)],
+    )
+    .await?;
     let counted = counted
         .into_iter()
         .next()
@@ -313,7 +327,7 @@ async fn session(State(app): State<App>, session: Session) -> Result<Response> {
 
 fn begin_session(app: &App, row: UserRow, status: StatusCode) -> Result<Response> {
     let version = row.token_version;
-    let user: Profile = row.try_into()?;
+    let user: Profile = row.into();
     let guest = user.plan == Plan::Guest;
     let (token, expires_at) =
         app.tokens()?

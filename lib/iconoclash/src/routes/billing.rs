@@ -26,7 +26,7 @@ use crate::{
     },
     identity::{
         auth::User,
-        rate_limit::{self, Limit, Of},
+        rate_limit::{self, Limit, LimitSubject},
     },
     notify::alert::{self, Alert},
     spending::plan::Plan,
@@ -80,7 +80,7 @@ async fn checkout(
     user: User,
 ) -> Result<Json<Page>> {
     let email = email(&user)?;
-    rate_limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
+    rate_limit::check(&app, &[(Limit::Billing, LimitSubject::User(user.id))]).await?;
     let Linked { customer, former } = app.db()?.old_one(&LINKED, &[&user.id]).await?;
     let customer = match customer {
         Some(customer) => customer,
@@ -130,7 +130,7 @@ async fn checkout(
     responses((status = 200, body = Page), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem), (status = 503, body = Problem)))]
 async fn portal(State(app): State<App>, user: User) -> Result<Json<Page>> {
     email(&user)?;
-    rate_limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
+    rate_limit::check(&app, &[(Limit::Billing, LimitSubject::User(user.id))]).await?;
     let Linked { customer, .. } = app.db()?.old_one(&LINKED, &[&user.id]).await?;
     let customer = customer.ok_or(NOTHING_TO_MANAGE)?;
     let (back, key) = (

@@ -60,7 +60,7 @@ struct Plan {
 #[utoipa::path(get, path = "/api/icons", tag = "catalog",
     responses((status = 200, body = List<Icon>), (status = 304, description = "The caller's copy is current"), (status = 429, body = Problem)))]
 async fn icons(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> Result<Response> {
-    visitor.may_read(&app).await?;
+    visitor.check_read_limit(&app).await?;
     let rows = app.db()?.old_all(&OFFERED, &[]).await?;
     let data = rows
         .into_iter()
@@ -85,7 +85,7 @@ async fn icons(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> 
 #[utoipa::path(get, path = "/api/plans", tag = "catalog",
     responses((status = 200, body = List<Plan>), (status = 304, description = "The caller's copy is current"), (status = 429, body = Problem)))]
 async fn plans(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> Result<Response> {
-    visitor.may_read(&app).await?;
+    visitor.check_read_limit(&app).await?;
     let (quotas, models) = (app.config().quotas.clone()?, app.config().models.clone()?);
     let data = plan::Plan::ALL.map(|plan| Plan {
         plan,

@@ -24,7 +24,8 @@ use crate::{
     },
     identity::{
         auth::{Session, User},
-        rate_limit::{self, Limit, Of},
+        rate_limit::{self, Limit, LimitSubject},
+        session_cache,
     },
 };
 
@@ -157,7 +158,7 @@ async fn create(
     key: IdempotencyKey,
     Json(new): Json<NewDiscussion>,
 ) -> Result<Response> {
-    rate_limit::check(&app, &[(Limit::Discussion, Of::User(user.id))]).await?;
+    rate_limit::check(&app, &[(Limit::Discussion, LimitSubject::User(user.id))]).await?;
     let topic = new.topic.as_ref().map(Text::as_str);
     let title = new.title.as_ref().map_or_else(
         || default_title(topic, &new.icons.0),
@@ -191,7 +192,7 @@ async fn create(
         },
         title_made,
     ) = (&discussion, new.title.is_none());
-    cache::forget(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
+    cache::invalidate(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
     let inserted = app
         .db()?
         .old_execute(
@@ -236,7 +237,7 @@ async fn replay(app: &App, user: &User, key: &IdempotencyKey, hash: &[u8]) -> Re
 async fn count(State(app): State<App>, session: Session) -> Result<axum::Json<Count>> {
     let now = app.now();
     let counts = Cached::Counts(session.claims.sub);
-    let (user, mut found) = session.live(&app, vec![counts.command()]).await?;
+    let (user, mut found) = session_cache::load_user(&app, session, vec![counts.command()]).await?;
     let midnight = now.to_offset(UtcOffset::UTC).replace_time(Time::MIDNIGHT);
     let load = async || {
         let CountRow { total, today } = app.db()?.old_one(&COUNT, &[&user.id, &midnight]).await?;
@@ -247,7 +248,7 @@ async fn count(State(app): State<App>, session: Session) -> Result<axum::Json<Co
         })
     };
     let counted = counts
-        .or_load(
+        .get_or_load(
             &app,
             found.pop().flatten(),
             |counted| counted.day == midnight.date(),
@@ -322,7 +323,7 @@ async fn edit(
 #[utoipa::path(delete, path = "/api/discussions/{id}", tag = "discussions", security(("bearer" = [])), params(("id" = Uuid, Path)),
     responses((status = 204), (status = 401, body = Problem), (status = 404, body = Problem)))]
 async fn delete(State(app): State<App>, user: User, Path(id): Path<Uuid>) -> Result<StatusCode> {
-    cache::forget(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
+    cache::invalidate(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
     match app.db()?.old_execute(&DELETE, &[&id, &user.id]).await? {
         0 => Err(Error::NotFound),
         _ => Ok(StatusCode::NO_CONTENT),

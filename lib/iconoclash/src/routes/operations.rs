@@ -62,7 +62,7 @@ async fn health(
     Query(depth): Query<Depth>,
 ) -> Result<Response> {
     let (checks, claude_keys) = if depth.deep.as_deref() == Some("1") {
-        Cron::of(&headers, &app)?;
+        Cron::from_headers(&headers, &app)?;
         dependencies(&app).await
     } else {
         Default::default()

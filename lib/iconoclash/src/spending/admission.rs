@@ -36,7 +36,7 @@ use crate::{
         error::{Error, Result},
         request_log,
     },
-    identity::auth::{self, Session},
+    identity::session::{self, Session},
     redis,
     spending::{
         budgets::{self, Budgets},
@@ -168,7 +168,7 @@ impl<'a> Admission<'a> {
     pub async fn ask(&self, bytes: usize) -> Result<Verdict, redis::Error> {
         let plan = self.subject.is_network().then_some(Plan::Guest);
         let command = self.take(plan, bytes, None);
-        let redis = self.app.redis().map_err(|_| redis::Error::LeftAlone)?;
+        let redis = self.app.redis().map_err(|_| redis::Error::CircuitOpen)?;
         let verdict = redis
             .exec::<[i64; 8]>(&command)
             .await
@@ -204,7 +204,7 @@ impl<'a> Admission<'a> {
             self.raise(ledger),
             self.take(Some(ledger.plan), bytes, Some(&ledger.budgets)),
         ];
-        let redis = self.app.redis().map_err(|_| redis::Error::LeftAlone)?;
+        let redis = self.app.redis().map_err(|_| redis::Error::CircuitOpen)?;
         let ask = async || {
             let words = redis
                 .pipeline(&commands)
@@ -229,7 +229,7 @@ impl<'a> Admission<'a> {
         let (today, month) = (gate.quota(0).reset_at, month_end(utc_day(self.now)));
         match verdict.code {
             0 => Ok(gate),
-            1 => Err(auth::INVALID_TOKEN),
+            1 => Err(session::INVALID_TOKEN),
             2 => Err(gate.quota(gate.messages).exceeded(ledger.plan)),
             3 => Err(gate.quota(verdict.messages).burst_exceeded(verdict.wait)),
             4 => Err(gate.quota(verdict.messages).spend_limit()),
@@ -479,7 +479,7 @@ pub(crate) async fn revoke(
 ) {
     let commands = stored::revoke_commands(session, user, version);
     let told = async {
-        let redis = app.redis().map_err(|_| redis::Error::LeftAlone)?;
+        let redis = app.redis().map_err(|_| redis::Error::CircuitOpen)?;
         let results = redis.pipeline(&commands).await?;
         results
             .into_iter()

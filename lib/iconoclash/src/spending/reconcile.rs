@@ -129,7 +129,7 @@ pub async fn end_expired(app: &App, discussion: Option<Uuid>) -> Result<i64> {
 }
 
 async fn reconcile_redis(app: &App, now: OffsetDateTime, report: &mut Report) -> Result<()> {
-    let told = cache::tell_stale(app)
+    let told = cache::flush_pending_invalidations(app)
         .await
         .map(|told| report.stale_values = told);
     let settled = settle_open_holds(app, now, report).await;

@@ -148,7 +148,7 @@ impl Asked {
             conversation: self.discussion,
             fallback: None,
         };
-        let by = Instant::now() + app.config().patience.aside;
+        let by = Instant::now() + app.config().timeouts.background_call;
         let heard = match timeout_at(by, claude.ask(prompt, &route)).await {
             Ok(Ok(stream)) => Heard::listen(claude, stream, prompt.max_tokens, by).await,
             Ok(Err(failed)) => Heard {

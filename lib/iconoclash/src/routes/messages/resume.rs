@@ -147,7 +147,7 @@ impl Watch {
     /// Tells what there is as it comes. Where it cannot go on it ends without an end, and the client resumes.
     async fn until_the_end(mut self, tell: UnboundedSender<Event>) {
         let begun = Instant::now();
-        while begun.elapsed() < self.app.config().patience.follow {
+        while begun.elapsed() < self.app.config().timeouts.follow {
             match self.look(&tell).await {
                 Ok(false) => {}
                 Ok(true) => return,
