@@ -19,7 +19,7 @@ use crate::{crash_point::CrashTrigger, http::error::Error};
 
 use env::{Env, pairs};
 
-pub use billing::{Alerts, MailConfig, StripeConfig};
+pub use billing::{AlertsConfig, MailConfig, StripeConfig};
 pub use claude::{ClaudeConfig, Models};
 pub use keys::{JwtKey, Key};
 
@@ -109,7 +109,7 @@ pub struct Config {
     /// `RESEND_API_KEY`, `RESEND_BASE_URL`, `MAIL_FROM`: outgoing mail.
     pub mail: Setting<MailConfig>,
     /// `ALERT_EMAIL_TO`, `ALERT_WEBHOOK_URL`: recipients of alerts.
-    pub alerts: Alerts,
+    pub alerts: AlertsConfig,
     /// `QUOTA_GUEST`, `QUOTA_FREE`, `QUOTA_PRO`: messages per UTC day; `BURST_PER_MINUTE`: messages per minute.
     pub quotas: Setting<Quotas>,
     /// `VERCEL_REGION`, else `AWS_REGION`.

@@ -26,7 +26,7 @@ pub struct MailConfig {
 
 /// Where operators are told what needs their eyes; both may be empty.
 #[derive(Clone, Debug, Default)]
-pub struct Alerts {
+pub struct AlertsConfig {
     /// Addresses.
     pub emails: Vec<String>,
     /// A chat's incoming webhook, whose address is its only secret.
@@ -67,9 +67,9 @@ impl Env<'_> {
         })
     }
 
-    pub(super) fn alerts(&self) -> Alerts {
+    pub(super) fn alerts(&self) -> AlertsConfig {
         let webhook_url = self.optional("ALERT_WEBHOOK_URL").map(SecretString::from);
-        Alerts {
+        AlertsConfig {
             emails: list(&self.or("ALERT_EMAIL_TO", "")),
             webhook_url,
         }
