@@ -67,7 +67,7 @@ async fn warm_sessions_and_counts_cost_one_request_to_redis_and_none_to_postgres
     let ada = counted.app.member("ada").await;
     ada.discussion().await;
     // A tombstone lies where the discussion was counted; in time it goes.
-    counted.behind.redis_says(&["FLUSHDB"]).await;
+    counted.behind.redis_command(&["FLUSHDB"]).await;
     for path in ["/api/auth/session", "/api/discussions/count"] {
         let (_, cold, first) = counted.crossings(&ada, path).await;
         assert!(cold >= 1, "{path}");
@@ -85,7 +85,7 @@ async fn warm_sessions_and_counts_cost_one_request_to_redis_and_none_to_postgres
 async fn of_many_who_miss_a_value_one_asks_postgres() {
     let counted = Counted::start().await;
     let ada = counted.app.member("ada").await;
-    counted.behind.redis_says(&["FLUSHDB"]).await;
+    counted.behind.redis_command(&["FLUSHDB"]).await;
     counted.postgres.reset();
     let answers = join_all((0..50).map(|_| ada.get("/api/discussions/count"))).await;
     assert!(
@@ -189,7 +189,7 @@ async fn what_somebody_else_put_into_the_cache_is_a_miss() {
     let (ada_id, eve_id) = (id(&ada).await, id(&eve).await);
     let key = |user: &str| format!("{{c}}:s:{user}");
     let kept = app
-        .redis_says(&["GET", &key(&ada_id)])
+        .redis_command(&["GET", &key(&ada_id)])
         .await
         .as_str()
         .unwrap()
@@ -197,7 +197,7 @@ async fn what_somebody_else_put_into_the_cache_is_a_miss() {
     let promoted = kept.replace(r#""role":"user""#, r#""role":"admin""#);
     assert_ne!(kept, promoted);
     let eves = app
-        .redis_says(&["GET", &key(&eve_id)])
+        .redis_command(&["GET", &key(&eve_id)])
         .await
         .as_str()
         .unwrap()
@@ -212,7 +212,7 @@ async fn what_somebody_else_put_into_the_cache_is_a_miss() {
         "\u{1F9D9}",
         "-",
     ] {
-        app.redis_says(&["SET", &key(&ada_id), hostile, "EX", "300"])
+        app.redis_command(&["SET", &key(&ada_id), hostile, "EX", "300"])
             .await;
         let seen = ada.get("/api/auth/session").await;
         assert_eq!(seen.status, 200, "{hostile}");
@@ -222,8 +222,8 @@ async fn what_somebody_else_put_into_the_cache_is_a_miss() {
             "{hostile}"
         );
     }
-    app.redis_says(&["DEL", &key(&ada_id)]).await;
-    app.redis_says(&["LPUSH", &key(&ada_id), "a list"]).await;
+    app.redis_command(&["DEL", &key(&ada_id)]).await;
+    app.redis_command(&["LPUSH", &key(&ada_id), "a list"]).await;
     assert_eq!(
         ada.get("/api/auth/session").await.json["user"]["id"],
         ada_id

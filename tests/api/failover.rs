@@ -85,7 +85,7 @@ async fn what_a_message_learns_is_told_when_it_ends_however_short_it_was() {
             (503, "unavailable")
         );
         app.background.idle().await;
-        if app.redis_says(&["ZCARD", "{keys}:cooling"]).await == json!(1) {
+        if app.redis_command(&["ZCARD", "{keys}:cooling"]).await == json!(1) {
             return;
         }
     }

@@ -13,12 +13,12 @@ mod harness;
 mod ledger;
 
 mod accounts;
-mod afterwards;
 mod billing;
 mod caches;
 mod checkout;
 mod discussions;
 mod failover;
+mod follow_ups;
 mod key_faults;
 mod keys;
 mod limits;

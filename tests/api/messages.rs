@@ -1,4 +1,4 @@
-//! Saying something and being answered.
+//! Sending a message and getting a reply.
 
 use futures_util::future::join_all;
 use iconoclash_fakes::claude::{Behaviour, Script};
@@ -62,7 +62,7 @@ async fn a_message_is_answered_in_one_piece_and_found_again() {
 }
 
 #[tokio::test]
-async fn a_reply_streams_as_numbered_events_that_add_up_to_what_is_kept() {
+async fn a_reply_streams_as_numbered_events_that_add_up_to_the_saved_text() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -94,7 +94,7 @@ async fn a_reply_streams_as_numbered_events_that_add_up_to_what_is_kept() {
 }
 
 #[tokio::test]
-async fn claude_hears_the_persona_the_topic_and_what_was_said_before() {
+async fn claude_gets_the_persona_the_topic_and_the_history() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -131,7 +131,7 @@ async fn claude_hears_the_persona_the_topic_and_what_was_said_before() {
 }
 
 #[tokio::test]
-async fn no_model_thinks_first_where_it_can_be_told_not_to_as_that_is_paid_for_and_waited_for() {
+async fn thinking_is_disabled_wherever_the_model_allows_it() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     for (plan, thinking) in [("free", "disabled"), ("pro", "between_tools")] {
@@ -143,7 +143,7 @@ async fn no_model_thinks_first_where_it_can_be_told_not_to_as_that_is_paid_for_a
             app.claude.requests().last().unwrap().body["thinking"],
             json!({"type": thinking})
         );
-        // What was said and nothing else.
+        // The text and nothing else.
         assert_eq!(
             (&reply["content"], &reply["usage"]["output_tokens"]),
             (&json!("One two three."), &json!(4))
@@ -178,7 +178,7 @@ async fn messages_are_paged_newest_first() {
 }
 
 #[tokio::test]
-async fn one_key_asks_once_and_pays_once() {
+async fn one_idempotency_key_calls_claude_once() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -209,7 +209,7 @@ async fn one_key_asks_once_and_pays_once() {
 }
 
 #[tokio::test]
-async fn of_parallel_sends_with_one_key_one_is_answered_and_the_others_wait_their_turn() {
+async fn of_parallel_sends_with_one_key_exactly_one_calls_claude() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -261,7 +261,7 @@ async fn a_discussion_has_one_running_reply() {
 }
 
 #[tokio::test]
-async fn a_key_whose_reply_died_gives_what_is_left_of_it_or_is_free_again() {
+async fn a_key_whose_process_died_replays_the_partial_reply_or_is_free_again() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     for (said, status) in [(1, "partial"), (0, "complete")] {
@@ -297,7 +297,7 @@ async fn a_key_whose_reply_died_gives_what_is_left_of_it_or_is_free_again() {
 }
 
 #[tokio::test]
-async fn a_key_for_a_discussion_that_goes_meanwhile_is_not_taken() {
+async fn a_key_is_not_claimed_for_a_discussion_that_is_deleted_at_the_same_time() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -317,7 +317,7 @@ async fn a_key_for_a_discussion_that_goes_meanwhile_is_not_taken() {
 }
 
 #[tokio::test]
-async fn a_character_that_cannot_be_stored_is_left_out_and_nothing_else() {
+async fn only_a_character_that_postgres_cannot_store_is_dropped() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;

@@ -1,10 +1,10 @@
-//! What a message may cost, and how fast messages may come.
+//! Spending limits, bursts and rate limits.
 
 use claude::Usage;
 use futures_util::future::join_all;
 use http::Method;
 
-use iconoclash::spending::budgets::{self, Followed};
+use iconoclash::spending::budgets::{self, Propagation};
 use iconoclash_fakes::claude::{Behaviour, Script};
 use serde_json::{Value, json};
 use std::{
@@ -14,7 +14,7 @@ use std::{
 
 use crate::harness::{Actor, TestApp};
 
-/// What the only message of a new discussion with Socrates holds, as the ledger says of one that was sent.
+/// The hold of the first message of a new discussion with Socrates, read from the ledger.
 async fn hold_of_a_first_message(app: &TestApp, ada: &Actor<'_>) -> i64 {
     let discussion = ada.discussion().await;
     app.claude.next(Behaviour::Hold { after: 1 });
@@ -31,7 +31,7 @@ async fn hold_of_a_first_message(app: &TestApp, ada: &Actor<'_>) -> i64 {
 }
 
 #[tokio::test]
-async fn of_two_hundred_messages_with_money_for_one_exactly_one_is_answered() {
+async fn of_200_messages_with_budget_for_one_exactly_one_is_answered() {
     let app = TestApp::with(&[("QUOTA_FREE", "1000")]).await;
     let users: Vec<Actor> =
         join_all(["ada", "bob", "cleo", "dan"].map(|name| app.member(name))).await;
@@ -41,7 +41,7 @@ async fn of_two_hundred_messages_with_money_for_one_exactly_one_is_answered() {
         async move { (user, user.discussion().await) }
     }))
     .await;
-    // The exact hold of a first message, told by the refusal of one that is a little too dear.
+    // The budget has room for exactly one more hold.
     let spent: i64 = app
         .value("select spent_microusd from budget_days")
         .await
@@ -49,7 +49,7 @@ async fn of_two_hundred_messages_with_money_for_one_exactly_one_is_answered() {
         .unwrap();
     let exact = exact_hold(&app, &users[0]).await;
     app.budget("day", spent + exact).await;
-    // The one reply does not end before all others are refused, so that no settled hold makes room for another.
+    // The reply ends after all others are refused, so that its settled hold makes room for none of them.
     app.claude.always(Behaviour::Hold { after: 0 });
     let answered = AtomicUsize::new(0);
     let sends = discussions.iter().map(|(user, discussion)| async {
@@ -85,12 +85,11 @@ async fn of_two_hundred_messages_with_money_for_one_exactly_one_is_answered() {
             refusal.json
         );
     }
-    // On a busy machine Redis misses its deadline now and then, and learns of what went without it.
-    app.cron("/api/cron/reconcile").await;
+    app.reconcile().await;
     app.assert_counters_equal_the_ledger().await;
 }
 
-/// What Postgres would hold: the bytes of the prompt as the stand-in was asked, at the prices of Haiku.
+/// The exact hold of the last prompt that Claude got, at Haiku's prices.
 async fn exact_hold(app: &TestApp, _: &Actor<'_>) -> i64 {
     let body = app.claude.requests().last().unwrap().body.clone();
     let text = |value: &Value| value["text"].as_str().unwrap().len();
@@ -111,7 +110,7 @@ async fn exact_hold(app: &TestApp, _: &Actor<'_>) -> i64 {
 }
 
 #[tokio::test]
-async fn a_user_who_has_spent_the_days_money_is_told_until_when() {
+async fn a_user_at_the_spending_limit_gets_the_time_of_its_reset() {
     let app = TestApp::with(&[("QUOTA_FREE", "1000")]).await;
     let (ada, bob) = (app.member("ada").await, app.member("bob").await);
     let discussion = ada.discussion().await;
@@ -143,11 +142,11 @@ async fn a_user_who_has_spent_the_days_money_is_told_until_when() {
 }
 
 #[tokio::test]
-async fn the_months_money_is_the_sum_of_its_days() {
+async fn the_months_spending_is_the_sum_of_its_days() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
-    // So that yesterday is of the same month, whenever this runs.
+    // Yesterday must be in the same month, whenever this runs.
     app.advance(time::Duration::days(45 - i64::from(app.app.now().day())));
     let month_day = app.app.now().day();
     assert!(month_day > 1);
@@ -175,7 +174,7 @@ async fn the_months_money_is_the_sum_of_its_days() {
 }
 
 #[tokio::test]
-async fn a_hold_is_never_less_than_the_cost_and_is_replaced_by_it() {
+async fn a_hold_is_at_least_the_cost_and_is_replaced_by_it() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     for (characters, said) in [(1, "x"), (2_000, "ü"), (2_000, "漢"), (2_000, "\u{1F9D9}")] {
@@ -262,7 +261,7 @@ async fn midnight_does_not_bring_a_second_burst() {
         "{}",
         refused.json
     );
-    app.redis_says(&["FLUSHDB"]).await;
+    app.redis_command(&["FLUSHDB"]).await;
     let refused = ada.send(&discussion, "Why?").await;
     assert_eq!(
         refused.json["code"], "burst_exceeded",
@@ -271,7 +270,7 @@ async fn midnight_does_not_bring_a_second_burst() {
 }
 
 #[tokio::test]
-async fn attempts_to_sign_in_are_counted_by_network_and_by_account() {
+async fn sign_in_attempts_are_counted_by_network_and_by_account() {
     let app = TestApp::start().await;
     app.member("ada").await;
     let wrong = json!({"email": "Ada@example.org", "password": "wrong"});
@@ -289,7 +288,7 @@ async fn attempts_to_sign_in_are_counted_by_network_and_by_account() {
                 .starts_with(&format!(r#""signin-account";r={left};t="#))
         );
     }
-    // From elsewhere, the account is still closed; another account is not.
+    // From another network the account is still locked; another account is not.
     let refused = app.anonymous().post("/api/auth/login", wrong).await;
     assert_eq!(refused.problem(), (429, "rate_limited"));
     let wait: u64 = refused.header("retry-after").parse().unwrap();
@@ -310,7 +309,7 @@ async fn attempts_to_sign_in_are_counted_by_network_and_by_account() {
         attacker.post("/api/auth/login", other).await.problem(),
         (401, "invalid_credentials")
     );
-    // Whatever the accounts, the network runs out: after 30 attempts, and the few that time gives back meanwhile.
+    // The network runs out after 30 attempts on any accounts, plus the few that time returns.
     let mut attempts = 11;
     loop {
         let body = json!({"email": format!("user{attempts}@example.org"), "password": "wrong"});
@@ -330,7 +329,7 @@ async fn attempts_to_sign_in_are_counted_by_network_and_by_account() {
 }
 
 #[tokio::test]
-async fn every_other_limit_refuses_and_says_how_long() {
+async fn every_other_limit_refuses_with_its_wait() {
     let app = TestApp::start().await;
     let crowd = app.anonymous();
     for _ in 0..20 {
@@ -357,7 +356,7 @@ async fn every_other_limit_refuses_and_says_how_long() {
             "a CDN keeps this for everybody"
         );
     }
-    // Two a second come back meanwhile, however slow the machine is.
+    // Two a second return over time, however slow the machine is.
     let mut refused = crowd.get("/api/plans").await;
     for _ in 0..100 {
         if refused.status != 200 {
@@ -383,14 +382,14 @@ async fn every_other_limit_refuses_and_says_how_long() {
         .await;
     assert_eq!(again.problem(), (429, "rate_limited"));
     assert_eq!(
-        app.redis_says(&["KEYS", "*10.0*"]).await,
+        app.redis_command(&["KEYS", "*10.0*"]).await,
         json!([]),
         "no address is stored"
     );
 }
 
 #[tokio::test]
-async fn a_network_is_what_the_platform_says_and_cloudflare_only_with_our_secret() {
+async fn the_network_comes_from_the_platform_and_from_cloudflare_only_with_our_secret() {
     let app = TestApp::with(&[("TRUSTED_PROXY_SECRET", "a-secret-of-ours")]).await;
     let crowd = app.anonymous();
     let guest = async |headers: &[(&str, &str)]| {
@@ -403,7 +402,7 @@ async fn a_network_is_what_the_platform_says_and_cloudflare_only_with_our_secret
     for _ in 0..20 {
         assert_eq!(guest(&[]).await, 201);
     }
-    // Whatever the caller invents, it is the same network.
+    // Invented headers do not change the network.
     for forged in [
         "x-forwarded-for",
         "x-real-ip",
@@ -431,14 +430,14 @@ async fn a_network_is_what_the_platform_says_and_cloudflare_only_with_our_secret
 }
 
 #[tokio::test]
-async fn a_spending_limit_is_set_where_redis_cannot_be_told() {
+async fn a_spending_limit_can_be_set_without_redis() {
     for (url, said) in [
         ("", "UPSTASH_REDIS_REST_URL is not set"),
         ("http://127.0.0.1:9", "could not be reached"),
     ] {
         let app = TestApp::with(&[("UPSTASH_REDIS_REST_URL", url)]).await;
         let followed = budgets::set(&app.app, "pro", 7).await.unwrap();
-        let Followed::WithinAMinute(cause) = followed else {
+        let Propagation::OnCacheExpiry(cause) = followed else {
             panic!("{followed:?}")
         };
         assert!(cause.to_string().contains(said), "{cause}");

@@ -197,7 +197,7 @@ async fn a_redis_that_forgot_everything_learns_from_the_ledger_before_anybody_is
     app.claude.next(Behaviour::Hold { after: 1 });
     let mut stream = ada.stream(&discussions[6], "Why?").await;
     while stream.next().await.unwrap().name != "delta" {}
-    app.redis_says(&["FLUSHDB"]).await;
+    app.redis_command(&["FLUSHDB"]).await;
     let answers = join_all(
         discussions[7..]
             .iter()
@@ -214,7 +214,7 @@ async fn a_redis_that_forgot_everything_learns_from_the_ledger_before_anybody_is
     app.assert_counters_equal_the_ledger().await;
     assert_eq!(ada.get("/api/auth/session").await.json["quota"]["used"], 10);
 
-    app.redis_says(&["FLUSHDB"]).await;
+    app.redis_command(&["FLUSHDB"]).await;
     assert_eq!(
         ada.get("/api/auth/session").await.json["quota"]["used"],
         10,
@@ -235,7 +235,7 @@ const STEPS: [(&str, &str, bool, bool); 6] = [
     ("admitted", "", false, false),
     ("begun", "failed", false, true),
     ("relaying", "failed", false, true),
-    ("told", "partial", true, true),
+    ("streamed", "partial", true, true),
     ("ended", "complete", true, false),
     ("settled", "complete", true, false),
 ];
@@ -263,12 +263,12 @@ async fn wherever_a_process_dies_reconciling_ends_what_it_had_begun() {
         let saved = format!(
             "select count(*) from messages where discussion_id = '{discussion}' and status = 'streaming' and content <> ''"
         );
-        if step == "told" {
+        if step == "streamed" {
             app.claude.next(Behaviour::Hold { after: 2 });
         }
         armed.store(true, Ordering::Relaxed);
         let stopped = async {
-            if step == "told" {
+            if step == "streamed" {
                 app.eventually(&saved, "1").await;
                 app.claude.release();
             }
@@ -403,7 +403,7 @@ async fn a_sign_out_that_postgres_did_not_take_leaves_the_session_live() {
     .await;
     for everywhere in [true, false] {
         // Known by the cache, which the last attempt has emptied.
-        app.redis_says(&["DEL", &session_key(&ada.id().await)])
+        app.redis_command(&["DEL", &session_key(&ada.id().await)])
             .await;
         assert_eq!(ada.get("/api/auth/session").await.status, 200);
         let out = down.bearer(ada.token.as_deref().unwrap());

@@ -19,8 +19,8 @@ async fn a_step_that_fails_keeps_no_other_from_running() {
     app.sql("insert into stale_cache_keys (key, since) values ('{c}:s:nobody', now())")
         .await;
     app.advance(time::Duration::minutes(11));
-    app.redis_says(&["DEL", "{rl}:open"]).await;
-    app.redis_says(&["SET", "{rl}:open", "no set"]).await;
+    app.redis_command(&["DEL", "{rl}:open"]).await;
+    app.redis_command(&["SET", "{rl}:open", "no set"]).await;
 
     let secret = [("authorization", "Bearer a-cron-secret-of-32-characters!!")];
     let failed = app
@@ -36,7 +36,7 @@ async fn a_step_that_fails_keeps_no_other_from_running() {
     let noted = "select report ->> 'redis', report ->> 'subscriptions_healed' from cron_runs where job = 'reconcile'";
     assert_eq!(app.value(noted).await, "failed,1");
 
-    app.redis_says(&["DEL", "{rl}:open"]).await;
+    app.redis_command(&["DEL", "{rl}:open"]).await;
     let report = app.cron("/api/cron/reconcile").await;
     assert_eq!(
         (&report["redis"], &report["subjects_compared"]),
@@ -66,7 +66,7 @@ async fn more_open_holds_than_one_answer_of_redis_may_have_are_settled_all_the_s
             .zip(&holds)
             .flat_map(|(score, hold)| [score.as_str(), hold.as_str()]);
         let words: Vec<&str> = ["ZADD", "{rl}:open"].into_iter().chain(pairs).collect();
-        assert_eq!(app.redis_says(&words).await, 1_000);
+        assert_eq!(app.redis_command(&words).await, 1_000);
     }
     let report = app.cron("/api/cron/reconcile").await;
     assert_eq!(

@@ -1,4 +1,4 @@
-//! What becomes of a reply when something goes wrong on the way.
+//! Replies that fail, break off, or lose their client.
 
 use axum::body::Body;
 use claude::{Deadlines, Usage};
@@ -72,7 +72,7 @@ async fn a_stream_that_breaks_off_leaves_a_partial_reply_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_call_that_fails_before_any_token_costs_nothing_and_may_be_tried_again() {
+async fn a_call_that_fails_before_any_token_costs_nothing_and_can_be_retried() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -136,7 +136,7 @@ async fn a_call_that_fails_before_any_token_costs_nothing_and_may_be_tried_again
 }
 
 #[tokio::test]
-async fn what_was_billed_counts_even_if_no_text_came() {
+async fn a_billed_reply_counts_even_without_text() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -160,7 +160,7 @@ async fn what_was_billed_counts_even_if_no_text_came() {
 }
 
 #[tokio::test]
-async fn a_client_who_leaves_after_the_first_word_finds_the_whole_reply() {
+async fn a_client_that_leaves_after_the_first_word_finds_the_whole_reply() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -203,7 +203,7 @@ async fn a_client_who_leaves_after_the_first_word_finds_the_whole_reply() {
 }
 
 #[tokio::test]
-async fn a_client_who_leaves_before_any_answer_finds_the_whole_reply() {
+async fn a_client_that_leaves_before_any_answer_finds_the_whole_reply() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -237,7 +237,7 @@ async fn a_client_who_leaves_before_any_answer_finds_the_whole_reply() {
 }
 
 #[tokio::test]
-async fn a_running_reply_is_kept_as_it_grows() {
+async fn a_running_reply_is_saved_as_it_grows() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -269,7 +269,7 @@ async fn a_running_reply_is_kept_as_it_grows() {
 }
 
 #[tokio::test]
-async fn a_reply_whose_producer_died_ends_when_its_lease_does_and_a_slow_one_still_completes() {
+async fn a_dead_producers_reply_ends_with_its_lease_and_a_slow_one_still_completes() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -317,7 +317,7 @@ async fn a_reply_whose_producer_died_ends_when_its_lease_does_and_a_slow_one_sti
 }
 
 #[tokio::test]
-async fn a_discussion_deleted_under_its_reply_still_pays_for_it() {
+async fn the_reply_of_a_deleted_discussion_is_still_in_the_ledger() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -337,7 +337,7 @@ async fn a_discussion_deleted_under_its_reply_still_pays_for_it() {
 }
 
 #[tokio::test]
-async fn what_the_provider_invents_next_year_does_not_break_a_reply() {
+async fn unknown_events_of_the_provider_do_not_break_a_reply() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     for novelty in [

@@ -1,4 +1,4 @@
-//! A reply's stream, gone on with after its connection broke.
+//! Resuming a reply's stream after its connection broke.
 
 use futures_util::{StreamExt, stream};
 use iconoclash_fakes::claude::{Behaviour, Script};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::harness::{Actor, Event, TestApp};
 
-/// What a client has put together of a reply.
+/// The part of a reply that a client has received.
 #[derive(Default)]
 struct Heard {
     text: String,
@@ -49,8 +49,8 @@ fn words(chance: &mut SmallRng) -> String {
         .collect()
 }
 
-/// Listens to a reply through connections that break, each at a random event and resumed by another instance; says how
-/// often one broke while the reply ran, and after its end.
+/// Receives a reply through connections that break at random events, each resumed on another instance. Returns how often
+/// one broke while the reply ran, and after its end.
 async fn listen_through_cuts(
     first: Actor<'_>,
     others: [Actor<'_>; 2],
@@ -88,7 +88,7 @@ async fn listen_through_cuts(
         .await
         .json;
     assert_eq!(kept["data"][0]["content"], text);
-    // After the end: from any event on there is exactly the rest.
+    // After the end, every event id yields exactly the rest.
     ids.pop();
     while running + after < 20 {
         let from = ids[chance.random_range(0..ids.len())];
@@ -113,7 +113,7 @@ async fn listen_through_cuts(
 }
 
 #[tokio::test]
-async fn a_thousand_cuts_lose_nothing_and_double_nothing() {
+async fn a_thousand_cuts_lose_and_repeat_nothing() {
     let app = TestApp::paced(Duration::from_millis(50), &[("QUOTA_FREE", "1000")], |_| {}).await;
     let (second, third) = (app.another(), app.another());
     app.sql("update budgets set limit_microusd = 1000000000")
@@ -144,7 +144,7 @@ async fn a_thousand_cuts_lose_nothing_and_double_nothing() {
 }
 
 #[tokio::test]
-async fn a_reply_is_told_from_the_start_to_whoever_has_nothing_of_it() {
+async fn a_reply_streams_from_the_start_without_a_last_event_id() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -183,7 +183,7 @@ async fn a_reply_is_told_from_the_start_to_whoever_has_nothing_of_it() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_given_up_has_no_end_and_goes_on_after_its_last_event() {
+async fn a_stream_that_reaches_its_time_limit_has_no_end_and_can_be_resumed() {
     let app = TestApp::adjusted(&[], |config| {
         config.timeouts.follow = Duration::from_millis(600)
     })
@@ -215,7 +215,7 @@ async fn a_stream_that_is_given_up_has_no_end_and_goes_on_after_its_last_event()
 }
 
 #[tokio::test]
-async fn the_rest_of_a_reply_that_broke_off_is_told_with_its_end() {
+async fn a_resumed_partial_reply_ends_with_its_failure() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -232,7 +232,7 @@ async fn the_rest_of_a_reply_that_broke_off_is_told_with_its_end() {
         (rest[1].name.as_str(), &rest[1].data["code"]),
         ("error", &json!("reply_interrupted"))
     );
-    // A client that has it all hears the end again, also one that knows of more than was kept.
+    // A client that has everything gets the end again, even if it has more than was saved.
     for beyond in [events[3].id, 1_000_000] {
         let rest = ada.resume(&reply, Some(beyond)).await.rest().await;
         assert_eq!(
@@ -243,7 +243,7 @@ async fn the_rest_of_a_reply_that_broke_off_is_told_with_its_end() {
 }
 
 #[tokio::test]
-async fn a_reply_whose_producer_died_is_ended_by_who_watches_it() {
+async fn a_follower_ends_the_reply_of_a_dead_producer() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -271,7 +271,7 @@ async fn a_reply_whose_producer_died_is_ended_by_who_watches_it() {
 }
 
 #[tokio::test]
-async fn a_stream_is_its_owners_and_goes_on_after_ids_only() {
+async fn only_the_owner_can_resume_a_stream_and_only_after_an_event_id() {
     let app = TestApp::start().await;
     let (ada, bob) = (app.member("ada").await, app.member("bob").await);
     let discussion = ada.discussion().await;

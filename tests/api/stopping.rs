@@ -1,4 +1,4 @@
-//! A reply that the user does not want more of.
+//! Stopping a reply.
 
 use iconoclash_fakes::claude::{Behaviour, Script};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ async fn stop(ada: &Actor<'_>, reply: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn another_instance_stops_the_provider_and_what_was_written_stays_and_is_paid_for() {
+async fn a_stop_on_another_instance_ends_the_provider_and_keeps_the_text() {
     let app = TestApp::start().await;
     let other = app.another();
     let ada = app.member("ada").await;
@@ -56,7 +56,7 @@ async fn another_instance_stops_the_provider_and_what_was_written_stays_and_is_p
             ("done", &json!("stopped"))
         );
         assert_eq!(done.data["reply"]["content"], "One two three ");
-        // Two bytes a token is an estimate that is above what any language takes.
+        // Two bytes a token is an upper estimate for every language.
         let usage = &done.data["reply"]["usage"];
         assert_eq!(usage["output_tokens"], 7);
         assert!(
@@ -83,7 +83,7 @@ async fn another_instance_stops_the_provider_and_what_was_written_stays_and_is_p
 }
 
 #[tokio::test]
-async fn what_a_model_thought_before_it_was_stopped_is_taken_for_all_that_it_might() {
+async fn unreported_thinking_of_a_stopped_reply_is_booked_at_its_maximum() {
     let app = TestApp::with(&[("CLAUDE_MODEL_PRO", "claude-opus-5-5")]).await;
     let ada = app.member("ada").await;
     app.sql("update users set plan = 'pro'").await;
@@ -151,7 +151,7 @@ async fn a_stop_before_the_first_word_ends_the_call() {
 }
 
 #[tokio::test]
-async fn a_reply_is_stopped_by_its_owner_while_it_runs() {
+async fn only_the_owner_can_stop_a_reply_and_only_while_it_runs() {
     let app = TestApp::start().await;
     let (ada, bob) = (app.member("ada").await, app.member("bob").await);
     let discussion = ada.discussion().await;
@@ -186,7 +186,7 @@ async fn a_reply_is_stopped_by_its_owner_while_it_runs() {
 }
 
 #[tokio::test]
-async fn a_stop_finds_a_dead_producer_and_a_dying_one_leaves_it_stopped() {
+async fn a_stop_ends_a_dead_producers_reply_and_survives_a_dying_one() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let over = "update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'";

@@ -1,4 +1,4 @@
-//! A function as a process of its own, the stores that several of them share, and a client.
+//! A function as a process of its own, the services that several of them share, and a client.
 
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor, PgConnection};
@@ -11,7 +11,7 @@ use std::{
 
 use iconoclash_fakes::test_services::{TestServices, needed};
 
-/// A database, a Redis and a Claude, and the settings of every process on them.
+/// Services of one test, and the settings of every process on them.
 pub(crate) struct Stores {
     pub(crate) around: TestServices,
     settings: Vec<(String, String)>,
@@ -71,7 +71,7 @@ impl Stores {
             .unwrap()
     }
 
-    /// Sets a limit of everybody's spending.
+    /// Sets a global spending limit.
     pub(crate) async fn budget(&self, scope: &str, limit: i64) {
         self.sql(&format!(
             "update budgets set limit_microusd = {limit} where scope = '{scope}'"
@@ -80,12 +80,12 @@ impl Stores {
         self.redis("DEL", &["{rl}:caps"]).await;
     }
 
-    /// More discussions than a user may begin in an hour.
+    /// Lifts the limit on new discussions.
     pub(crate) async fn allow_discussions(&self, client: &Client) {
         *client.unlimited.lock().unwrap() = Some(self.around.database.clone());
     }
 
-    /// Makes what is open look as if it had been begun some minutes ago.
+    /// Makes every running call look some minutes old.
     pub(crate) async fn let_leases_run_out(&self) {
         self.sql("update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'").await;
         let (url, token) = (self.around.redis.url(), self.around.redis.token());
@@ -100,7 +100,7 @@ impl Stores {
         }
     }
 
-    /// What a first message holds: the bytes of the prompt that Claude was asked last, at the prices of Haiku.
+    /// The exact hold of the last prompt that Claude got, at Haiku's prices.
     pub(crate) fn hold_of_the_last_prompt(&self) -> i64 {
         let body = self.around.claude.requests().last().unwrap().body.clone();
         let text = |value: &Value| value["text"].as_str().unwrap().len();
@@ -127,7 +127,7 @@ impl Function {
         Self::start_logging_to(Stdio::null(), stores, settings)
     }
 
-    /// Its log lines go where the caller says.
+    /// As [`Self::start`], with its log lines sent to `log`.
     pub(crate) fn start_logging_to(log: Stdio, stores: &Stores, settings: &[(&str, &str)]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -156,7 +156,7 @@ impl Function {
         process.wait().unwrap();
     }
 
-    /// Who one is, by the session's route.
+    /// Reads the client's session.
     pub(crate) async fn session(&self, client: &Client) {
         let call = self.http.get(format!("{}/api/auth/session", self.url));
         assert_eq!(
@@ -169,7 +169,7 @@ impl Function {
         );
     }
 
-    /// What the cron's call says.
+    /// Runs the reconcile cron and returns its report.
     pub(crate) async fn reconcile(&self) -> Value {
         let call = self.http.get(format!("{}/api/cron/reconcile", self.url));
         let answer = call
@@ -219,7 +219,7 @@ impl Drop for Function {
 /// A signed-in user.
 pub(crate) struct Client {
     token: String,
-    /// The database in which discussions are begun directly, past the limit on beginning them.
+    /// The database, to create discussions past the limit on new ones.
     unlimited: Mutex<Option<String>>,
 }
 
@@ -238,7 +238,7 @@ impl Client {
     }
 
     pub(crate) async fn discussion(&self, function: &Function) -> String {
-        // With a title of its own: one that is made is made by a call of its own.
+        // With a title, because a generated one takes another call.
         let body =
             json!({"icons": ["socrates"], "title": "Virtue", "topic": "Can virtue be taught?"});
         let unlimited = self.unlimited.lock().unwrap().clone();
@@ -262,7 +262,7 @@ impl Client {
         answer["id"].as_str().unwrap().to_owned()
     }
 
-    /// Status and code of the answer. A service that is out of breath is asked again, as it says.
+    /// Status and code of the answer. A 503 is retried after its `Retry-After`.
     pub(crate) async fn send(&self, function: &Function, discussion: &str) -> (u16, String) {
         loop {
             let answer = self.try_send(function, discussion).await.unwrap();
@@ -287,7 +287,7 @@ impl Client {
         ))
     }
 
-    /// The user's id, as the token tells it.
+    /// The user's id, from the token.
     fn id(&self) -> String {
         use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
         let claims = BASE64_URL_SAFE_NO_PAD

@@ -1,5 +1,5 @@
-//! What several processes do to the same stores, and what becomes of one that is killed: this binary starts itself again
-//! as the function that answers every route, once a process.
+//! Several processes on the same services, and processes that are killed: this binary starts itself again as a function
+//! that serves every route.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
@@ -62,7 +62,7 @@ fn trial<F: Future<Output = ()> + 'static>(name: &str, test: fn() -> F) -> Trial
 const PROCESSES: usize = 4;
 const MESSAGES: usize = 200;
 
-/// Sends 200 first messages of as many discussions over all processes at once; says how each was answered.
+/// Sends the first messages of 200 discussions over all processes at once, and returns each answer.
 async fn send_all(
     stores: &Stores,
     functions: &[Function],
@@ -77,7 +77,7 @@ async fn send_all(
             &functions[at % functions.len()],
         ));
     }
-    // The one reply does not end before all others are refused, so that no settled hold makes room for another.
+    // The reply ends after all others are refused, so that its settled hold makes room for none of them.
     stores.around.claude.always(Behaviour::Hold { after: 0 });
     let answered = AtomicUsize::new(0);
     let answers = sends.iter().map(|(client, discussion, function)| async {
@@ -213,7 +213,7 @@ const STEPS: [(&str, &str, bool); 6] = [
     ("admitted", "", false),
     ("begun", "failed", false),
     ("relaying", "failed", false),
-    ("told", "failed", false),
+    ("streamed", "failed", false),
     ("ended", "complete", true),
     ("settled", "complete", true),
 ];
@@ -259,7 +259,7 @@ async fn killed() {
             if counts { "2" } else { "1" },
             "{step}: {report}"
         );
-        // What the provider was asked for is paid for: at least as much as it reported.
+        // The ledger has at least what the provider reported.
         let asked = stores.around.claude.requests().len();
         let paid =
             "select count(*) from usage_events where cost_microusd >= 20 and outcome <> 'running'";

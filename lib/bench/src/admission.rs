@@ -16,9 +16,10 @@ use iconoclash::{
     http::{error::Error, network::Network},
     identity::auth::Session,
     spending::{
-        admission::{Admission, Ledger, Subject},
+        admission::{Admission, LedgerSnapshot},
         budgets::Budgets,
         plan::Plan,
+        subject::Subject,
     },
 };
 use nix::sys::{
@@ -154,7 +155,7 @@ async fn message(app: &App, session: &Session, settles: bool) -> Result<()> {
         day: LIMIT,
         month: LIMIT,
     };
-    let ledger = Ledger {
+    let ledger = LedgerSnapshot {
         plan: Plan::Free,
         prompt_bytes: 2_000,
         messages: 0,
@@ -165,10 +166,10 @@ async fn message(app: &App, session: &Session, settles: bool) -> Result<()> {
         running: Vec::new(),
         budgets,
     };
-    let subject = Subject::of(session, app).map_err(plain)?;
+    let subject = Subject::from_session(session, app).map_err(plain)?;
     let admission =
         Admission::new(app, &subject, session, app.new_id(), app.now()).map_err(plain)?;
-    let said = admission.ask(ledger.prompt_bytes).await;
+    let said = admission.reserve(ledger.prompt_bytes).await;
     admission.decide(said, &ledger).await.map_err(plain)?;
     if settles {
         admission.settle(100).await;

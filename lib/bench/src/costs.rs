@@ -12,7 +12,8 @@ use claude::{Prompt, Turn, Usage};
 
 use iconoclash::{
     conversation::{
-        prompt::{self, Past, Persona},
+        history::{HistoryMessage, MessageRole},
+        prompt::{self, Persona},
         summary, title,
     },
     spending::{plan::Plan, price},
@@ -227,7 +228,7 @@ struct Simulated<'a> {
     measures: Measures,
     model: &'static str,
     system: String,
-    past: Vec<Past>,
+    past: Vec<HistoryMessage>,
     summary: Option<String>,
     cache: Cache,
     ids: u128,
@@ -260,25 +261,16 @@ impl<'a> Simulated<'a> {
             let mut unpaid = Bill::default();
             let bill = if today { &mut *bill } else { &mut unpaid };
             let reply = self.answer(exchange, bill);
-            self.say("user", &exchange.message);
-            self.say("assistant", &reply);
+            self.say(MessageRole::User, &exchange.message);
+            self.say(MessageRole::Assistant, &reply);
             self.afterwards(bill);
         }
     }
 
-    fn say(&mut self, role: &str, content: &str) {
+    fn say(&mut self, role: MessageRole, content: &str) {
         self.ids += 1;
-        let (id, role, content) = (
-            Uuid::from_u128(self.ids),
-            role.to_owned(),
-            content.to_owned(),
-        );
-        self.past.push(Past {
-            id,
-            role,
-            status: "complete".to_owned(),
-            content,
-        });
+        let id = Uuid::from_u128(self.ids);
+        self.past.push(HistoryMessage::complete(id, role, content));
     }
 
     /// Asks, pays, and gives the reply's text.
@@ -286,7 +278,7 @@ impl<'a> Simulated<'a> {
         let recap = self
             .summary
             .as_deref()
-            .map(summary::recap)
+            .map(summary::summary_block)
             .unwrap_or_default();
         let read = &self.past[self.past.len().saturating_sub(READ)..];
         let turns = prompt::turns(read, &exchange.message, self.system.len() + recap.len());
@@ -353,7 +345,7 @@ impl<'a> Simulated<'a> {
         if !self.measures.summary {
             return;
         }
-        let Some((older, _)) = summary::due(&self.past) else {
+        let Some((older, _)) = summary::needs_summary(&self.past) else {
             return;
         };
         let asked = summary::prompt(SMALL, "", self.summary.as_deref(), older);

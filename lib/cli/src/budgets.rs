@@ -5,7 +5,10 @@ use std::fmt;
 use iconoclash::{
     app::App,
     http::error::Error,
-    spending::budgets::{self, Budgets, Followed, SCOPES},
+    spending::{
+        budgets::{self, Budgets, Propagation, SCOPES},
+        ledger,
+    },
 };
 
 /// Micro-dollars that people read and type as dollars.
@@ -50,7 +53,7 @@ impl fmt::Display for Dollars {
 /// The limits as lines, with what is spent of those that everybody shares.
 pub async fn show(app: &App) -> Result<Vec<String>, String> {
     let limits = budgets::read(app).await.map_err(explain)?;
-    let spent = budgets::spending(app).await.map_err(explain)?;
+    let spent = ledger::spending(app).await.map_err(explain)?;
     let Budgets {
         guest,
         free,
@@ -75,8 +78,8 @@ pub async fn show(app: &App) -> Result<Vec<String>, String> {
 pub async fn set(app: &App, scope: &str, limit: Dollars) -> Result<String, String> {
     let followed = budgets::set(app, scope, limit.0).await.map_err(explain)?;
     Ok(match followed {
-        Followed::AtOnce => format!("{scope} is {limit} from the next message on"),
-        Followed::WithinAMinute(cause) => {
+        Propagation::Immediate => format!("{scope} is {limit} from the next message on"),
+        Propagation::OnCacheExpiry(cause) => {
             format!(
                 "{scope} is {limit} within a minute; Redis could not be told to forget the old limit now: {cause}"
             )

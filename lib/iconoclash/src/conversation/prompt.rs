@@ -1,16 +1,19 @@
-//! What Claude is asked. The system text depends on the discussion alone, so that it is the same for every message and
-//! the provider's prompt cache can keep it.
+//! The prompt of a reply.
+//!
+//! The system text depends on the discussion alone, so it is the same for every message and the provider's prompt cache
+//! can keep it.
 
-use serde::Deserialize;
 use std::{
     collections::HashMap,
     fmt::Write,
     sync::{LazyLock, Mutex, PoisonError},
 };
-use uuid::Uuid;
 
 use claude::{Role, Turn};
+use serde::Deserialize;
+use uuid::Uuid;
 
+use super::history::{HistoryMessage, MessageRole, MessageStatus, newest_that_fit};
 use crate::spending::plan::Plan;
 
 const RULES: &str = "\
@@ -23,26 +26,13 @@ language in which you are addressed, without headings or lists.";
 /// An icon as the prompt needs it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Persona {
-    /// As it signs what it says.
+    /// The name that it signs with.
     pub name: String,
     /// Who it is and how it argues.
     pub system_prompt: String,
 }
 
-/// An earlier message.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Past {
-    /// Its id.
-    pub id: Uuid,
-    /// `user` or `assistant`.
-    pub role: String,
-    /// How it ended.
-    pub status: String,
-    /// What was said.
-    pub content: String,
-}
-
-/// Who speaks, by which rules, about what.
+/// The system text: who speaks, about what, by which rules.
 pub fn system(personas: &[Persona], topic: Option<&str>) -> String {
     let mut text = String::new();
     if let [persona] = personas {
@@ -64,78 +54,57 @@ pub fn system(personas: &[Persona], topic: Option<&str>) -> String {
              the rules.\n---\n{topic}\n---"
         );
     }
-    // Last, so that nobody's words come after them.
+    // The rules come last, so that no words of a user follow them.
     text.push_str("\n\n");
     text.push_str(RULES);
     text
 }
 
-/// How long conversations are that this process has lately seen, in bytes of their next prompt without its message.
+/// Prompt lengths of discussions that this process has seen, in bytes without the new message.
 static LENGTHS: LazyLock<Mutex<HashMap<Uuid, usize>>> = LazyLock::new(Mutex::default);
-const LENGTHS_KEPT: usize = 10_000;
+const MAX_LENGTHS: usize = 10_000;
 
-/// The length of the next prompt of a discussion, before Postgres has told it: as this process remembers it, else the
-/// longest. Only admission's first guess, which the true length corrects.
-pub fn bound(discussion: Uuid, content: &str) -> usize {
+/// An upper bound of the prompt's length before Postgres has answered: the remembered length, else the maximum.
+///
+/// Admission corrects it when the true length is known.
+pub(crate) fn estimate_bytes(discussion: Uuid, content: &str) -> usize {
     let lengths = LENGTHS.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = lengths
-        .get(&discussion)
-        .map(|length| length + content.len());
-    known
-        .unwrap_or(Plan::MAX_PROMPT_BYTES)
-        .min(Plan::MAX_PROMPT_BYTES)
+    let known = lengths.get(&discussion);
+
+    let estimate = known.map_or(Plan::MAX_PROMPT_BYTES, |length| length + content.len());
+    estimate.min(Plan::MAX_PROMPT_BYTES)
 }
 
-/// Remembers how long a conversation has become.
-pub fn remember(discussion: Uuid, length: usize) {
+/// Remembers how long a discussion's prompt has become.
+pub(crate) fn remember_bytes(discussion: Uuid, length: usize) {
     let mut lengths = LENGTHS.lock().unwrap_or_else(PoisonError::into_inner);
-    if lengths.len() >= LENGTHS_KEPT {
+    if lengths.len() >= MAX_LENGTHS {
         lengths.clear();
     }
     lengths.insert(discussion, length);
 }
 
-/// The length of a prompt: no token is shorter than a byte.
-pub fn bytes(system: &str, recap: &str, turns: &[Turn]) -> usize {
-    system.len() + recap.len() + turns.iter().map(|turn| turn.text.len()).sum::<usize>()
+/// The length of a prompt in bytes. No token is shorter than a byte.
+pub fn bytes(system: &str, summary_block: &str, turns: &[Turn]) -> usize {
+    let turns: usize = turns.iter().map(|turn| turn.text.len()).sum();
+    system.len() + summary_block.len() + turns
 }
 
-/// The conversation so far and the new message, in what so many bytes before it leave of the prompt. A message whose
-/// reply failed is left out with it: the user has said it again since, or given up. The oldest go first where there is
-/// too much.
-pub fn turns(past: &[Past], content: &str, bytes_before: usize) -> Vec<Turn> {
-    let mut turns: Vec<Turn> = Vec::new();
-    for message in past {
-        match (
-            message.role.as_str(),
-            message.status == "failed" || message.content.is_empty(),
-        ) {
-            ("assistant", true) => drop(turns.pop_if(|turn| turn.role == Role::User)),
-            ("assistant", false) => turns.push(Turn {
-                role: Role::Assistant,
-                text: message.content.clone(),
-            }),
-            _ => turns.push(Turn {
-                role: Role::User,
-                text: message.content.clone(),
-            }),
-        }
-    }
-    let mut room = Plan::MAX_PROMPT_BYTES.saturating_sub(bytes_before + content.len());
-    let kept = turns.iter().rev().take_while(|turn| {
-        let length = turn.text.len();
-        let fits = length <= room;
-        room = room.saturating_sub(length);
-        fits
-    });
-    let first = turns.len() - kept.count();
-    let mut turns = turns.split_off(first);
-    // A conversation begins with the user.
-    let opening = turns
-        .iter()
-        .position(|turn| turn.role == Role::User)
-        .unwrap_or(turns.len());
-    turns.drain(..opening);
+/// The conversation so far and the new message, within what `bytes_before` leaves of the prompt.
+///
+/// A message whose reply failed is left out with its reply: the user has repeated it since, or given up. The oldest
+/// messages are dropped first.
+pub fn turns(history: &[HistoryMessage], content: &str, bytes_before: usize) -> Vec<Turn> {
+    let mut turns = turns_of(history);
+
+    let room = Plan::MAX_PROMPT_BYTES.saturating_sub(bytes_before + content.len());
+    let kept = newest_that_fit(turns.iter().map(|turn| turn.text.as_str()), room);
+    turns.drain(..turns.len() - kept);
+
+    // A conversation starts with the user.
+    let first = turns.iter().position(|turn| turn.role == Role::User);
+    turns.drain(..first.unwrap_or(turns.len()));
+
     turns.push(Turn {
         role: Role::User,
         text: content.to_owned(),
@@ -143,22 +112,41 @@ pub fn turns(past: &[Past], content: &str, bytes_before: usize) -> Vec<Turn> {
     turns
 }
 
+fn turns_of(history: &[HistoryMessage]) -> Vec<Turn> {
+    let mut turns: Vec<Turn> = Vec::new();
+    for message in history {
+        let role = match message.role {
+            MessageRole::User => Role::User,
+            MessageRole::Assistant => Role::Assistant,
+        };
+        let has_no_text = message.status == MessageStatus::Failed || message.content.is_empty();
+
+        if role == Role::Assistant && has_no_text {
+            turns.pop_if(|turn| turn.role == Role::User);
+        } else {
+            let text = message.content.clone();
+            turns.push(Turn { role, text });
+        }
+    }
+    turns
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn past(role: &str, status: &str, content: &str) -> Past {
-        Past {
+    fn message(role: &str, status: &str, content: &str) -> HistoryMessage {
+        HistoryMessage {
             id: Uuid::nil(),
-            role: role.into(),
-            status: status.into(),
+            role: MessageRole::parse(role).unwrap(),
+            status: MessageStatus::parse(status).unwrap(),
             content: content.into(),
         }
     }
 
     #[track_caller]
-    fn check(past: &[Past], expected: &[(Role, &str)]) {
-        let turns = turns(past, "new", 0);
+    fn check(history: &[HistoryMessage], expected: &[(Role, &str)]) {
+        let turns = turns(history, "new", 0);
         let got: Vec<_> = turns
             .iter()
             .map(|turn| (turn.role, turn.text.as_str()))
@@ -172,10 +160,10 @@ mod tests {
         check(&[], &[(User, "new")]);
         check(
             &[
-                past("user", "complete", "a"),
-                past("assistant", "failed", ""),
-                past("user", "complete", "b"),
-                past("assistant", "partial", "half"),
+                message("user", "complete", "a"),
+                message("assistant", "failed", ""),
+                message("user", "complete", "b"),
+                message("assistant", "partial", "half"),
             ],
             &[(User, "b"), (Assistant, "half"), (User, "new")],
         );
@@ -187,26 +175,26 @@ mod tests {
         let long = "x".repeat(Plan::MAX_PROMPT_BYTES - "new".len() - "b".len());
         check(
             &[
-                past("user", "complete", "old"),
-                past("assistant", "complete", &long),
-                past("user", "complete", "b"),
+                message("user", "complete", "old"),
+                message("assistant", "complete", &long),
+                message("user", "complete", "b"),
             ],
             &[(User, "b"), (User, "new")],
         );
         check(
             &[
-                past("user", "complete", "a"),
-                past("assistant", "complete", "b"),
+                message("user", "complete", "a"),
+                message("assistant", "complete", "b"),
             ],
             &[(User, "a"), (Assistant, "b"), (User, "new")],
         );
     }
 
     #[test]
-    fn a_prompt_is_never_longer_than_the_hold_reckons() {
-        let past: Vec<Past> = (0..40)
+    fn a_prompt_is_never_longer_than_the_maximum() {
+        let history: Vec<HistoryMessage> = (0..40)
             .map(|at| {
-                past(
+                message(
                     if at % 2 == 0 { "user" } else { "assistant" },
                     "complete",
                     &"ü".repeat(4000),
@@ -214,7 +202,7 @@ mod tests {
             })
             .collect();
         for (system, content) in [(0, 1), (20_000, 32_000), (70_000, 3)] {
-            let turns = turns(&past, &"x".repeat(content), system);
+            let turns = turns(&history, &"x".repeat(content), system);
             let length = bytes(&" ".repeat(system), "", &turns);
             assert!(
                 length <= Plan::MAX_PROMPT_BYTES.max(system + content),
@@ -224,15 +212,16 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_that_this_process_has_seen_is_not_taken_for_the_longest() {
-        let (seen, unseen) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        remember(seen, 700);
+    fn the_length_of_a_known_conversation_is_remembered() {
+        let seen = Uuid::from_u128(1);
+        let unseen = Uuid::from_u128(2);
+        remember_bytes(seen, 700);
         assert_eq!(
-            (bound(seen, "four"), bound(unseen, "four")),
+            (estimate_bytes(seen, "four"), estimate_bytes(unseen, "four")),
             (704, Plan::MAX_PROMPT_BYTES)
         );
-        remember(seen, 7_000_000);
-        assert_eq!(bound(seen, "four"), Plan::MAX_PROMPT_BYTES);
+        remember_bytes(seen, 7_000_000);
+        assert_eq!(estimate_bytes(seen, "four"), Plan::MAX_PROMPT_BYTES);
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! Who said what in a reply of several icons.
+//! Which icon said which part of a reply.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Somebody who speaks in a discussion.
+/// An icon that speaks in a discussion.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Voice {
+pub struct Speaker {
     /// The icon's slug.
     pub slug: String,
     /// The name that the icon signs with.
@@ -21,31 +21,29 @@ pub struct Part {
     text: String,
 }
 
-/// The turns of a reply, each told by the line that begins with a name, as the prompt asks for. The model may forget or
-/// vary that: what comes before the first name is the first icon's, and a line with a name that nobody here has goes on
-/// with who speaks.
-pub fn parts(text: &str, voices: &[Voice]) -> Vec<Part> {
+/// The turns of a reply. A turn starts with a line that names its speaker, as the prompt asks for.
+///
+/// Text before the first name belongs to the first icon. A line that names no icon of this discussion continues the
+/// current turn.
+pub fn parts(text: &str, speakers: &[Speaker]) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     for line in text.split_inclusive('\n') {
-        let spoken = speaker(line, voices).map(|(voice, said)| (&voice.slug, said));
-        match (spoken, parts.last_mut()) {
-            (Some((icon, said)), _) => parts.push(Part {
-                icon: icon.clone(),
+        if let Some((speaker, said)) = turn_start(line, speakers) {
+            parts.push(Part {
+                icon: speaker.slug.clone(),
                 text: said.to_owned(),
-            }),
-            (None, Some(part)) => part.text.push_str(line),
-            (None, None) => {
-                let icon = voices
-                    .first()
-                    .map(|voice| voice.slug.clone())
-                    .unwrap_or_default();
-                parts.push(Part {
-                    icon,
-                    text: line.to_owned(),
-                });
-            }
+            });
+        } else if let Some(part) = parts.last_mut() {
+            part.text.push_str(line);
+        } else {
+            let first = speakers.first().map(|speaker| speaker.slug.clone());
+            parts.push(Part {
+                icon: first.unwrap_or_default(),
+                text: line.to_owned(),
+            });
         }
     }
+
     for part in &mut parts {
         part.text = part.text.trim().to_owned();
     }
@@ -53,45 +51,38 @@ pub fn parts(text: &str, voices: &[Voice]) -> Vec<Part> {
     parts
 }
 
-/// The voice that a line names at its beginning, and what it says: `**Ada:** Yes`, `**Ada Lovelace**: Yes`, `Ada: Yes`.
-fn speaker<'a, 't>(line: &'t str, voices: &'a [Voice]) -> Option<(&'a Voice, &'t str)> {
-    let (label, said) = line.split_once(':')?;
+/// The speaker that a line names at its start, and the rest of the line.
+///
+/// Accepts `**Ada:** Yes`, `**Ada Lovelace**: Yes` and `Ada: Yes`.
+fn turn_start<'a, 't>(line: &'t str, speakers: &'a [Speaker]) -> Option<(&'a Speaker, &'t str)> {
+    let (label, mut said) = line.split_once(':')?;
     let name = label.trim_matches(|letter: char| letter.is_whitespace() || "*_#".contains(letter));
-    let voice = voices
-        .iter()
-        .find(|voice| is_name_of(name, voice))
-        .or_else(|| {
-            let mut by_word = voices
-                .iter()
-                .filter(|voice| voice.name.split_whitespace().any(|word| same(word, name)));
-            // A word that two of them have in their names is nobody's.
-            by_word.next().filter(|_| by_word.next().is_none())
-        })?;
-    // The emphasis closes after the colon or before it; one that opens here is the text's own.
-    let opened = label
-        .trim_start()
-        .chars()
-        .take_while(|letter| "*_".contains(*letter))
-        .count();
-    let closed = label
-        .trim_end()
-        .chars()
-        .rev()
-        .take_while(|letter| "*_".contains(*letter))
-        .count();
-    let mut said = said;
+    let speaker = find_speaker(name, speakers)?;
+
+    // The emphasis closes after the colon or before it. Emphasis that opens after the colon belongs to the text.
+    let is_mark = |letter: &char| "*_".contains(*letter);
+    let opened = label.trim_start().chars().take_while(is_mark).count();
+    let closed = label.trim_end().chars().rev().take_while(is_mark).count();
     for _ in closed..opened {
         said = said.strip_prefix(['*', '_']).unwrap_or(said);
     }
-    Some((voice, said))
+    Some((speaker, said))
 }
 
-fn is_name_of(name: &str, voice: &Voice) -> bool {
-    same(name, &voice.name) || same(name, &voice.slug)
-}
+/// The speaker with this name or slug, else the only one with this word in the name.
+fn find_speaker<'a>(name: &str, speakers: &'a [Speaker]) -> Option<&'a Speaker> {
+    let same = |other: &str| other.to_lowercase() == name.to_lowercase();
 
-fn same(one: &str, other: &str) -> bool {
-    one.to_lowercase() == other.to_lowercase()
+    let by_name = speakers
+        .iter()
+        .find(|speaker| same(&speaker.name) || same(&speaker.slug));
+    by_name.or_else(|| {
+        let mut by_word = speakers
+            .iter()
+            .filter(|speaker| speaker.name.split_whitespace().any(same));
+        let first = by_word.next();
+        first.filter(|_| by_word.next().is_none())
+    })
 }
 
 #[cfg(test)]
@@ -100,16 +91,16 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: &[(&str, &str)]) {
-        let voices = [
+        let speakers = [
             ("ada-lovelace", "Ada Lovelace"),
             ("ibn-rushd", "Ibn Rushd"),
             ("ibn-sina", "Ibn Sina"),
         ];
-        let voices = voices.map(|(slug, name)| Voice {
+        let speakers = speakers.map(|(slug, name)| Speaker {
             slug: slug.into(),
             name: name.into(),
         });
-        let parts = parts(text, &voices);
+        let parts = parts(text, &speakers);
         let got: Vec<_> = parts
             .iter()
             .map(|part| (part.icon.as_str(), part.text.as_str()))

@@ -15,7 +15,7 @@ use crate::{
     app::App,
     cache::{self, Cached},
     http::{error::Result, request_log},
-    spending::admission,
+    spending::redis_keys,
 };
 
 /// A user who is not suspended, and which of the user's sessions are live.
@@ -76,7 +76,7 @@ pub(super) async fn load_user_uncached(app: &App, session: Session) -> Result<Us
 /// Invalidates the cached sessions and plan of a user. Call it before changing a user's plan, role, suspension or name,
 /// so that the next request of every session sees the change.
 pub async fn invalidate(app: &App, user: Uuid) -> Result<()> {
-    let forget_plan = admission::forget_plan_command(user);
+    let forget_plan = redis_keys::forget_plan_command(user);
     cache::invalidate(app, &[Cached::Session(user)], vec![forget_plan]).await
 }
 

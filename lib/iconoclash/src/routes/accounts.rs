@@ -28,11 +28,7 @@ use crate::{
         session_cache,
         token::{self, Claims},
     },
-    spending::{
-        admission::{self, Subject},
-        plan::Plan,
-        quota::Quota,
-    },
+    spending::{admission, plan::Plan, quota::Quota, redis_keys, subject::Subject},
 };
 
 /// `/api/auth/*`
@@ -294,13 +290,9 @@ async fn logout(
 #[utoipa::path(get, path = "/api/auth/session", tag = "accounts", security(("bearer" = [])),
     responses((status = 200, body = CurrentSession), (status = 401, body = Problem)))]
 async fn session(State(app): State<App>, session: Session) -> Result<Response> {
-    let (subject, now) = (Subject::of(&session, &app)?, app.now());
-    let (user, counted) = session_cache::load_user(
-        &app,
-        session,
-        vec![admission::messages_command(&subject, now)],
-    )
-    .await?;
+    let (subject, now) = (Subject::from_session(&session, &app)?, app.now());
+    let messages_command = redis_keys::messages_command(&subject, now);
+    let (user, counted) = session_cache::load_user(&app, session, vec![messages_command]).await?;
     let counted = counted
         .into_iter()
         .next()

@@ -1,5 +1,6 @@
-//! Spending limits: what a user of each plan, and the whole service, may cost. Kept in Postgres, and for a minute in
-//! Redis, where admission reads them.
+//! Spending limits of each plan's users and of the whole service.
+//!
+//! Postgres has them; admission reads a copy in Redis that lives for a minute.
 
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
@@ -7,11 +8,10 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use upstash_redis_rs::Command;
 
-use pooled_postgres::{row, sql_positional};
+use pooled_postgres::sql;
 
 use crate::{
     app::App,
-    clock::{month_start, utc_day},
     http::{
         error::{Cause, Error, Limited, Result},
         rate_limit_status::in_words,
@@ -19,7 +19,7 @@ use crate::{
     spending::plan::Plan,
 };
 
-/// The key under which admission finds the limits; it is kept for a minute.
+/// The Redis key of the copy.
 pub(crate) const REDIS_KEY: &str = "{rl}:caps";
 
 /// Micro-dollars that may be spent.
@@ -38,14 +38,14 @@ pub struct Budgets {
 }
 
 impl Budgets {
-    /// From `{scope: micro-dollars}`, as Postgres aggregates the table.
+    /// Reads `{scope: micro-dollars}`, as Postgres aggregates the table.
     pub fn from_json(scopes: Value) -> Result<Self> {
         serde_json::from_value(scopes)
-            .map_err(|error| Error::Internal(format!("the table budgets: {error}").into()))
+            .map_err(|error| Error::internal(format!("the table budgets: {error}")))
     }
 
-    /// What one user of a plan may cost a day.
-    pub fn of(&self, plan: Plan) -> i64 {
+    /// The limit of one user of a plan.
+    pub fn of_plan(&self, plan: Plan) -> i64 {
         match plan {
             Plan::Guest => self.guest,
             Plan::Free => self.free,
@@ -53,7 +53,7 @@ impl Budgets {
         }
     }
 
-    /// As the admission script reads them.
+    /// The words that the admission script reads.
     pub(crate) fn as_words(&self) -> String {
         let Self {
             guest,
@@ -69,66 +69,44 @@ impl Budgets {
 /// The scopes of the table, in the order in which people read them.
 pub const SCOPES: [&str; 5] = ["guest", "free", "pro", "day", "month"];
 
-/// All limits, from Postgres.
-pub async fn read(app: &App) -> Result<Budgets> {
-    Budgets::from_json(app.db()?.old_one(&ALL, &[]).await?)
-}
-
-/// Sets one limit. Every instance follows with its next message, or within a minute if Redis cannot be told.
-pub async fn set(app: &App, scope: &str, limit_microusd: i64) -> Result<Followed> {
-    match app
-        .db()?
-        .old_execute(&SET, &[&scope, &limit_microusd, &app.now()])
-        .await?
-    {
-        0 => Err(Error::invalid(
-            "scope",
-            format!("must be one of {}", SCOPES.join(", ")),
-        )),
-        _ => {
-            let forget = Command::new("DEL").arg(REDIS_KEY).idempotent();
-            let told = async { Ok::<_, Error>(app.redis()?.exec::<i64>(&forget).await?) };
-            match told.await {
-                Ok(_) => Ok(Followed::AtOnce),
-                Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => {
-                    Ok(Followed::WithinAMinute(cause))
-                }
-                Err(other) => Err(other),
-            }
-        }
-    }
-}
-
-/// What everybody has spent, held or settled, by the ledger.
-pub async fn spending(app: &App) -> Result<Spending> {
-    let today = utc_day(app.now());
-    Ok(app
-        .db()?
-        .old_one(&SPENDING, &[&today, &month_start(today)])
-        .await?)
-}
-
-row! {
-    /// Micro-dollars spent by everybody.
-    #[derive(Clone, Copy, Debug)]
-    pub struct Spending {
-        /// This UTC day.
-        today: i64,
-        /// This UTC month.
-        month: i64,
-    }
-}
-
-/// When a new limit holds.
+/// When a new limit takes effect.
 #[derive(Debug)]
-pub enum Followed {
+pub enum Propagation {
     /// With the next message.
-    AtOnce,
-    /// When Redis forgets the old one by itself.
-    WithinAMinute(Cause),
+    Immediate,
+    /// When the copy in Redis expires, within a minute. The cause is why it could not be dropped.
+    OnCacheExpiry(Cause),
 }
 
-/// 503: everybody's budget is used up. By how much is not told.
+/// Reads all limits from Postgres.
+pub async fn read(app: &App) -> Result<Budgets> {
+    Budgets::from_json(app.db()?.one(AllBudgets).await?)
+}
+
+/// Sets one limit.
+pub async fn set(app: &App, scope: &str, limit_microusd: i64) -> Result<Propagation> {
+    let statement = SetBudget {
+        scope,
+        limit_microusd,
+        now: app.now(),
+    };
+    if app.db()?.execute(statement).await? == 0 {
+        let message = format!("must be one of {}", SCOPES.join(", "));
+        return Err(Error::invalid("scope", message));
+    }
+
+    let forget = Command::new("DEL").arg(REDIS_KEY).idempotent();
+    let forgotten = async { Ok::<_, Error>(app.redis()?.exec::<i64>(&forget).await?) };
+    match forgotten.await {
+        Ok(_) => Ok(Propagation::Immediate),
+        Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => {
+            Ok(Propagation::OnCacheExpiry(cause))
+        }
+        Err(other) => Err(other),
+    }
+}
+
+/// 503: everybody's budget is used up. The amount stays secret.
 pub(crate) fn exhausted(reset_at: OffsetDateTime, now: OffsetDateTime) -> Error {
     let wait = (reset_at - now).unsigned_abs();
     let limited = Limited {
@@ -145,16 +123,11 @@ pub(crate) fn exhausted(reset_at: OffsetDateTime, now: OffsetDateTime) -> Error 
     limited.into()
 }
 
-sql_positional! {
-    read ALL() -> Value = "select jsonb_object_agg(scope, limit_microusd) from budgets";
+sql! {
+    read AllBudgets -> Value = "select jsonb_object_agg(scope, limit_microusd) from budgets";
 
-    /// A day, and the month that begins with another.
-    read SPENDING(DATE, DATE) -> Spending = "
-        select coalesce((select spent_microusd from budget_days where day = $1), 0) as today,
-          (select coalesce(sum(spent_microusd), 0)::bigint from budget_days where day between $2 and $1) as month";
-
-    write SET(TEXT, INT8, TIMESTAMPTZ) -> () = "
-        update budgets set limit_microusd = $2, updated_at = $3 where scope = $1";
+    write SetBudget { scope: &str, limit_microusd: i64, now: OffsetDateTime } -> () = "
+        update budgets set limit_microusd = :limit_microusd, updated_at = :now where scope = :scope";
 }
 
 #[cfg(test)]
@@ -162,10 +135,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_that_lacks_a_scope_says_so() {
+    fn a_missing_scope_is_named() {
         let scopes = serde_json::json!({"guest": 1, "free": 2, "pro": 3, "day": 4});
         let Err(Error::Internal(cause)) = Budgets::from_json(scopes) else {
-            panic!("it was taken")
+            panic!("a table without a scope was accepted")
         };
         assert!(cause.to_string().contains("month"), "{cause}");
     }

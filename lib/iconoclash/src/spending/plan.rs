@@ -47,8 +47,8 @@ impl Plan {
         let longest = u32::try_from(Self::MAX_PROMPT_BYTES).expect("a prompt is short");
         let (own, other) = (self.model(models), models.small.as_str());
         let (rates, cheaper) = (
-            price::dearest(own, longest, now)?,
-            price::dearest(other, longest, now)?,
+            price::max_rates(own, longest, now)?,
+            price::max_rates(other, longest, now)?,
         );
         let covered = cheaper.prompt <= rates.prompt && cheaper.output <= rates.output;
         (other != own && covered).then_some(other)

@@ -93,7 +93,7 @@ pub struct Rates {
 }
 
 /// The most that a token may cost in a request whose prompt has at most so many tokens.
-pub fn dearest(model: &str, prompt_tokens: u32, at: OffsetDateTime) -> Option<Rates> {
+pub fn max_rates(model: &str, prompt_tokens: u32, at: OffsetDateTime) -> Option<Rates> {
     let longest = Usage {
         input: prompt_tokens,
         ..Usage::default()
@@ -381,7 +381,7 @@ mod tests {
     fn no_request_costs_more_than_its_dearest_rates() {
         for row in ROWS.iter() {
             for tokens in [1, 99_999, 100_000, 100_001, 400_000] {
-                let Rates { prompt, output } = dearest(&row.model, tokens, NOW).unwrap();
+                let Rates { prompt, output } = max_rates(&row.model, tokens, NOW).unwrap();
                 let most = (u64::from(tokens) * prompt + 700 * output).div_ceil(1_000_000);
                 for shares in [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [3, 7, 2]] {
                     let share = |of: u32| tokens / shares.iter().sum::<u32>() * of;
@@ -402,7 +402,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(dearest("gpt", 1, NOW), None);
+        assert_eq!(max_rates("gpt", 1, NOW), None);
     }
 
     #[test]

@@ -1,212 +1,268 @@
-//! A reply in the making: begun, relayed as it comes, kept on the way, and ended.
+//! A reply in the making: begun, relayed as it arrives, saved on the way, and ended.
 
-use futures_util::future::OptionFuture;
 use std::{
     pin::{Pin, pin},
     time::{Duration, Instant},
 };
-use tokio::{sync::mpsc::UnboundedSender, time::Interval};
+
+use claude::{Pool, Prompt, Route};
+use futures_util::future::OptionFuture;
+use tokio::time::Interval;
 
 use super::{
-    Message,
-    producer::{Asked, End, Event},
-    record::{Record, Spent},
+    INTERRUPTED, Message,
+    events::{End, Event, EventSender, Start},
+    reply_rows::ReplyRows,
+    request::SendRequest,
     stop,
-    stream::Start,
 };
-use crate::conversation::prompt;
-use claude::{self, Pool, Prompt, Route};
-
-use crate::conversation::speakers::Voice;
 use crate::{
     app::App,
+    conversation::{prompt, speakers::Speaker},
     http::{
         error::{Error, Result},
-        request_log,
+        request_log::{self, RequestLog},
     },
     spending::{
-        admission::{Admission, Gate},
+        admission::{Admission, Permit},
+        ledger::Outcome,
         quota::Quota,
+        usage::UsageReport,
     },
 };
 
-/// A reply that is silent for a while, but lives, says so well before its lease runs out.
+/// Renew the lease at least this often, even when no text arrives.
 const RENEW_LEASE: Duration = Duration::from_secs(20);
 
-/// How a reply came to its end.
-pub(super) enum Ending {
-    /// The provider said that the message ended.
-    Complete,
-    /// The user did not want more of it.
+/// What a call to Claude came to.
+pub(super) enum CallOutcome {
+    /// The ledger refused it, or could not be reached.
+    Refused(Error),
+    /// Claude did not begin a reply.
+    Failed(claude::Error),
+    /// Claude began a reply.
+    Streaming(Box<claude::Reply>),
+    /// The user stopped it before Claude answered.
     Stopped,
-    Broken(claude::Error),
 }
 
-/// What a look at the reply's row came to.
-struct Look {
-    /// Whether the reply is to stop.
-    stop: bool,
-    /// How much of the text is kept now, where the look kept any.
+/// How a reply ended.
+enum Ending {
+    /// The provider said that the message ended.
+    Complete,
+    /// The user stopped it.
+    Stopped,
+    /// The stream broke off.
+    Failed(claude::Error),
+}
+
+/// What a poll of the reply's row found.
+struct Poll {
+    stop_requested: bool,
+    /// Length of the text that is saved now, if this poll saved any.
     saved: Option<usize>,
 }
 
-impl Look {
-    async fn take(app: &App, record: &Record<'_>, keep: Option<String>) -> Self {
-        let Some(text) = keep else {
+impl Poll {
+    /// Reads the stop flag, and saves `text` if there is any.
+    async fn run(app: &App, rows: &ReplyRows<'_>, text: Option<String>) -> Self {
+        let Some(text) = text else {
             return Self {
-                stop: stop::is_wanted(app, record.reply_id).await,
+                stop_requested: stop::stop_requested(app, rows.reply_id).await,
                 saved: None,
             };
         };
-        let stop = record.save(&text).await;
+        let saved = rows.save(&text).await;
         Self {
-            stop: stop.unwrap_or(false),
-            saved: stop.map(|_| text.len()),
+            stop_requested: saved.unwrap_or(false),
+            saved: saved.map(|_| text.len()),
         }
     }
 }
 
 /// A reply in the making.
 pub(super) struct Reply<'a> {
-    pub(super) asked: &'a Asked,
+    request: &'a SendRequest,
     pub(super) admission: Admission<'a>,
-    pub(super) gate: Gate,
-    pub(super) voices: Vec<Voice>,
-    /// Messages today, this one included.
-    pub(super) taken: i64,
-    /// Bytes of the prompt.
-    pub(super) length: usize,
-    pub(super) record: Record<'a>,
-    pub(super) text: String,
-    pub(super) first_text: Option<Instant>,
+    permit: Permit,
+    pub(super) speakers: Vec<Speaker>,
+    pub(super) prompt_bytes: usize,
+    pub(super) rows: ReplyRows<'a>,
+    /// The subject's messages today, this one included.
+    messages_today: i64,
+    text: String,
+    first_text_at: Option<Instant>,
 }
 
-impl Reply<'_> {
-    /// Asks Claude and, meanwhile, writes that it was asked. If that cannot be written the call is dropped. Where nobody
-    /// but the writing statement keeps the limits, it comes first.
+impl<'a> Reply<'a> {
+    /// Prepares a reply. Nothing is written yet.
+    pub(super) fn new(
+        request: &'a SendRequest,
+        admission: Admission<'a>,
+        permit: Permit,
+        model: &str,
+        likely_key: String,
+    ) -> Self {
+        Self {
+            request,
+            admission,
+            permit,
+            speakers: Vec::new(),
+            prompt_bytes: 0,
+            rows: ReplyRows::new(request, permit, likely_key, model),
+            messages_today: permit.messages_with_this(),
+            text: String::new(),
+            first_text_at: None,
+        }
+    }
+
+    /// Calls Claude and writes the rows at the same time. If the ledger refuses, the call is dropped. Where only the
+    /// ledger checks the limits, it goes first.
     pub(super) async fn begin_and_call(
         &mut self,
         claude: &Pool,
         prompt: &Prompt,
         route: &Route<'_>,
-    ) -> Result<Result<claude::Reply, claude::Error>> {
-        if self.gate.is_degraded() {
-            self.taken = self.record.begin().await?;
-            return Ok(claude.ask(prompt, route).await);
-        }
-        let mut call = pin!(claude.ask(prompt, route));
-        let mut begin = pin!(self.record.begin());
-        let (taken, called) = tokio::select! {
-            begun = &mut begin => (begun?, call.await),
-            called = &mut call => match (begin.await, called) {
-                (Ok(taken), called) => (taken, called),
-                (Err(refused), called) => {
-                    if let Ok(begun) = called {
-                        tracing::warn!(request.id = %self.asked.request, usage = ?begun.usage(), "a reply that began is not in the ledger");
-                    }
-                    return Err(refused);
+    ) -> CallOutcome {
+        if self.permit.is_ledger_only() {
+            return match self.rows.begin().await {
+                Ok(messages) => {
+                    self.messages_today = messages;
+                    CallOutcome::from(claude.ask(prompt, route).await)
                 }
+                Err(refusal) => CallOutcome::Refused(refusal),
+            };
+        }
+
+        let mut call = pin!(claude.ask(prompt, route));
+        let mut begin = pin!(self.rows.begin());
+        let (begun, called) = tokio::select! {
+            begun = &mut begin => match begun {
+                Ok(messages) => (Ok(messages), call.await),
+                Err(refusal) => return CallOutcome::Refused(refusal),
             },
+            called = &mut call => (begin.await, called),
         };
-        self.taken = taken;
-        Ok(called)
+        match begun {
+            Ok(messages) => {
+                self.messages_today = messages;
+                CallOutcome::from(called)
+            }
+            Err(refusal) => {
+                if let Ok(reply) = called {
+                    let usage = reply.usage();
+                    tracing::warn!(
+                        request.id = %self.request.id,
+                        ?usage,
+                        "a reply that began is not in the ledger"
+                    );
+                }
+                CallOutcome::Refused(refusal)
+            }
+        }
     }
 
+    /// Relays a stream to its end.
     pub(super) async fn relay(
         mut self,
         mut stream: claude::Reply,
-        looks: Interval,
-        tell: &UnboundedSender<Event>,
+        poll_timer: Interval,
+        tx: &EventSender,
     ) -> Result<Message> {
-        self.record.answered_by(&stream);
-        self.tell_start(tell);
-        let ending = self.listen(&mut stream, looks, tell).await;
-        if let (Ending::Broken(error), Ok(claude)) = (&ending, self.asked.app.claude()) {
+        self.rows.set_answering_key(&stream);
+        self.emit_start(tx);
+
+        let ending = self.relay_loop(&mut stream, poll_timer, tx).await;
+        if let Ending::Failed(error) = &ending
+            && let Ok(claude) = self.request.app.claude()
+        {
             claude.broke(&stream, error);
         }
-        let spent = Spent::by(&stream, &self.text, self.gate.plan().max_output_tokens());
-        self.record.stop_reason = stream.stop_reason().map(str::to_owned);
-        // Ends the provider's work, which is paid for by the word.
+        let max_tokens = self.permit.plan().max_output_tokens();
+        let usage = UsageReport::of_stream(&stream, &self.text, max_tokens);
+        self.rows.stop_reason = stream.stop_reason().map(str::to_owned);
+        // Ends the provider's work, which is billed by the token.
         drop(stream);
-        // On the heap, like each save: a thousand replies under way do not keep room for their ends.
-        Box::pin(self.tell_end(ending, spent, tell)).await
+
+        // Boxed, so that a thousand running replies reserve no space for their ends.
+        Box::pin(self.end_and_emit(ending, usage, tx)).await
     }
 
-    /// The call was given up before the provider said a word.
-    pub(super) async fn stop_unanswered(
-        mut self,
-        tell: &UnboundedSender<Event>,
-    ) -> Result<Message> {
-        self.taken = self.taken.max(self.gate.next());
-        self.tell_start(tell);
-        let spent = Spent::unanswered(self.length);
-        self.tell_end(Ending::Stopped, spent, tell).await
+    /// Ends a reply that was stopped before the provider answered.
+    pub(super) async fn stop_unanswered(mut self, tx: &EventSender) -> Result<Message> {
+        self.emit_start(tx);
+        let usage = UsageReport::unanswered(self.prompt_bytes);
+        self.end_and_emit(Ending::Stopped, usage, tx).await
     }
 
-    fn tell_start(&self, tell: &UnboundedSender<Event>) {
-        let Record {
-            message,
-            reply_id,
-            model,
-            ..
-        } = &self.record;
-        let (message, model) = (message.clone(), model.clone());
-        let start = Start {
-            message,
-            reply_id: *reply_id,
-            model,
-            quota: self.gate.quota(self.taken),
-            replayed: false,
+    /// Ends a reply that the provider did not begin, and returns the outcome for the client.
+    pub(super) async fn fail(mut self, error: claude::Error) -> Error {
+        let usage = match error.may_be_billed() {
+            true => UsageReport::unanswered(self.prompt_bytes),
+            false => UsageReport::default(),
         };
-        let _gone = tell.send(Event::Start(Box::new(start)));
+        match self.end(Ending::Failed(error), usage).await {
+            Ok((_, _, failure)) => failure.unwrap_or(INTERRUPTED),
+            Err(error) => error,
+        }
     }
 
-    async fn tell_end(
+    fn emit_start(&self, tx: &EventSender) {
+        tx.send(Event::start(Start {
+            message: self.rows.message.clone(),
+            reply_id: self.rows.reply_id,
+            model: self.rows.model.clone(),
+            quota: self.permit.quota(self.messages_today),
+            replayed: false,
+        }));
+    }
+
+    async fn end_and_emit(
         &mut self,
         ending: Ending,
-        spent: Spent,
-        tell: &UnboundedSender<Event>,
+        usage: UsageReport,
+        tx: &EventSender,
     ) -> Result<Message> {
-        let (reply, quota, failure) = self.end(ending, spent).await?;
-        let _gone = tell.send(Event::End(Box::new(End {
+        let (reply, quota, failure) = self.end(ending, usage).await?;
+        tx.send(Event::end(End {
             reply: reply.clone(),
             quota,
             failure,
-        })));
+        }));
         Ok(reply)
     }
 
-    /// Passes text on until the provider says that the message ended, or somebody that it shall, saving it on the way.
-    async fn listen(
+    /// Passes text on until the stream ends or a stop is requested, and saves it on the way.
+    async fn relay_loop(
         &mut self,
         stream: &mut claude::Reply,
-        mut looks: Interval,
-        tell: &UnboundedSender<Event>,
+        mut poll_timer: Interval,
+        tx: &EventSender,
     ) -> Ending {
-        let Self {
-            asked: Asked { app, begun, .. },
-            record,
-            text,
-            first_text,
-            ..
-        } = self;
-        let (mut saved, mut renewed) = (0, *begun);
-        // One look at a time, beside the provider's words: where Postgres is slow, they are not held up.
-        let mut look: Option<Pin<Box<dyn Future<Output = Look> + Send + '_>>> = None;
+        let app = &self.request.app;
+        let rows = &self.rows;
+        let text = &mut self.text;
+        let mut saved = 0;
+        let mut renewed_at = self.request.started_at;
+        // One poll at a time, concurrent with the stream: a slow Postgres does not delay the text.
+        let mut poll: Option<Pin<Box<dyn Future<Output = Poll> + Send + '_>>> = None;
+
         let ending = loop {
             let next = tokio::select! {
                 next = stream.next() => next,
-                _ = looks.tick(), if look.is_none() => {
-                    let is_due = text.len() > saved || renewed.elapsed() > RENEW_LEASE;
-                    look = Some(Box::pin(Look::take(app, record, is_due.then(|| text.clone()))));
+                _ = poll_timer.tick(), if poll.is_none() => {
+                    let is_due = text.len() > saved || renewed_at.elapsed() > RENEW_LEASE;
+                    let text = is_due.then(|| text.clone());
+                    poll = Some(Box::pin(Poll::run(app, rows, text)));
                     continue;
                 }
-                Some(seen) = OptionFuture::from(look.as_mut()), if look.is_some() => {
-                    look = None;
-                    if let Some(length) = seen.saved {
-                        (saved, renewed) = (length, Instant::now());
+                Some(found) = OptionFuture::from(poll.as_mut()), if poll.is_some() => {
+                    poll = None;
+                    if let Some(length) = found.saved {
+                        saved = length;
+                        renewed_at = Instant::now();
                     }
-                    if seen.stop {
+                    if found.stop_requested {
                         break Ending::Stopped;
                     }
                     continue;
@@ -215,99 +271,116 @@ impl Reply<'_> {
             let piece = match next {
                 Ok(Some(piece)) => piece,
                 Ok(None) => break Ending::Complete,
-                Err(broken) => break Ending::Broken(broken),
+                Err(error) => break Ending::Failed(error),
             };
-            first_text.get_or_insert_with(Instant::now);
+
+            self.first_text_at.get_or_insert_with(Instant::now);
             text.push_str(&piece);
             app.crash_point("relaying").await;
-            let _gone = tell.send(Event::Delta(piece));
+            tx.send(Event::Delta(piece));
         };
-        if let Some(look) = look {
-            // Given up, it would cost its connection.
-            look.await;
+
+        if let Some(poll) = poll {
+            // Dropping a running query would discard its pooled connection, so wait for it.
+            poll.await;
         }
         ending
     }
 
-    /// Ends the reply: its rows, and the message given back where nothing was billed for it.
-    pub(super) async fn end(
+    /// Writes the end, and releases the message if nothing was billed for it.
+    async fn end(
         &mut self,
         ending: Ending,
-        spent: Spent,
+        usage: UsageReport,
     ) -> Result<(Message, Quota, Option<Error>)> {
-        let (status, failure) = match ending {
-            Ending::Complete => ("complete", None),
-            Ending::Stopped => ("stopped", None),
-            Ending::Broken(failure) if self.text.is_empty() => ("failed", Some(failure)),
-            Ending::Broken(failure) => ("partial", Some(failure)),
+        let (outcome, failure) = match ending {
+            Ending::Complete => (Outcome::Complete, None),
+            Ending::Stopped => (Outcome::Stopped, None),
+            Ending::Failed(error) if self.text.is_empty() => (Outcome::Failed, Some(error)),
+            Ending::Failed(error) => (Outcome::Partial, Some(error)),
         };
-        let ended = self.record.end(status, &self.text, &spent).await;
-        self.asked.app.crash_point("ended").await;
-        self.log(status, failure.as_ref(), &ended);
-        let reply = ended?.spoken_by(&self.voices);
-        let cost_microusd = reply
-            .usage
-            .as_ref()
-            .map_or(self.gate.hold, |usage| usage.cost_microusd);
-        if status == "failed" && !spent.begun {
-            // What the provider may bill for nothing is ours to pay.
-            self.admission.settle_uncounted(cost_microusd).await;
-            self.taken -= 1;
+        let settled = self.rows.settle(outcome, &self.text, &usage).await;
+        self.request.app.crash_point("ended").await;
+        self.log(outcome, failure.as_ref(), &settled);
+
+        let reply = settled?.with_speakers(&self.speakers);
+        let usage_cost = reply.usage.as_ref().map(|usage| usage.cost_microusd);
+        let cost = usage_cost.unwrap_or(self.permit.max_cost);
+        if outcome == Outcome::Failed && !usage.begun {
+            // We may still be billed for the prompt; that is our cost, not the user's quota.
+            self.admission.settle_uncounted(cost).await;
+            self.messages_today -= 1;
         } else {
-            self.admission.settle(cost_microusd).await;
-            prompt::remember(self.asked.discussion, self.length + self.text.len());
+            self.admission.settle(cost).await;
+            let length = self.prompt_bytes + self.text.len();
+            prompt::remember_bytes(self.request.discussion, length);
         }
-        self.asked.app.crash_point("settled").await;
-        let failure = failure.map(|failure| {
-            if status == "failed" {
-                failure.into()
-            } else {
-                INTERRUPTED
-            }
+        self.request.app.crash_point("settled").await;
+
+        let failure = failure.map(|error| match outcome {
+            Outcome::Failed => error.into(),
+            _ => INTERRUPTED,
         });
-        Ok((reply, self.gate.quota(self.taken), failure))
+        Ok((reply, self.permit.quota(self.messages_today), failure))
     }
 
-    fn log(&self, status: &str, failure: Option<&claude::Error>, ended: &Result<Message>) {
-        let (request, model, key) = (
-            self.asked.request,
-            &self.record.model,
-            &self.record.key_label,
-        );
-        let usage = ended.as_ref().ok().and_then(|reply| reply.usage.as_ref());
-        let (output_tokens, cost_microusd) = usage
-            .map(|usage| (usage.output_tokens, usage.cost_microusd))
-            .unzip();
-        let begun = self.asked.begun;
-        let first_text_ms = self
-            .first_text
-            .map(|first| (first - begun).as_secs_f64() * 1e3);
-        let duration_ms = begun.elapsed().as_secs_f64() * 1e3;
-        let request_log::RequestLog {
+    fn log(&self, outcome: Outcome, failure: Option<&claude::Error>, settled: &Result<Message>) {
+        let started_at = self.request.started_at;
+        let first_text = self.first_text_at.map(|first| first - started_at);
+        let first_text_ms = first_text.map(|wait| wait.as_secs_f64() * 1e3);
+        let duration_ms = started_at.elapsed().as_secs_f64() * 1e3;
+
+        let usage = settled.as_ref().ok().and_then(|reply| reply.usage.as_ref());
+        let output_tokens = usage.map(|usage| usage.output_tokens);
+        let cost_microusd = usage.map(|usage| usage.cost_microusd);
+        let cause = failure.map(|error| request_log::error_chain(error));
+        let RequestLog {
             redis_requests,
             redis_failures,
             degraded,
             ..
         } = request_log::snapshot();
-        match failure.map(|failure| request_log::error_chain(failure)) {
-            None => {
-                tracing::info!(request.id = %request, status, model, key, output_tokens, cost_microusd, first_text_ms, duration_ms, redis_requests, redis_failures, degraded, "reply")
-            }
-            Some(cause) => {
-                tracing::warn!(request.id = %request, status, model, key, output_tokens, cost_microusd, first_text_ms, duration_ms, redis_requests, redis_failures, degraded, cause, "reply");
-            }
+
+        // The macro fixes the level at compile time, so the fields are in one macro of ours.
+        macro_rules! log_reply {
+            ($level:ident) => {
+                tracing::$level!(
+                    request.id = %self.request.id,
+                    status = outcome.as_str(),
+                    model = self.rows.model,
+                    key = self.rows.key_label,
+                    output_tokens,
+                    cost_microusd,
+                    first_text_ms,
+                    duration_ms,
+                    redis_requests,
+                    redis_failures,
+                    degraded,
+                    cause,
+                    "reply"
+                )
+            };
+        }
+        match cause {
+            None => log_reply!(info),
+            Some(_) => log_reply!(warn),
         }
     }
 }
 
-/// The reply has an end, but not the one that Claude would have given it.
-pub(super) const INTERRUPTED: Error = Error::Interrupted;
+impl From<Result<claude::Reply, claude::Error>> for CallOutcome {
+    fn from(called: Result<claude::Reply, claude::Error>) -> Self {
+        match called {
+            Ok(stream) => Self::Streaming(Box::new(stream)),
+            Err(error) => Self::Failed(error),
+        }
+    }
+}
 
 impl From<claude::Error> for Error {
     fn from(error: claude::Error) -> Self {
-        let retry_after = error.retry_after().unwrap_or(Duration::from_secs(10));
         Self::Unavailable {
-            retry_after,
+            retry_after: error.retry_after().unwrap_or(Duration::from_secs(10)),
             cause: error.into(),
         }
     }

@@ -1,5 +1,8 @@
-//! The rest of a reply's stream, for a client whose connection broke, from whichever instance it now reaches: what comes
-//! after the last event that it has is told from the reply's row as it grows.
+//! The rest of a reply's stream, for a client whose connection broke.
+//!
+//! Any instance can serve it: what follows the client's last event is read from the reply's row as it grows.
+
+use std::time::Duration;
 
 use axum::{
     extract::{FromRequestParts, State},
@@ -7,27 +10,24 @@ use axum::{
     response::Response,
 };
 use http::HeaderMap;
+use pooled_postgres::{row, sql};
 use serde_json::Value;
-use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::{
-    sync::mpsc::{UnboundedSender, unbounded_channel},
+    sync::mpsc::unbounded_channel,
     time::{Instant, sleep},
 };
 use uuid::Uuid;
 
 use super::{
-    Message, MessageRow,
-    producer::{End, Event},
-    reply::INTERRUPTED,
-    stream::{self, START, Start},
+    INTERRUPTED,
+    events::{End, Event, EventSender, Start},
+    message_and_reply,
+    sse::{self, START_ID},
 };
-use pooled_postgres::{row, sql_positional};
-
-use crate::conversation::speakers::Voice;
 use crate::{
     app::App,
-    clock::utc_day,
+    conversation::{history::MessageStatus, speakers::Speaker},
     http::{
         error::{Error, Problem, Result},
         extract::Path,
@@ -35,223 +35,223 @@ use crate::{
         serve::Background,
     },
     identity::auth::User,
-    spending::{
-        admission::{MESSAGES, Subject},
-        plan::Plan,
-        quota::Quota,
-        reconcile,
-    },
+    spending::{ledger, plan::Plan, quota::Quota, reconcile, subject::Subject},
 };
 
-/// A running reply is saved about once a second, so looking more often shows it no sooner.
-const LOOK_EVERY: Duration = Duration::from_millis(300);
+/// A running reply is saved about once a second, so polling more often shows nothing sooner.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
-const MOST_CHARS: u64 = 1 << 30;
+/// No text has more characters, so a larger `Last-Event-ID` means the end.
+const MAX_CHARS: u64 = 1 << 30;
 
-/// The events of a reply, running or ended, after the one that `Last-Event-ID` names; from the start where it names
-/// none. Ends with `done`, or `error`; a stream that ends with neither is to be resumed once more.
-#[utoipa::path(get, path = "/api/messages/{id}/events", tag = "messages", security(("bearer" = [])),
-    params(("id" = Uuid, Path, description = "The reply's id"),
-        ("Last-Event-ID" = Option<u64>, Header, description = "The id of the last event received")),
-    responses((status = 200, content_type = "text/event-stream", body = Start), (status = 400, body = Problem),
-        (status = 401, body = Problem), (status = 404, body = Problem)))]
+/// Resume the stream of a running or ended reply after `Last-Event-ID`, or from its start.
+///
+/// The stream ends with `done` or `error`. A stream that ends with neither can be resumed again.
+#[utoipa::path(
+    get,
+    path = "/api/messages/{id}/events",
+    tag = "messages",
+    security(("bearer" = [])),
+    params(
+        ("id" = Uuid, Path, description = "The reply's id"),
+        ("Last-Event-ID" = Option<u64>, Header, description = "The id of the last event received"),
+    ),
+    responses(
+        (status = 200, content_type = "text/event-stream", body = Start),
+        (status = 400, body = Problem),
+        (status = 401, body = Problem),
+        (status = 404, body = Problem),
+    )
+)]
 pub(super) async fn events(
     State(app): State<App>,
     user: User,
     Path(reply): Path<Uuid>,
-    LastEvent(after): LastEvent,
+    LastEventId(after): LastEventId,
     RequestId(request): RequestId,
     background: Background,
 ) -> Result<Response> {
-    let subject = Subject::of(&user.session, &app)?;
-    let around = app
+    let subject = Subject::from_session(&user.session, &app)?;
+    let statement = ReplyContext {
+        reply,
+        user: user.id,
+    };
+    let context = app
         .db()?
-        .old_optional(&AROUND, &[&reply, &user.id])
+        .optional(statement)
         .await?
         .ok_or(Error::NotFound)?;
-    let voices =
-        serde_json::from_value(around.voices).map_err(|error| Error::Internal(error.into()))?;
-    let position = i32::try_from(after.saturating_sub(START)).expect("ids are cut to what fits");
-    let plan = user.profile.plan;
-    let watch = Watch {
+
+    let position = i32::try_from(after.saturating_sub(START_ID)).expect("the id is capped");
+    let follower = ReplyFollower {
         app,
         subject,
-        plan,
+        plan: user.profile.plan,
         reply,
-        discussion: around.discussion_id,
-        voices,
+        discussion: context.discussion_id,
+        speakers: serde_json::from_value(context.speakers).map_err(Error::internal)?,
         position,
     };
-    let start = if after < START {
-        Some(watch.start().await?)
-    } else {
-        None
+    let start = match after < START_ID {
+        true => Some(follower.start().await?),
+        false => None,
     };
-    let (tell, told) = unbounded_channel();
-    // Registered, because the platform may freeze a stream that nothing else keeps going.
-    background.spawn(watch.until_the_end(tell));
+
+    let (tx, rx) = unbounded_channel();
+    // Registered, because the platform may freeze a stream that nothing else keeps alive.
+    background.spawn(follower.run(EventSender(tx)));
     Ok(match start {
-        Some(start) => stream::answer(&start, told, request, HeaderMap::new()),
-        None => stream::rest(after, told, request),
+        Some(start) => sse::from_start(&start, rx, request, HeaderMap::new()),
+        None => sse::resume_from(after, rx, request),
     })
 }
 
-/// The last event that the client has; 0 for none.
-pub(super) struct LastEvent(u64);
+/// The id of the last event that the client has, or 0.
+pub(super) struct LastEventId(u64);
 
-impl<S: Sync> FromRequestParts<S> for LastEvent {
+impl<S: Sync> FromRequestParts<S> for LastEventId {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        let Some(id) = parts
-            .headers
-            .get("last-event-id")
-            .filter(|id| !id.is_empty())
-        else {
+        let header = parts.headers.get("last-event-id");
+        let Some(value) = header.filter(|value| !value.is_empty()) else {
             return Ok(Self(0));
         };
-        // To begin again in the middle of a text that the client has would double it.
-        let id: Option<u64> = id.to_str().ok().and_then(|id| id.trim().parse().ok());
-        // No text is longer than this.
-        id.map(|id| Self(id.min(MOST_CHARS))).ok_or_else(|| {
-            Error::BadRequest("Last-Event-ID is not the id of one of our events.".to_owned())
-        })
+
+        // A guess could repeat text that the client already has.
+        let id: Option<u64> = value.to_str().ok().and_then(|id| id.trim().parse().ok());
+        let id = id.ok_or_else(|| {
+            Error::BadRequest("Last-Event-ID is not the id of an event of this stream.".to_owned())
+        })?;
+        Ok(Self(id.min(MAX_CHARS)))
     }
 }
 
-/// Somebody who follows a reply.
-struct Watch {
+/// A client that follows a reply.
+struct ReplyFollower {
     app: App,
     subject: Subject,
     plan: Plan,
     reply: Uuid,
     discussion: Uuid,
-    voices: Vec<Voice>,
+    speakers: Vec<Speaker>,
     /// Characters that the client has.
     position: i32,
 }
 
-impl Watch {
+impl ReplyFollower {
     async fn start(&self) -> Result<Start> {
-        let (message, reply) = pair(&self.app, self.reply).await?;
-        let (model, quota) = (reply.model.unwrap_or_default(), self.quota().await?);
+        let (message, reply) = message_and_reply(&self.app, self.reply).await?;
         Ok(Start {
             message,
             reply_id: reply.id,
-            model,
-            quota,
+            model: reply.model.unwrap_or_default(),
+            quota: self.quota().await?,
             replayed: false,
         })
     }
 
-    /// Tells what there is as it comes. Where it cannot go on it ends without an end, and the client resumes.
-    async fn until_the_end(mut self, tell: UnboundedSender<Event>) {
-        let begun = Instant::now();
-        while begun.elapsed() < self.app.config().timeouts.follow {
-            match self.look(&tell).await {
+    /// Sends new text as it is saved. If it cannot go on, the stream ends without an end and the client resumes.
+    async fn run(mut self, tx: EventSender) {
+        let started_at = Instant::now();
+        let limit = self.app.config().timeouts.follow;
+
+        while started_at.elapsed() < limit {
+            match self.poll(&tx).await {
                 Ok(false) => {}
                 Ok(true) => return,
                 Err(Error::NotFound) => {
-                    let _gone = tell.send(Event::Refused(Box::new(Error::NotFound)));
+                    tx.send(Event::refused(Error::NotFound));
                     return;
                 }
-                Err(cause) => {
-                    tracing::warn!(reply.id = %self.reply, ?cause, "a reply could not be followed");
+                Err(error) => {
+                    let cause = error.cause();
+                    tracing::warn!(reply.id = %self.reply, cause, "a reply cannot be followed");
                     return;
                 }
             }
             tokio::select! {
-                () = tell.closed() => return,
-                () = sleep(LOOK_EVERY) => {}
+                () = tx.0.closed() => return,
+                () = sleep(POLL_INTERVAL) => {}
             }
         }
     }
 
-    /// Tells what is new; whether that was the end.
-    async fn look(&mut self, tell: &UnboundedSender<Event>) -> Result<bool> {
-        let news = self
+    /// Sends what is new. Returns true if that was the end.
+    async fn poll(&mut self, tx: &EventSender) -> Result<bool> {
+        let statement = NewText {
+            reply: self.reply,
+            position: self.position,
+        };
+        let new = self
             .app
             .db()?
-            .old_optional(&NEWS, &[&self.reply, &self.position])
+            .optional(statement)
             .await?
             .ok_or(Error::NotFound)?;
-        if !news.more.is_empty() {
-            self.position += i32::try_from(news.more.chars().count()).unwrap_or_default();
-            let _gone = tell.send(Event::Delta(news.more));
+
+        if !new.text.is_empty() {
+            self.position += i32::try_from(new.text.chars().count()).unwrap_or_default();
+            tx.send(Event::Delta(new.text));
         }
-        if news.status != "streaming" {
-            let _gone = tell.send(self.end().await?);
+        if new.status != MessageStatus::Streaming {
+            tx.send(self.end().await?);
             return Ok(true);
         }
-        if news
-            .lease_expires_at
-            .is_some_and(|lease| lease <= self.app.now())
-        {
+        let now = self.app.now();
+        if new.lease_expires_at.is_some_and(|lease| lease <= now) {
             reconcile::end_expired(&self.app, Some(self.discussion)).await?;
         }
         Ok(false)
     }
 
     async fn end(&self) -> Result<Event> {
-        let (_, reply) = pair(&self.app, self.reply).await?;
-        let failure = match reply.status.as_str() {
-            "complete" | "stopped" => None,
-            "failed" => Some(Error::unavailable("the reply had failed")),
-            _ => Some(INTERRUPTED),
+        let (_, reply) = message_and_reply(&self.app, self.reply).await?;
+        let failure = match reply.status {
+            MessageStatus::Complete | MessageStatus::Stopped => None,
+            MessageStatus::Failed => Some(Error::unavailable("the reply had failed")),
+            MessageStatus::Partial | MessageStatus::Streaming => Some(INTERRUPTED),
         };
-        Ok(Event::End(Box::new(End {
-            reply: reply.spoken_by(&self.voices),
+        Ok(Event::end(End {
+            reply: reply.with_speakers(&self.speakers),
             quota: self.quota().await?,
             failure,
-        })))
+        }))
     }
 
     async fn quota(&self) -> Result<Quota> {
-        let (now, quotas) = (self.app.now(), self.app.config().quotas.clone()?);
-        let taken = self
-            .app
-            .db()?
-            .old_optional(&MESSAGES, &[&self.subject.as_str(), &utc_day(now)])
-            .await?;
-        let taken = u32::try_from(taken.unwrap_or_default()).unwrap_or_default();
-        Ok(Quota::new(self.plan.messages_per_day(&quotas), taken, now))
+        let now = self.app.now();
+        let quotas = self.app.config().quotas.clone()?;
+        let used = ledger::messages_today(self.app.db()?, self.subject.as_str(), now).await?;
+
+        let limit = self.plan.messages_per_day(&quotas);
+        Ok(Quota::new(
+            limit,
+            u32::try_from(used).unwrap_or_default(),
+            now,
+        ))
     }
 }
 
-/// A message and the reply to it.
-pub(super) async fn pair(app: &App, reply: Uuid) -> Result<(Message, Message)> {
-    let rows = app.db()?.old_all(&PAIR, &[&reply]).await?;
-    let pair: Vec<Message> = rows.into_iter().map(Message::from).collect();
-    <[Message; 2]>::try_from(pair)
-        .map(<(Message, Message)>::from)
-        .map_err(|_| Error::NotFound)
+row! {
+    struct ContextRow { discussion_id: Uuid, speakers: Value }
 }
 
 row! {
-    struct AroundRow { discussion_id: Uuid, voices: Value }
+    struct NewTextRow { status: MessageStatus, text: String, lease_expires_at: Option<OffsetDateTime> }
 }
 
-row! {
-    struct NewsRow { status: String, more: String, lease_expires_at: Option<OffsetDateTime> }
-}
-
-sql_positional! {
-    /// A reply of one's own: where it is, and who may speak in it.
-    read AROUND(UUID, UUID) -> AroundRow = "
+sql! {
+    /// The discussion of a user's own reply, and its icons.
+    read ReplyContext { reply: Uuid, user: Uuid } -> ContextRow = "
         select d.id as discussion_id,
           (select coalesce(jsonb_agg(jsonb_build_object('slug', i.slug, 'name', i.name) order by chosen.position), '[]')
             from unnest(d.icons) with ordinality as chosen (slug, position) join icons i on i.slug = chosen.slug
-          ) as voices
-        from messages m join discussions d on d.id = m.discussion_id and d.user_id = $2
-        where m.id = $1 and m.role = 'assistant'";
+          ) as speakers
+        from messages m join discussions d on d.id = m.discussion_id and d.user_id = :user
+        where m.id = :reply and m.role = 'assistant'";
 
-    read NEWS(UUID, INT4) -> NewsRow = "
-        select status, substr(content, $2 + 1) as more, lease_expires_at from messages where id = $1";
-
-    /// A reply and, before it, the message that it answers.
-    read PAIR(UUID) -> MessageRow = "
-        select m.id, m.role, m.content, m.status, m.model, m.input_tokens, m.cache_write_tokens, m.cache_read_tokens,
-          m.output_tokens, m.cost_microusd, m.stop_reason, m.created_at
-        from messages reply join messages m on m.id in (reply.id, reply.reply_to)
-        where reply.id = $1 order by m.id";
+    /// The text after a position in characters.
+    read NewText { reply: Uuid, position: i32 } -> NewTextRow = "
+        select status, substr(content, :position + 1) as text, lease_expires_at from messages where id = :reply";
 }

@@ -1,24 +1,26 @@
-//! Saying something: who may, and the answer as a stream or in one piece.
+//! Sending a message: who may, and the answer as a stream or in one piece.
 //!
-//! All work runs in a registered producer (`producer`); the handler only relays what the producer tells, so that a client
-//! who leaves stops nothing.
+//! All work runs in a registered [`producer`]; the handler only relays its events, so a client that leaves stops nothing.
+
+use std::time::Instant;
 
 use axum::{
     extract::{FromRequestParts, State},
     http::request::Parts,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
     Message,
-    producer::{Asked, End, Event},
-    stream::{self, Start},
+    events::{End, Event, EventSender, Start},
+    producer,
+    request::SendRequest,
+    sse,
 };
 use crate::{
     app::App,
@@ -30,10 +32,10 @@ use crate::{
         serve::Background,
     },
     identity::auth::Session,
-    spending::{admission::Subject, quota::Quota},
+    spending::{quota::Quota, subject::Subject},
 };
 
-/// Something to say.
+/// A message to send.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(super) struct NewMessage {
     #[schema(value_type = String, min_length = 1, max_length = 8000)]
@@ -48,65 +50,76 @@ pub(super) struct Answer {
     quota: Quota,
 }
 
-/// Say something; the icons answer. With `Accept: text/event-stream` the reply is streamed as the events `start`,
-/// `delta` and `done`, or `error` with a problem document;
-/// where the connection breaks, `GET /api/messages/{reply_id}/events` goes on after the last event's id.
-#[utoipa::path(post, path = "/api/discussions/{id}/messages", tag = "messages", security(("bearer" = [])),
-    params(("id" = Uuid, Path), ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
+/// Send a message; the icons reply.
+///
+/// With `Accept: text/event-stream` the reply is streamed as the events `start`, `delta` and `done`, or `error` with a
+/// problem document. If the connection breaks, `GET /api/messages/{reply_id}/events` resumes after the last event's id.
+#[utoipa::path(
+    post,
+    path = "/api/discussions/{id}/messages",
+    tag = "messages",
+    security(("bearer" = [])),
+    params(
+        ("id" = Uuid, Path),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters"),
+    ),
     responses(
         (status = 200, content_type = "text/event-stream", body = Start),
-        (status = 201, body = Answer), (status = 401, body = Problem), (status = 402, body = Problem), (status = 404, body = Problem),
-        (status = 409, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
-        (status = 502, body = Problem), (status = 503, body = Problem)))]
+        (status = 201, body = Answer),
+        (status = 401, body = Problem),
+        (status = 402, body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
+        (status = 422, body = Problem),
+        (status = 429, body = Problem),
+        (status = 502, body = Problem),
+        (status = 503, body = Problem),
+    )
+)]
 pub(super) async fn send(
     State(app): State<App>,
     session: Session,
     Path(discussion): Path<Uuid>,
-    call: Call,
+    options: SendOptions,
     background: Background,
     Json(new): Json<NewMessage>,
 ) -> Result<Response> {
-    let subject = Subject::of(&session, &app)?;
-    let Call {
-        request,
-        key,
-        streams,
-    } = call;
-    let (content, now) = (new.content.as_str().to_owned(), app.now());
-    let asked = Asked {
+    let request = SendRequest {
+        subject: Subject::from_session(&session, &app)?,
+        now: app.now(),
         app,
         session,
-        subject,
         discussion,
-        key,
-        request,
-        content,
-        now,
-        begun: Instant::now(),
+        content: new.content.as_str().to_owned(),
+        key: options.key,
+        id: options.request,
+        started_at: Instant::now(),
     };
-    let (tell, mut told) = unbounded_channel();
-    background.spawn(asked.produce(tell));
-    match told.recv().await {
-        Some(Event::Start(start)) if streams => {
+
+    let (tx, mut rx) = unbounded_channel();
+    background.spawn(producer::run(request, EventSender(tx)));
+    match rx.recv().await {
+        Some(Event::Start(start)) if options.streams => {
             let headers = answer_headers(&start);
-            Ok(stream::answer(&start, told, request, headers))
+            Ok(sse::from_start(&start, rx, options.request, headers))
         }
-        Some(Event::Start(start)) => whole_answer(*start, told).await,
+        Some(Event::Start(start)) => whole_answer(*start, rx).await,
         Some(Event::Refused(error)) => Err(*error),
         Some(Event::Delta(_) | Event::End(_)) | None => {
-            Err(Error::Internal("the producer did not begin".into()))
+            Err(Error::internal("the producer sent no start"))
         }
     }
 }
 
-/// How the request is named and how it wants its answer.
-pub(super) struct Call {
+/// The headers that shape the answer.
+pub(super) struct SendOptions {
     request: Uuid,
     key: Option<String>,
+    /// Whether the client accepts a stream.
     streams: bool,
 }
 
-impl FromRequestParts<App> for Call {
+impl FromRequestParts<App> for SendOptions {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
@@ -114,59 +127,60 @@ impl FromRequestParts<App> for Call {
             .await
             .unwrap_or_else(|never| match never {});
         let IdempotencyKey(key) = IdempotencyKey::from_request_parts(parts, app).await?;
-        let accepted = parts
-            .headers
-            .get_all(header::ACCEPT)
-            .iter()
-            .filter_map(|value| value.to_str().ok());
-        let mut media = accepted
-            .flat_map(|value| value.split(','))
-            .filter_map(|range| range.split(';').next());
-        let streams = media.any(|media| media.trim().eq_ignore_ascii_case("text/event-stream"));
+
         Ok(Self {
             request,
             key,
-            streams,
+            streams: accepts_stream(&parts.headers),
         })
     }
+}
+
+fn accepts_stream(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter();
+    let mut media_types = accepted
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|range| range.split(';').next());
+    media_types.any(|media| media.trim().eq_ignore_ascii_case("text/event-stream"))
 }
 
 fn answer_headers(start: &Start) -> HeaderMap {
     let mut headers = start.quota.headers();
     if start.replayed {
-        headers.extend([(
-            http::HeaderName::from_static(idempotency::REPLAYED.0),
-            http::HeaderValue::from_static("true"),
-        )]);
+        let (name, value) = idempotency::REPLAYED;
+        let name = HeaderName::from_static(name);
+        headers.insert(name, HeaderValue::from_static(value));
     }
     headers
 }
 
-async fn whole_answer(start: Start, mut told: UnboundedReceiver<Event>) -> Result<Response> {
+async fn whole_answer(start: Start, mut rx: UnboundedReceiver<Event>) -> Result<Response> {
     let headers = answer_headers(&start);
-    while let Some(event) = told.recv().await {
-        let end = match event {
-            Event::End(end) => end,
+    let end = loop {
+        match rx.recv().await {
+            Some(Event::Start(_) | Event::Delta(_)) => {}
+            Some(Event::End(end)) => break end,
             // The end could not be written.
-            Event::Refused(error) => return Err(*error),
-            Event::Start(_) | Event::Delta(_) => continue,
-        };
-        let End {
-            reply,
-            quota,
-            failure,
-        } = *end;
-        return match failure {
-            Some(failure) if reply.content.is_empty() => Err(failure),
-            _ => {
-                let answer = Answer {
-                    message: start.message,
-                    reply,
-                    quota,
-                };
-                Ok((StatusCode::CREATED, headers, axum::Json(answer)).into_response())
-            }
-        };
+            Some(Event::Refused(error)) => return Err(*error),
+            None => return Err(Error::internal("the producer sent no end")),
+        }
+    };
+
+    let End {
+        reply,
+        quota,
+        failure,
+    } = *end;
+    if let Some(failure) = failure
+        && reply.content.is_empty()
+    {
+        return Err(failure);
     }
-    Err(Error::Internal("the producer ended without an end".into()))
+    let answer = Answer {
+        message: start.message,
+        reply,
+        quota,
+    };
+    Ok((StatusCode::CREATED, headers, axum::Json(answer)).into_response())
 }

@@ -1,13 +1,16 @@
-//! Stopping a reply. Whoever is asked to stop it and whoever produces it are different processes, as each endpoint is a
-//! function of its own, so what the one wants is written where the other looks.
+//! Stopping a reply.
+//!
+//! The request to stop and the producer of the reply run in different functions, so the request sets a flag in the
+//! reply's row, and the producer polls it.
+
+use std::time::Duration;
 
 use axum::extract::State;
 use http::StatusCode;
-use std::time::Duration;
+use pooled_postgres::{row, sql};
+use time::OffsetDateTime;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use uuid::Uuid;
-
-use pooled_postgres::{row, sql_positional};
 
 use crate::{
     app::App,
@@ -19,31 +22,42 @@ use crate::{
     spending::reconcile,
 };
 
-/// Most replies are over before anybody can want to stop them, so nobody looks at once.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// With the flight that tells it, a stop is noticed within a second.
-const LOOK_EVERY: Duration = Duration::from_millis(900);
+/// Most replies end before a person can want to stop them, so the first poll comes late.
+const FIRST_POLL: Duration = Duration::from_secs(1);
+/// Together with the statement itself, a stop is noticed within a second.
+const POLL_INTERVAL: Duration = Duration::from_millis(900);
 
-/// Stop a running reply at the provider. What was written stays, with `status` stopped.
-#[utoipa::path(post, path = "/api/messages/{id}/stop", tag = "messages", security(("bearer" = [])),
+/// Stop a running reply at the provider. The text so far stays, with `status` stopped.
+#[utoipa::path(
+    post,
+    path = "/api/messages/{id}/stop",
+    tag = "messages",
+    security(("bearer" = [])),
     params(("id" = Uuid, Path, description = "The reply's id")),
-    responses((status = 202, description = "It stops within a second"), (status = 401, body = Problem),
-        (status = 404, body = Problem), (status = 409, body = Problem)))]
+    responses(
+        (status = 202, description = "The reply stops within a second"),
+        (status = 401, body = Problem),
+        (status = 404, body = Problem),
+        (status = 409, body = Problem),
+    )
+)]
 pub(super) async fn stop(
     State(app): State<App>,
     user: User,
     Path(reply): Path<Uuid>,
 ) -> Result<StatusCode> {
-    let found = app
-        .db()?
-        .old_optional(&STOP, &[&reply, &user.id, &app.now()])
-        .await?
-        .ok_or(Error::NotFound)?;
-    if found.asked {
+    let request = RequestStop {
+        reply,
+        user: user.id,
+        now: app.now(),
+    };
+    let found = app.db()?.optional(request).await?.ok_or(Error::NotFound)?;
+
+    if found.requested {
         return Ok(StatusCode::ACCEPTED);
     }
     if found.streaming {
-        // Its producer died.
+        // The producer's lease has expired, so its process is dead.
         reconcile::end_expired(&app, Some(found.discussion_id)).await?;
     }
     Err(NOT_RUNNING)
@@ -51,48 +65,49 @@ pub(super) async fn stop(
 
 const NOT_RUNNING: Error = Error::Conflict {
     code: "reply_not_running",
-    detail: "This reply has ended; there is nothing to stop.",
+    detail: "This reply has already ended.",
 };
 
-/// When a producer looks whether its reply is to stop.
-pub(super) fn looks() -> Interval {
-    let mut looks = interval_at(Instant::now() + FIRST_LOOK, LOOK_EVERY);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    looks
+/// The timer by which a producer polls the stop flag.
+pub(super) fn poll_timer() -> Interval {
+    let mut timer = interval_at(Instant::now() + FIRST_POLL, POLL_INTERVAL);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
 }
 
-/// Waits until a reply is to stop.
-pub(super) async fn wanted(app: &App, reply: Uuid, looks: &mut Interval) {
+/// Waits until a stop is requested.
+pub(super) async fn wait_for_stop(app: &App, reply: Uuid, timer: &mut Interval) {
     loop {
-        looks.tick().await;
-        if is_wanted(app, reply).await {
+        timer.tick().await;
+        if stop_requested(app, reply).await {
             return;
         }
     }
 }
 
-/// Whether a reply is to stop; not where that cannot be told now.
-pub(super) async fn is_wanted(app: &App, reply: Uuid) -> bool {
-    let asked = async { Ok::<_, Error>(app.db()?.old_optional(&IS_WANTED, &[&reply]).await?) };
-    matches!(asked.await, Ok(Some(true)))
+/// Whether a stop is requested. A database that does not answer counts as no.
+pub(super) async fn stop_requested(app: &App, reply: Uuid) -> bool {
+    let answer = async { Ok::<_, Error>(app.db()?.optional(StopRequested { reply }).await?) };
+    matches!(answer.await, Ok(Some(true)))
 }
 
 row! {
-    struct StopRow { asked: bool, streaming: bool, discussion_id: Uuid }
+    struct StopRow { requested: bool, streaming: bool, discussion_id: Uuid }
 }
 
-sql_positional! {
-    write STOP(UUID, UUID, TIMESTAMPTZ) -> StopRow = "
+sql! {
+    write RequestStop { reply: Uuid, user: Uuid, now: OffsetDateTime } -> StopRow = "
         with found as (
           select m.id, m.status, m.discussion_id from messages m
-          join discussions d on d.id = m.discussion_id and d.user_id = $2
-          where m.id = $1 and m.role = 'assistant'
-        ), asked as (
-          update messages m set stop_requested_at = coalesce(m.stop_requested_at, $3)
-          from found where m.id = found.id and m.status = 'streaming' and m.lease_expires_at > $3
+          join discussions d on d.id = m.discussion_id and d.user_id = :user
+          where m.id = :reply and m.role = 'assistant'
+        ), requested as (
+          update messages m set stop_requested_at = coalesce(m.stop_requested_at, :now)
+          from found where m.id = found.id and m.status = 'streaming' and m.lease_expires_at > :now
           returning m.id
         )
-        select exists (select from asked) as asked, status = 'streaming' as streaming, discussion_id from found";
+        select exists (select from requested) as requested, status = 'streaming' as streaming, discussion_id from found";
 
-    read IS_WANTED(UUID) -> bool = "select stop_requested_at is not null from messages where id = $1";
+    read StopRequested { reply: Uuid } -> bool =
+        "select stop_requested_at is not null from messages where id = :reply";
 }

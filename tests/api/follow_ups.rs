@@ -1,4 +1,4 @@
-//! What a small model does when a reply has ended: titles and summaries, under the same budgets.
+//! Titles and summaries, made by the small model after a reply, under the same budgets.
 
 use claude::Usage;
 use iconoclash_fakes::claude::{Behaviour, Failure, Script};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::harness::{Actor, TestApp};
 
-/// A discussion whose title nobody has chosen.
+/// A discussion without a title of its own.
 async fn untitled(ada: &Actor<'_>) -> String {
     let begun = ada
         .post(
@@ -34,7 +34,7 @@ fn texts(request: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_discussion_that_nobody_named_is_named_after_its_first_reply_by_the_small_model() {
+async fn the_small_model_names_an_untitled_discussion_after_its_first_reply() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     app.sql("update users set plan = 'pro'").await;
@@ -59,14 +59,14 @@ async fn a_discussion_that_nobody_named_is_named_after_its_first_reply_by_the_sm
     assert_eq!(app.value(ledger).await, "f,f,t,2026-10-07");
     assert_eq!(ada.get("/api/auth/session").await.json["quota"]["used"], 1);
     app.assert_counters_equal_the_ledger().await;
-    // Once is enough.
+    // The second reply does not rename it.
     ada.send(&discussion, "Go on.").await;
     app.background.idle().await;
     assert_eq!(app.claude.requests().len(), 3);
 }
 
 #[tokio::test]
-async fn a_title_of_the_users_stays() {
+async fn a_title_that_the_user_set_stays() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let named = ada.discussion().await;
@@ -101,7 +101,7 @@ async fn a_title_of_the_users_stays() {
 }
 
 #[tokio::test]
-async fn where_there_is_no_room_or_it_fails_only_the_title_is_missing() {
+async fn without_budget_or_after_a_failure_only_the_title_is_missing() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     for fault in [
@@ -129,7 +129,7 @@ async fn where_there_is_no_room_or_it_fails_only_the_title_is_missing() {
     let asked = app.claude.requests().len();
     let bob = app.member("bob").await;
     let discussion = untitled(&bob).await;
-    // Room for the reply's hold, and hardly any once it has cost more than that.
+    // Room for the reply's hold, and almost none after the reply has cost more than that.
     app.sql("update budgets set limit_microusd = 9000 where scope = 'free'")
         .await;
     app.claude.next(Script::say("Dear.").costing(Usage {
@@ -143,7 +143,7 @@ async fn where_there_is_no_room_or_it_fails_only_the_title_is_missing() {
 }
 
 #[tokio::test]
-async fn what_does_not_come_in_time_is_given_up_and_paid_for() {
+async fn a_background_call_that_is_too_late_is_dropped_and_booked() {
     let app = TestApp::adjusted(&[], |config| {
         config.timeouts.background_call = Duration::from_millis(300)
     })
@@ -175,7 +175,7 @@ async fn what_does_not_come_in_time_is_given_up_and_paid_for() {
 }
 
 #[tokio::test]
-async fn without_redis_nothing_is_done_that_nobody_asked_for() {
+async fn without_redis_there_are_no_background_calls() {
     let app = TestApp::with(&[("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9")]).await;
     let ada = app.member("ada").await;
     let discussion = untitled(&ada).await;
@@ -186,7 +186,7 @@ async fn without_redis_nothing_is_done_that_nobody_asked_for() {
 }
 
 #[tokio::test]
-async fn a_long_conversation_is_told_as_its_summary_and_its_newest_turns() {
+async fn a_long_conversation_is_sent_as_its_summary_and_its_newest_turns() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -203,7 +203,7 @@ async fn a_long_conversation_is_told_as_its_summary_and_its_newest_turns() {
         assert_eq!(ada.send(&discussion, &long(name)).await.status, 201);
         app.background.idle().await;
     }
-    // What the summary is made from: the older part alone.
+    // The summary is made from the older part alone.
     let requests = app.claude.requests();
     let told = texts(&requests[3].body).concat();
     assert!(
@@ -235,7 +235,7 @@ async fn a_long_conversation_is_told_as_its_summary_and_its_newest_turns() {
     );
     let marked = |block: &Value| block["cache_control"].is_object();
     assert!(marked(&asked["messages"][0]["content"][0]) && marked(&asked["system"][0]));
-    // The next summary is made of this one and of what was said since.
+    // The next summary is made from this one and the messages since.
     for _ in 0..3 {
         app.claude.next(Script::say(long("later")).costing(Usage {
             input: 10,
@@ -261,7 +261,7 @@ async fn a_long_conversation_is_told_as_its_summary_and_its_newest_turns() {
 }
 
 #[tokio::test]
-async fn a_call_that_its_process_did_not_survive_is_reconciled_and_gives_no_message_back() {
+async fn a_background_call_of_a_dead_process_is_reconciled_and_returns_no_message() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = untitled(&ada).await;

@@ -1,15 +1,15 @@
 #!lua flags=allow-key-locking
--- Admits one message, or says why not. A refusal writes nothing. Safe to repeat for one request, also with another plan
--- or prompt: the hold is then replaced.
--- KEYS 1 the subject's day: hash of n (messages), c (spent, held or settled), t (burst) and r:<request> (its hold)
---      2 open holds   3 the subject's day before
---      4 everybody's spending today   5 revoked session   6 lowest token version of the user   7 plan   8 spending limits
---      9 what this month's days lack   10… this month's days before today
--- ARGV 1 request   2 now in ms   3 token version   4 plan, '' unknown   5 seconds to keep the plan, 0 not to
---      6 bytes of the prompt at most   7 '<day> <subject> <request> '   8 spending limits as in KEYS 8, '' unknown
---      9 ms between two messages in the long run   10 ms of burst   11 seconds to keep the subject's day
---      12… for guest, free, pro: messages a day, micro-dollars per million prompt tokens, those of the longest reply × 10^6
--- Returns {code, plan, hold, n, spent, today, month, wait in ms}
+-- Admits one message, or refuses it. A refusal writes nothing. Safe to repeat for one request, also with another plan or
+-- prompt: the new hold replaces the old one.
+-- KEYS 1 the subject's day: hash of n (messages), c (micro-dollars, held or settled), t (burst), r:<request> (its hold)
+--      2 open holds   3 the subject's day before   4 everybody's spending today   5 revoked session
+--      6 lowest token version of the user   7 plan   8 spending limits   9 correction of the month
+--      10… earlier days of the month
+-- ARGV 1 request   2 now in ms   3 token version   4 plan, '' if unknown   5 ttl of the plan in s, 0 not to cache it
+--      6 maximum prompt bytes   7 '<day> <subject> <request> '   8 spending limits as in KEYS 8, '' if unknown
+--      9 burst interval in ms   10 burst tolerance in ms   11 ttl of the subject's day in s
+--      12… for guest, free, pro: messages a day, micro-dollars per million prompt tokens, longest reply × 10^6
+-- Returns {code, plan, hold, n, spent, today, month, wait in ms}; the codes are those of decision.rs
 local ADMITTED, REVOKED, QUOTA, BURST, SPEND, DAY, MONTH, UNKNOWN = 0, 1, 2, 3, 4, 5, 6, 7
 local PLANS = {guest = 1, free = 2, pro = 3}
 local req, now = ARGV[1], tonumber(ARGV[2])

@@ -1,9 +1,9 @@
 #!lua flags=allow-key-locking
--- Holds money for a call that nobody asked for, where there is room; it counts as no message. Safe to repeat.
--- KEYS 1 the subject's day   2 open holds   3 everybody's spending today   4 what this month's days lack
---      5… this month's days before today
--- ARGV 1 the hold   2 the open hold   3 now in ms   4 what the subject may spend   5 everybody a day   6 everybody a month
--- Returns 1, or 0 where there is no room or Redis does not know
+-- Reserves a hold for a background call, if there is room. It does not count as a message. Safe to repeat.
+-- KEYS 1 the subject's day   2 open holds   3 everybody's spending today   4 correction of the month
+--      5… earlier days of the month
+-- ARGV 1 hold   2 open hold   3 now in ms   4 subject's limit a day   5 everybody's a day   6 everybody's a month
+-- Returns 1, or 0 without room or where Redis does not know
 local spent, days = redis.call('HGET', KEYS[1], 'c'), redis.call('MGET', unpack(KEYS, 3))
 if not spent or not days[1] then return 0 end
 if redis.call('ZSCORE', KEYS[2], ARGV[2]) then return 1 end

@@ -1,0 +1,229 @@
+//! The rows of a message and its reply: written when the call begins, saved while it runs, settled when it ends.
+
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use pooled_postgres::sql;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Message, REPLY_IN_PROGRESS, Usage, request::SendRequest};
+use crate::{
+    conversation::history::{MessageRole, MessageStatus},
+    http::{
+        error::{Error, Result},
+        idempotency, request_log,
+    },
+    spending::{
+        admission::Permit,
+        ledger::{self, CallResult, Kind, NewCall, Outcome, Settlement},
+        usage::UsageReport,
+    },
+};
+
+/// A producer renews its lease while it lives. With the minute between two runs of the cron, a reply whose process died
+/// ends within two minutes.
+const LEASE: Duration = Duration::from_secs(60);
+
+/// The rows of a message and its reply.
+pub(super) struct ReplyRows<'a> {
+    request: &'a SendRequest,
+    permit: Permit,
+    pub(super) message: Message,
+    pub(super) reply_id: Uuid,
+    /// The model that answers.
+    pub(super) model: String,
+    /// The key that answers.
+    pub(super) key_label: String,
+    /// Why Claude ended the reply.
+    pub(super) stop_reason: Option<String>,
+}
+
+impl<'a> ReplyRows<'a> {
+    /// Prepares the rows. Nothing is written yet.
+    pub(super) fn new(
+        request: &'a SendRequest,
+        permit: Permit,
+        key_label: String,
+        model: &str,
+    ) -> Self {
+        let message = Message {
+            id: request.app.new_id(),
+            role: MessageRole::User,
+            content: request.content.clone(),
+            parts: None,
+            status: MessageStatus::Complete,
+            model: None,
+            stop_reason: None,
+            usage: None,
+            created_at: request.now,
+        };
+
+        Self {
+            request,
+            permit,
+            message,
+            reply_id: request.app.new_id(),
+            model: model.to_owned(),
+            key_label,
+            stop_reason: None,
+        }
+    }
+
+    /// Records the key and the model that actually answer, after failover.
+    pub(super) fn set_answering_key(&mut self, reply: &claude::Reply) {
+        self.model = reply.asked_model().to_owned();
+        self.key_label = reply.key_label().to_owned();
+    }
+
+    /// Writes the rows and the ledger's, and returns the subject's messages of today. Every limit is checked again.
+    pub(super) async fn begin(&self) -> Result<i64> {
+        let request = self.request;
+        let call = NewCall {
+            request: request.id,
+            kind: Kind::Reply,
+            user: Some(request.session.claims.sub),
+            reply: self.reply_id,
+            subject: request.subject.as_str(),
+            plan: self.permit.plan(),
+            model: &self.model,
+            key_label: &self.key_label,
+            max_cost: self.permit.max_cost,
+            now: request.now,
+        };
+        let fingerprint = request.fingerprint();
+        let key = request.key.as_deref();
+        let rows = ledger::ReplyRows {
+            discussion: request.discussion,
+            message: self.message.id,
+            content: &self.message.content,
+            lease_expires_at: request.now + LEASE,
+            key: key.map(|key| (key, fingerprint.as_slice())),
+        };
+
+        let limits = &self.permit.limits;
+        let begun = ledger::begin(request.app.db()?, &call, limits, Some(&rows)).await;
+        request.app.crash_point("begun").await;
+        match begun {
+            Ok(Some(messages)) => Ok(messages),
+            Ok(None) if key.is_some() => Err(idempotency::IN_PROGRESS),
+            Ok(None) => Err(Error::NotFound),
+            Err(error) => Err(self.refusal(error)),
+        }
+    }
+
+    fn refusal(&self, error: pooled_postgres::Error) -> Error {
+        match error.constraint() {
+            Some("messages_one_streaming_reply_key") => REPLY_IN_PROGRESS,
+            // The key was claimed for a discussion that was deleted at the same time.
+            Some("idempotency_keys_reply_id_fkey") => Error::NotFound,
+            _ => self.permit.refusal(error),
+        }
+    }
+
+    /// Saves the text so far and renews the lease. Returns whether a stop is requested, or `None` if the save failed:
+    /// only the end must be written.
+    pub(super) async fn save(&self, text: &str) -> Option<bool> {
+        let save = SaveReply {
+            reply: self.reply_id,
+            text,
+            lease_expires_at: self.request.app.now() + LEASE,
+        };
+        let saved = async { Ok::<_, Error>(self.request.app.db()?.optional(save).await?) };
+
+        match saved.await {
+            Ok(stop_requested) => Some(stop_requested.unwrap_or(false)),
+            Err(error) => {
+                let cause = error.cause();
+                tracing::warn!(request.id = %self.request.id, cause, "a running reply was not saved");
+                None
+            }
+        }
+    }
+
+    /// Settles the call and ends the reply in one statement, with retries because the reply is paid for.
+    pub(super) async fn settle(
+        &self,
+        outcome: Outcome,
+        text: &str,
+        usage: &UsageReport,
+    ) -> Result<Message> {
+        let app = &self.request.app;
+        let settlement = Settlement {
+            request: self.request.id,
+            outcome,
+            counted: outcome != Outcome::Failed || usage.begun,
+            usage,
+            model: &self.model,
+            key_label: Some(&self.key_label),
+            began_at: self.request.now,
+            now: app.now(),
+            result: CallResult::Reply {
+                reply: self.reply_id,
+                text,
+                stop_reason: self.stop_reason.as_deref(),
+            },
+        };
+        app.crash_point("streamed").await;
+
+        let db = app.db()?;
+        let retries = ExponentialBuilder::new()
+            .with_min_delay(Duration::from_secs(1))
+            .with_factor(2.0)
+            .with_max_times(5);
+        let cost = (|| ledger::settle(db, &settlement))
+            .retry(retries)
+            .notify(|error, _| {
+                let cause = request_log::error_chain(error);
+                tracing::warn!(request.id = %self.request.id, cause, "a reply's end is not written yet");
+            })
+            .await?;
+        Ok(self.ended_message(outcome, text, usage, cost))
+    }
+
+    fn ended_message(
+        &self,
+        outcome: Outcome,
+        text: &str,
+        usage: &UsageReport,
+        cost_microusd: i64,
+    ) -> Message {
+        let tokens = &usage.tokens;
+        let cache_write = i64::from(tokens.cache_write_5m) + i64::from(tokens.cache_write_1h);
+        let usage = Usage {
+            input_tokens: tokens.input.into(),
+            cache_write_tokens: cache_write,
+            cache_read_tokens: tokens.cache_read.into(),
+            output_tokens: tokens.output.into(),
+            cost_microusd,
+        };
+
+        Message {
+            id: self.reply_id,
+            role: MessageRole::Assistant,
+            content: text.to_owned(),
+            parts: None,
+            status: status_of(outcome),
+            model: Some(self.model.clone()),
+            stop_reason: self.stop_reason.clone(),
+            usage: Some(usage),
+            created_at: self.request.now,
+        }
+    }
+}
+
+fn status_of(outcome: Outcome) -> MessageStatus {
+    match outcome {
+        Outcome::Complete => MessageStatus::Complete,
+        Outcome::Partial => MessageStatus::Partial,
+        Outcome::Stopped => MessageStatus::Stopped,
+        Outcome::Failed => MessageStatus::Failed,
+    }
+}
+
+sql! {
+    write SaveReply { reply: Uuid, text: &str, lease_expires_at: OffsetDateTime } -> bool = "
+        update messages set content = :text, lease_expires_at = :lease_expires_at
+        where id = :reply and status = 'streaming'
+        returning stop_requested_at is not null";
+}
