@@ -11,11 +11,13 @@
 mod contract;
 mod harness;
 mod ledger;
+mod proxied;
 
 mod accounts;
 mod billing;
 mod caches;
 mod checkout;
+mod crashes;
 mod discussions;
 mod failover;
 mod follow_ups;
