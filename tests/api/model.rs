@@ -226,7 +226,7 @@ impl World<'_> {
             _ => Script::say("So it is.").costing(usage),
         };
         let is_running = self
-            .open
+            .running
             .iter()
             .any(|(_, running, _)| *running == discussion);
         self.app.claude.clear();
@@ -337,7 +337,7 @@ impl World<'_> {
         let (user, discussion) = self.any();
         if self.running.len() >= 3
             || self
-                .open
+                .running
                 .iter()
                 .any(|(_, running, _)| *running == discussion)
         {
