@@ -3,7 +3,7 @@
 use axum::body::Body;
 use futures_util::future::join_all;
 use http::Method;
-use iconoclash::identity::auth;
+use iconoclash::identity::session_cache;
 use serde_json::{Value, json};
 
 use crate::harness::TestApp;
@@ -164,8 +164,7 @@ async fn suspension_ends_every_session_at_once() {
         .unwrap()
         .parse()
         .unwrap();
-
-    auth::before_change(&app.app, user).await.unwrap();
+    session_cache::invalidate(&app.app, user).await.unwrap();
     app.sql("update users set suspended_at = now()").await;
     assert_eq!(
         ada.send(&discussion, "Hello?").await.problem(),

@@ -145,7 +145,7 @@ async fn without_budget_or_after_a_failure_only_the_title_is_missing() {
 #[tokio::test]
 async fn a_background_call_that_is_too_late_is_dropped_and_booked() {
     let app = TestApp::adjusted(&[], |config| {
-        config.patience.aside = Duration::from_millis(300)
+        config.timeouts.background_call = Duration::from_millis(300)
     })
     .await;
     let ada = app.member("ada").await;

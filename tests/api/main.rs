@@ -13,6 +13,7 @@
 mod contract;
 mod harness;
 mod ledger;
+mod proxied;
 
 mod accounts;
 mod architecture;
@@ -20,6 +21,7 @@ mod billing;
 mod billing_sync;
 mod caches;
 mod checkout;
+mod crashes;
 mod discussions;
 mod failover;
 mod follow_ups;

@@ -5,7 +5,7 @@
 
 use claude::Usage;
 
-use iconoclash::{crash_point::Freeze, identity::auth};
+use iconoclash::{crash_point::CrashTrigger, identity::session_cache};
 use iconoclash_fakes::{
     claude::{Behaviour, Failure, Script},
     proxy,
@@ -104,7 +104,7 @@ async fn ten_thousand_random_steps_keep_every_limit() {
         ("QUOTA_PRO", "7"),
     ];
     let app = TestApp::adjusted(&settings, |config| {
-        config.freeze = Some(Freeze::when(move |at| {
+        config.crash_trigger = Some(CrashTrigger::when(move |at| {
             let here = dies.lock().unwrap().take_if(|step| *step == at).is_some();
             if here {
                 tell.notify_one();
@@ -449,7 +449,9 @@ impl World<'_> {
     async fn change_plan(&mut self) {
         let at = self.random.random_range(0..self.users.len());
         let user = &mut self.users[at];
-        auth::before_change(&self.app.app, user.id).await.unwrap();
+        session_cache::invalidate(&self.app.app, user.id)
+            .await
+            .unwrap();
         user.is_pro = !user.is_pro;
         let plan = if user.is_pro { "pro" } else { "free" };
         self.second_instance

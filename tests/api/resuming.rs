@@ -185,7 +185,7 @@ async fn a_reply_streams_from_the_start_without_a_last_event_id() {
 #[tokio::test]
 async fn a_stream_that_reaches_its_time_limit_has_no_end_and_can_be_resumed() {
     let app = TestApp::adjusted(&[], |config| {
-        config.patience.follow = Duration::from_millis(600)
+        config.timeouts.follow = Duration::from_millis(600)
     })
     .await;
     let ada = app.member("ada").await;

@@ -1,19 +1,22 @@
-//! What every handler can reach: settings, clients, the clock. Each client is made by the first request that needs it,
-//! so that a function without a database still answers its health.
+//! The shared state of a process: settings, clients and the clock.
+//!
+//! Each client is created by the first request that needs it, so a function without a database still answers its
+//! health check.
 
 use std::{
     fmt,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
-use time::OffsetDateTime;
-use uuid::{ContextV7, Timestamp, Uuid};
 
 use claude::Pool;
 use pooled_postgres::Db;
-use stripe::Stripe;
-
 use secrecy::ExposeSecret;
+use serde::de::DeserializeOwned;
+use stripe::Stripe;
+use time::OffsetDateTime;
+use upstash_redis_rs::{Command, Results};
+use uuid::{ContextV7, Timestamp, Uuid};
 
 use crate::{
     api_keys::sync_state::SyncState,
@@ -22,10 +25,10 @@ use crate::{
     config::Config,
     http::error::{Error, Result},
     identity::token::Tokens,
-    redis::Redis,
+    redis::{self, Redis},
 };
 
-/// Time until Redis counts as unreachable.
+/// Time after which Redis counts as unreachable.
 const REDIS_DEADLINE: Duration = Duration::from_millis(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -42,16 +45,14 @@ struct Shared {
     db: OnceLock<Db>,
     redis: OnceLock<Redis>,
     claude: OnceLock<Pool>,
-    /// How far this process follows what others know of the keys.
     key_sync: SyncState,
     stripe: OnceLock<Stripe>,
     tokens: OnceLock<Tokens>,
-    /// Loads of cached values that are under way in this process.
     single_flight: SingleFlight,
 }
 
 impl App {
-    /// The app of a process that runs for real.
+    /// An app with the settings of the environment and the system's clock.
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the one place that reads the clock"
@@ -60,7 +61,7 @@ impl App {
         Self::new(Config::from_env(), Arc::new(OffsetDateTime::now_utc))
     }
 
-    /// An app with its own settings and clock.
+    /// An app with these settings and this clock.
     pub fn new(config: Config, clock: Clock) -> Self {
         Self(Arc::new(Shared {
             config,
@@ -70,8 +71,8 @@ impl App {
             db: OnceLock::new(),
             redis: OnceLock::new(),
             claude: OnceLock::new(),
-            stripe: OnceLock::new(),
             key_sync: SyncState::default(),
+            stripe: OnceLock::new(),
             tokens: OnceLock::new(),
             single_flight: SingleFlight::default(),
         }))
@@ -89,7 +90,7 @@ impl App {
             .expect("a time's own microsecond is in range")
     }
 
-    /// A UUIDv7 of now, greater than those made before it in this process.
+    /// A UUIDv7 of now, greater than every earlier one of this process.
     pub fn new_id(&self) -> Uuid {
         let now = self.now();
         let seconds = u64::try_from(now.unix_timestamp()).unwrap_or_default();
@@ -98,93 +99,111 @@ impl App {
 
     /// Postgres, through the pooler.
     pub fn db(&self) -> Result<&Db> {
-        once(&self.0.db, || {
-            let database = self.0.config.database.clone()?;
-            let url = database.url.expose_secret();
-            Ok(Db::named("iconoclash", url, database.pool_size)?)
+        get_or_create(&self.0.db, || {
+            let settings = self.config().database()?;
+            Ok(Db::named(
+                "iconoclash",
+                settings.url.expose_secret(),
+                settings.pool_size,
+            )?)
         })
     }
 
     /// Redis, over REST.
     pub fn redis(&self) -> Result<&Redis> {
-        once(&self.0.redis, || {
-            let redis = self.0.config.redis.clone()?;
-            let client = upstash_redis_rs::Redis::new(
-                &redis.url,
-                redis.token.expose_secret(),
-                self.http()?.clone(),
-            );
-            Ok(Redis::new(
-                client
-                    .map_err(Error::unavailable)?
-                    .with_deadline(REDIS_DEADLINE),
-            ))
+        get_or_create(&self.0.redis, || {
+            let settings = self.config().redis()?;
+            let token = settings.token.expose_secret();
+            let http = self.http()?.clone();
+
+            let client = upstash_redis_rs::Redis::new(&settings.url, token, http)
+                .map_err(Error::unavailable)?;
+            Ok(Redis::new(client.with_deadline(REDIS_DEADLINE)))
         })
     }
 
-    /// Loads of cached values that are under way in this process.
+    /// Runs one Redis command. A missing setting is an error of Redis, too, so that the caller has one fallback.
+    pub(crate) async fn redis_exec<T: DeserializeOwned>(
+        &self,
+        command: &Command,
+    ) -> Result<T, redis::Error> {
+        self.configured_redis()?.exec(command).await
+    }
+
+    /// Runs Redis commands in order in one request, with the errors of [`Self::redis_exec`].
+    pub(crate) async fn redis_pipeline(
+        &self,
+        commands: &[Command],
+    ) -> Result<Results, redis::Error> {
+        self.configured_redis()?.pipeline(commands).await
+    }
+
+    fn configured_redis(&self) -> Result<&Redis, redis::Error> {
+        self.redis()
+            .map_err(|error| redis::Error::NotConfigured(error.cause()))
+    }
+
+    /// Loads of cached values that are running in this process.
     pub(crate) fn single_flight(&self) -> &SingleFlight {
         &self.0.single_flight
     }
 
-    /// Claude, by the keys that this process knows.
+    /// Claude, with the API keys that this process has loaded.
     pub fn claude(&self) -> Result<&Pool> {
-        once(&self.0.claude, || {
-            let claude = self.0.config.claude.clone()?;
-            let clock = Arc::clone(&self.0.clock);
+        get_or_create(&self.0.claude, || {
+            let settings = self.config().claude()?.clone();
             let http = self.http()?.clone();
+            let clock = Arc::clone(&self.0.clock);
+
             Ok(Pool::new(
                 http,
-                claude.base_url,
-                claude.deadlines,
-                claude.keys,
+                settings.base_url,
+                settings.deadlines,
+                settings.keys,
                 move || clock(),
             ))
         })
     }
 
-    /// A named step at which a test may stop the process. Does nothing in release builds.
-    pub(crate) async fn crash_point(&self, name: &str) {
-        let stops = self.0.config.freeze.as_ref();
-        if cfg!(debug_assertions) && stops.is_some_and(|freeze| freeze.stops_at(name)) {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Stripe.
-    pub fn stripe(&self) -> Result<&Stripe> {
-        once(&self.0.stripe, || {
-            let stripe = self.0.config.stripe.clone()?;
-            Ok(Stripe::new(
-                self.http()?.clone(),
-                stripe.base_url,
-                stripe.key,
-            ))
-        })
-    }
-
-    /// How far this process follows what others know of the keys.
+    /// How far this process has synchronized its Claude keys with Postgres and Redis.
     pub(crate) fn key_sync(&self) -> &SyncState {
         &self.0.key_sync
     }
 
-    /// The keys of session tokens.
-    pub fn tokens(&self) -> Result<&Tokens> {
-        once(&self.0.tokens, || {
-            Tokens::new(&self.0.config.public_url, &self.0.config.jwt_keys.clone()?)
+    /// Stripe.
+    pub fn stripe(&self) -> Result<&Stripe> {
+        get_or_create(&self.0.stripe, || {
+            let settings = self.config().stripe()?.clone();
+            let http = self.http()?.clone();
+            Ok(Stripe::new(http, settings.base_url, settings.key))
         })
     }
 
-    /// The one HTTP client, whose connections stay warm between requests.
+    /// The keys of session tokens.
+    pub fn tokens(&self) -> Result<&Tokens> {
+        get_or_create(&self.0.tokens, || {
+            Tokens::new(&self.config().public_url, self.config().jwt_keys()?)
+        })
+    }
+
+    /// The HTTP client of the process, which keeps connections warm between requests.
     #[expect(clippy::disallowed_methods, reason = "this is the one client")]
     pub(crate) fn http(&self) -> Result<&reqwest::Client> {
-        once(&self.0.http, || {
-            let client = reqwest::Client::builder()
+        get_or_create(&self.0.http, || {
+            reqwest::Client::builder()
                 .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
-                .build();
-            client.map_err(|error| Error::Internal(error.into()))
+                .build()
+                .map_err(Error::internal)
         })
+    }
+
+    /// A named crash point: a test may stop the process here. Does nothing in release builds.
+    pub(crate) async fn crash_point(&self, name: &str) {
+        let trigger = self.config().crash_trigger.as_ref();
+        if cfg!(debug_assertions) && trigger.is_some_and(|trigger| trigger.fires_at(name)) {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
@@ -196,11 +215,11 @@ impl fmt::Debug for App {
     }
 }
 
-/// Two requests may both make the first client; one of them is kept.
-fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
-    if let Some(made) = cell.get() {
-        return Ok(made);
+/// Concurrent first calls may both create a client; one of the two is kept.
+fn get_or_create<T>(cell: &OnceLock<T>, create: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(existing) = cell.get() {
+        return Ok(existing);
     }
-    let made = make()?;
-    Ok(cell.get_or_init(|| made))
+    let created = create()?;
+    Ok(cell.get_or_init(|| created))
 }

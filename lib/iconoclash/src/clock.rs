@@ -1,10 +1,10 @@
-//! The time: where it comes from, and the UTC days and months that limits are counted in.
+//! The clock, and the UTC days and months that limits are counted in.
 
 use std::sync::Arc;
 
 use time::{Date, Duration, OffsetDateTime, UtcOffset};
 
-/// Where the time comes from.
+/// The source of the time.
 pub type Clock = Arc<dyn Fn() -> OffsetDateTime + Send + Sync>;
 
 /// A moment in Unix milliseconds, as Redis scripts count it.

@@ -2,35 +2,37 @@
 
 use std::{fmt, sync::Arc};
 
-type Stops = dyn Fn(&str) -> bool + Send + Sync;
+type Condition = dyn Fn(&str) -> bool + Send + Sync;
 
-/// Says of each step, when it is reached, whether work stops there.
+/// Decides at each crash point whether the process stops there.
 #[derive(Clone)]
-pub struct Freeze(Arc<Stops>);
+pub struct CrashTrigger(Arc<Condition>);
 
-impl Freeze {
-    /// Stops where the function says so.
-    pub fn when(stops: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
-        Self(Arc::new(stops))
+impl CrashTrigger {
+    /// Stops at every crash point for which the condition is true.
+    pub fn when(condition: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(condition))
     }
 
-    /// Whether work stops at a step.
-    pub(crate) fn stops_at(&self, step: &str) -> bool {
-        (self.0)(step)
+    /// Whether the process stops at this crash point.
+    pub(crate) fn fires_at(&self, name: &str) -> bool {
+        (self.0)(name)
     }
 
-    /// `step:file` stops at that step, after it has made the file for whoever waits for it.
+    /// Parses `name:file`: stops at the named crash point, after creating the file that the test waits for.
     pub(crate) fn parse(place: &str) -> Option<Self> {
-        let (step, file) = place.split_once(':')?;
-        let (step, file) = (step.to_owned(), file.to_owned());
+        let (name, file) = place.split_once(':')?;
+        let name = name.to_owned();
+        let file = file.to_owned();
+
         Some(Self::when(move |reached| {
-            reached == step && std::fs::write(&file, "").is_ok()
+            reached == name && std::fs::write(&file, "").is_ok()
         }))
     }
 }
 
-impl fmt::Debug for Freeze {
+impl fmt::Debug for CrashTrigger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Freeze(…)")
+        f.write_str("CrashTrigger(…)")
     }
 }

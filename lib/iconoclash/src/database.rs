@@ -1,4 +1,4 @@
-//! What an error of Postgres means for a request.
+//! Turns an error of Postgres into the outcome of a request.
 
 use crate::http::error::{Error, Result};
 

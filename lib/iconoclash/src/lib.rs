@@ -1,17 +1,22 @@
 //! The library behind every Iconoclash endpoint.
 //!
-//! A file under `api/` names an endpoint, a slice under [`routes`] implements it, and the modules below are the tools.
+//! A file under `api/` names an endpoint, and a slice under [`routes`] implements it with the modules below it, here in
+//! reading order:
 //!
-//! - [`routes`]: one file per resource, with its router, types, handlers and SQL;
-//! - [`http`]: runs a router on Vercel, on Lambda or in one process; errors, extractors, the request log;
-//! - [`identity`]: who is calling, and how often they may;
-//! - [`spending`]: who may send a message, what it may cost, and the ledger of what it did cost;
-//! - [`billing`]: subscriptions, as Stripe reports them;
-//! - [`api_keys`]: the Claude keys that pay;
+//! - [`routes`]: the endpoints: one file per resource, with its router, types, handlers and SQL;
 //! - [`conversation`]: prompts, summaries, titles and speakers;
+//! - [`billing`]: subscriptions, as Stripe reports them;
+//! - [`api_keys`]: the Claude API keys, shared by all instances;
+//! - [`spending`]: plans, quotas, budgets, admission and the ledger;
+//! - [`identity`]: sessions, passwords and rate limits;
 //! - [`notify`]: mail to users, alerts to operators;
-//! - [`cache`], [`redis`]: Redis behind a circuit breaker, and the values that it caches;
-//! - [`app`], [`config`], [`clock`]: what a handler can reach, the settings behind it, and the time.
+//! - [`http`]: the runtime (Vercel, Lambda or one process), errors, extractors and the request log;
+//! - [`cache`]: values cached in Redis, and their invalidation;
+//! - [`redis`]: Redis behind a circuit breaker;
+//! - [`app`]: the shared state of a process: settings, clients and the clock;
+//! - [`config`]: every setting;
+//! - [`clock`]: the clock, and UTC days and months;
+//! - [`crash_point`]: crash points for recovery tests.
 
 pub mod routes;
 

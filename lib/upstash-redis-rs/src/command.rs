@@ -1,4 +1,4 @@
-//! Commands and scripts: what is sent, before anything is sent.
+//! Commands and scripts.
 
 use std::{borrow::Cow, fmt, iter, str::Utf8Error, sync::Arc};
 
@@ -6,7 +6,7 @@ use sha1::{Digest, Sha1};
 
 /// One argument of a command.
 ///
-/// Integers travel as strings, because a JSON number above 2^53 does not survive every parser.
+/// Integers are sent as strings, because some parsers lose precision above 2^53.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Arg(String);
 
@@ -28,7 +28,7 @@ impl From<String> for Arg {
     }
 }
 
-/// JSON carries text only, so other bytes are refused instead of being stored mangled.
+/// JSON holds text only, so bytes that are not UTF-8 are rejected.
 impl TryFrom<&[u8]> for Arg {
     type Error = Utf8Error;
 
@@ -62,7 +62,7 @@ enum Verb {
     Script(Script),
 }
 
-/// How a script goes over the wire; other commands have one form only.
+/// How a script is sent. Other commands have one form only.
 #[derive(Clone, Copy)]
 pub(crate) enum Form {
     Sha,
@@ -70,7 +70,7 @@ pub(crate) enum Form {
 }
 
 impl Command {
-    /// A command without arguments as yet.
+    /// A command without arguments.
     pub fn new(name: impl Into<Cow<'static, str>>) -> Self {
         Self {
             verb: Verb::Named(name.into()),
@@ -91,8 +91,8 @@ impl Command {
         self
     }
 
-    /// Says that running this twice is the same as running it once, so that it may be sent again
-    /// after the connection broke with no answer.
+    /// Declares that running the command twice has the same effect as running it once, so it may be
+    /// sent again after the connection broke without an answer.
     pub fn idempotent(mut self) -> Self {
         self.idempotent = true;
         self
@@ -120,7 +120,7 @@ impl Command {
     }
 }
 
-/// Shows no argument: they hold what users wrote, and tokens.
+/// Shows no argument, because arguments hold users' texts and tokens.
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match &self.verb {
@@ -135,10 +135,10 @@ impl fmt::Debug for Command {
     }
 }
 
-/// A Lua script, known to the server by the SHA-1 of its source. Cloning is cheap.
+/// A Lua script, which the server identifies by the SHA-1 of its source. Cloning is cheap.
 ///
-/// On Upstash a first line of `#!lua flags=allow-key-locking` makes the script lock its `KEYS` only,
-/// instead of the whole database; every key it touches must then be declared.
+/// On Upstash a first line of `#!lua flags=allow-key-locking` makes the script lock only its `KEYS`
+/// instead of the whole database. The script may then access declared keys only.
 #[derive(Clone)]
 pub struct Script(Arc<Text>);
 
@@ -148,17 +148,14 @@ struct Text {
 }
 
 impl Script {
-    /// Takes the source and computes its SHA-1, once.
+    /// A script with this source. Computes the SHA-1 once.
     pub fn new(source: impl Into<Cow<'static, str>>) -> Self {
         let source = source.into();
-        let sha1 = Sha1::digest(source.as_bytes())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let sha1 = hex::encode(Sha1::digest(source.as_bytes()));
         Self(Arc::new(Text { source, sha1 }))
     }
 
-    /// The source, as given.
+    /// The source.
     pub fn source(&self) -> &str {
         &self.0.source
     }
@@ -168,7 +165,7 @@ impl Script {
         &self.0.sha1
     }
 
-    /// A run of this script, for [`exec`](crate::Redis::exec), a pipeline or a transaction.
+    /// The command that runs this script, for [`exec`](crate::Redis::exec), a pipeline or a transaction.
     pub fn command(&self, keys: &[&str], args: &[Arg]) -> Command {
         let command = Command {
             verb: Verb::Script(self.clone()),
@@ -193,7 +190,7 @@ mod tests {
     use super::{Arg, Command, Form, Script};
 
     #[test]
-    fn integers_travel_as_strings() {
+    fn integers_are_sent_as_strings() {
         let command = Command::new("SET").arg("k").arg(u64::MAX).args([-1, 2]);
         assert_eq!(
             command.words(Form::Sha),
@@ -202,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_not_text_are_refused() {
+    fn bytes_that_are_not_utf8_are_rejected() {
         assert_eq!(Arg::try_from("é".as_bytes()), Ok(Arg::from("é")));
         assert!(Arg::try_from(&[0xff, 0xfe][..]).is_err());
     }

@@ -1,48 +1,48 @@
-//! What a call can end in. The variants are the cases a caller branches on, not a list of causes.
+//! How a call fails. The variants are the cases that a caller branches on, not a list of causes.
 
 use std::sync::Arc;
 
 /// Why a command has no result.
 ///
-/// Cloning is cheap, so that one failed call can answer everybody who waited for it.
+/// Cloning is cheap, so one failed call can answer every caller that waited for it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The server does not hold the script. Commands made by [`Script`](crate::Script) recover by
-    /// themselves, so this is seen only for an EVALSHA written by hand.
-    #[error("the server does not hold this script")]
+    /// The server does not have the script. Commands of a [`Script`](crate::Script) recover by
+    /// themselves, so only an EVALSHA written by hand returns this.
+    #[error("the server does not have this script")]
     Noscript,
-    /// The key holds another type than the command works on.
+    /// The key holds a value of a type that the command does not support.
     #[error("the key holds a value of another type")]
     WrongType,
     /// The token is unknown, or may not run this command.
     #[error("the token was refused")]
     Auth,
-    /// The plan is used up: requests, connections or storage.
+    /// A limit of the plan is reached: requests, connections or storage.
     #[error("the plan's quota is used up")]
     Quota,
-    /// Any other error from the server, in its own words.
+    /// Any other error of the server, with its message.
     #[error("the server refused the command: {0}")]
     Redis(String),
-    /// No answer came: the connection could not be made, or it broke on the way. In the second case
-    /// the command may have run.
+    /// The connection could not be made, or it broke before an answer. In the second case the command
+    /// may have run.
     #[error("the store could not be reached")]
     Transport(#[source] Arc<reqwest::Error>),
     /// The deadline passed. The command may have run, or may still run.
     #[error("the store did not answer in time")]
     Timeout,
-    /// What came back is not an answer of this protocol: HTML from a proxy, truncated JSON, a body
-    /// over the cap, a server error, a result of another shape than the caller asked for.
+    /// The answer does not follow the protocol: HTML from a proxy, truncated JSON, a body over the
+    /// limit, a server error, or a result of another type than the caller requested.
     #[error("not an answer of a Redis (HTTP status {status}): {detail}")]
     BadBody {
-        /// The HTTP status that came with it.
+        /// The HTTP status of the answer.
         status: u16,
-        /// What was wrong. Never holds a part of the body, because stored values are in there.
+        /// The problem. Never quotes the body, which may hold stored values.
         detail: String,
     },
 }
 
 impl Error {
-    /// Whether the store cannot be asked at all, as opposed to having said no to this command.
+    /// Whether the store is unreachable, as opposed to rejecting this command.
     pub fn is_unavailable(&self) -> bool {
         match self {
             Self::Auth
@@ -54,8 +54,8 @@ impl Error {
         }
     }
 
-    /// Sorts the server's words. Only prefixes are compared: Redis, Valkey and Upstash agree on the
-    /// first word and on little after it.
+    /// Classifies a message of the server by its prefix: Redis, Valkey and Upstash agree on the first
+    /// word and on little after it.
     pub(crate) fn from_server(text: String) -> Self {
         const QUOTA: [&str; 6] = [
             "ERR max requests limit exceeded",
@@ -93,14 +93,14 @@ impl From<reqwest::Error> for Error {
     }
 }
 
-/// Why [`Redis::new`](crate::Redis::new) refused. Neither message repeats what it was given.
+/// Why [`Redis::new`](crate::Redis::new) failed. No message repeats the URL or the token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SetupError {
-    /// The URL is not one that a REST endpoint has.
+    /// The URL is not that of a REST endpoint.
     #[error("the REST URL must be http(s)://host, without credentials, query or fragment")]
     Url,
     /// The token is empty or cannot be sent in a header, for example because of a line break.
-    #[error("the REST token is empty or has characters that no token has")]
+    #[error("the REST token is empty or has invalid characters")]
     Token,
 }
 
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_words_are_sorted_by_their_beginning() {
+    fn messages_of_the_server_are_classified_by_their_prefix() {
         check(
             "NOSCRIPT No matching script. Please use EVAL.",
             "Noscript",

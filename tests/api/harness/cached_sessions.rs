@@ -5,7 +5,7 @@
 
 use std::{any::type_name_of_val, collections::BTreeMap};
 
-use iconoclash::identity::auth;
+use iconoclash::identity::session_cache;
 use serde_json::Value;
 use upstash_redis_rs::Command;
 
@@ -42,7 +42,7 @@ impl TestApp {
                     .stored
                     .as_ref()
                     .map_or("no active user".to_owned(), Value::to_string),
-                type_name_of_val(&auth::before_change),
+                type_name_of_val(&session_cache::invalidate),
             );
         }
     }

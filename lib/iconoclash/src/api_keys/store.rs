@@ -289,15 +289,15 @@ async fn find(app: &App, label: &str) -> Result<ApiKey> {
             .open(&seal)
             .ok_or_else(|| Error::internal("no key of CREDENTIALS_KEY opens it"));
     }
-    let keys = app.config().claude.clone()?.keys;
+    let keys = app.config().claude()?.keys.clone();
     keys.into_iter()
         .find(|key| key.label == label)
         .ok_or(Error::NotFound)
 }
 
 async fn ask_for_one_token(app: &App, label: &str, key: ApiKey) -> Result<KeyTest> {
-    let config = app.config().claude.clone()?;
-    let model = app.config().models.clone()?.small;
+    let config = app.config().claude()?;
+    let model = app.config().models()?.small.clone();
     let prompt = Prompt::of_one_turn(&model, 1, "Hello".to_owned(), "operator");
     let prompt_bytes = prompt::bytes(&prompt.system, &prompt.summary_block, &prompt.turns);
 
@@ -319,7 +319,7 @@ async fn ask_for_one_token(app: &App, label: &str, key: ApiKey) -> Result<KeyTes
     ledger::begin(app.db()?, &call, &Limits::default(), None).await?;
 
     let http = app.http()?.clone();
-    let claude = Claude::new(http, config.base_url, key).with_deadlines(config.deadlines);
+    let claude = Claude::new(http, config.base_url.clone(), key).with_deadlines(config.deadlines);
     let (result, usage) = match claude.stream(&prompt).await {
         Ok(mut reply) => {
             let result = read_to_end(&mut reply).await;

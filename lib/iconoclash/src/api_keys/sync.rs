@@ -119,7 +119,7 @@ async fn read_keys(app: &App) -> Result<Vec<ApiKey>> {
     let rows = app.db()?.all(UsableKeys).await?;
     let stored_labels: HashSet<String> = rows.iter().map(|row| row.label.clone()).collect();
 
-    let mut keys = app.config().claude.clone()?.keys;
+    let mut keys = app.config().claude()?.keys.clone();
     keys.retain(|key| !stored_labels.contains(&key.label));
     keys.extend(open_active(app, &rows)?);
 

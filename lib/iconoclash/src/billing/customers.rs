@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::entitlements;
-use crate::{app::App, http::error::Result, identity::auth};
+use crate::{app::App, http::error::Result, identity::session_cache};
 
 /// Records that a checkout starts, so that its result is checked even if every event is lost.
 pub(crate) async fn checkout_started(app: &App, customer: &str) -> Result<()> {
@@ -49,7 +49,7 @@ pub(crate) async fn customer_deleted(app: &App, customer: &str, event: &Event) -
         return Ok(false);
     };
 
-    auth::before_change(app, user).await?;
+    session_cache::invalidate(app, user).await?;
     let deleted = db.optional(DeleteCustomer {
         customer,
         event_id: &event.id,

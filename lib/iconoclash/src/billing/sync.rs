@@ -20,7 +20,7 @@ use super::{
 use crate::{
     app::App,
     http::error::{Error, Result},
-    identity::auth,
+    identity::session_cache,
     notify::mail::Mail,
     spending::plan::Plan,
 };
@@ -117,7 +117,7 @@ async fn store(
     let plan = entitlements::plan(&after, now);
 
     if known.plan != plan {
-        auth::before_change(app, known.user_id).await?;
+        session_cache::invalidate(app, known.user_id).await?;
     }
 
     let stored = app.db()?.optional(StoreSubscriptions {
@@ -137,7 +137,7 @@ async fn store(
 
     // Another writer changed the plan after it was read, and this write changed it back.
     if plan_changed && known.plan == plan {
-        auth::before_change(app, known.user_id).await?;
+        session_cache::invalidate(app, known.user_id).await?;
     }
 
     let mails = known

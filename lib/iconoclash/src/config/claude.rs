@@ -1,6 +1,6 @@
 //! Settings of the Claude API: keys, address and models.
 
-use super::{Env, Invalid, Setting, invalid, pairs};
+use super::{ConfigError, Env, Setting, invalid, pairs};
 use claude::{ApiKey, Deadlines};
 
 use crate::spending::price;
@@ -9,7 +9,7 @@ const KEYS: &str = "ANTHROPIC_API_KEYS";
 
 /// Access to the Claude API.
 #[derive(Clone, Debug)]
-pub struct Claude {
+pub struct ClaudeConfig {
     /// API root, without a trailing slash.
     pub base_url: String,
     /// Keys of the environment. May be empty, because operators can store keys in the database.
@@ -30,7 +30,7 @@ pub struct Models {
 }
 
 impl Env<'_> {
-    pub(super) fn claude(&self) -> Setting<Claude> {
+    pub(super) fn claude(&self) -> Setting<ClaudeConfig> {
         let base_url = self.or("ANTHROPIC_BASE_URL", "https://api.anthropic.com");
         let keys = match self.optional(KEYS) {
             Some(list) => api_keys(&list)?,
@@ -41,7 +41,7 @@ impl Env<'_> {
                 .collect(),
         };
 
-        Ok(Claude {
+        Ok(ClaudeConfig {
             base_url: base_url.trim_end_matches('/').to_owned(),
             keys,
             deadlines: Deadlines::default(),
@@ -73,7 +73,7 @@ fn api_keys(list: &str) -> Setting<Vec<ApiKey>> {
     for (name, secret) in pairs(KEYS, list, '=')? {
         let key = api_key(&name, secret)?;
         if keys.iter().any(|known| known.label == key.label) {
-            return Err(Invalid {
+            return Err(ConfigError {
                 variable: KEYS,
                 problem: format!("names {} twice", key.label),
             });

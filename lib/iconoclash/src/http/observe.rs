@@ -57,7 +57,7 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
     let id = app.new_id();
     request.extensions_mut().insert(RequestId(id));
     let line = RequestLine::new(id, &request);
-    let is_cookie_authenticated = auth::comes_with_cookie(request.headers());
+    let is_cookie_authenticated = auth::is_cookie_authenticated(request.headers());
 
     let handled = async { (next.run(request).await, request_log::snapshot()) };
     let (mut response, log) = request_log::with_request_log(handled).await;

@@ -1,358 +1,402 @@
-//! Every limit but that on messages: how often somebody may sign in, sign up, and so on. GCRA: all of a budget may come
-//! at once, and then it refills evenly over its window. A refusal writes nothing; only where Redis cannot be asked the
-//! limits are counted one after another, and those before the one that refuses have counted.
+//! Rate limits other than the message quota (GCRA): the whole count may be used at once, and refills evenly over the
+//! window.
+//!
+//! Rejections write nothing. Without Redis, limits are checked one by one in Postgres: those before the one that
+//! rejects have then counted the attempt.
+
+use std::{cmp::Reverse, sync::LazyLock, time::Duration};
 
 use http::StatusCode;
-use std::{sync::LazyLock, time::Duration};
 use time::OffsetDateTime;
 use upstash_redis_rs::{Arg, Script};
 use uuid::Uuid;
-
-use pooled_postgres::sql_positional;
 
 use crate::{
     app::App,
     clock::epoch_ms,
     http::{
-        error::{Error, Limited, Result},
+        error::{Limited, Result},
         network::{Network, pseudonym},
         rate_limit_status::{RateLimitStatus, in_words, retry_after_secs},
         request_log,
     },
+    redis,
 };
 
 static COUNT: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("rate_limit/count.lua")));
 
-/// What is limited.
+/// An action that is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// New accounts from a network.
+    /// New accounts of a network.
     SignUp,
-    /// New accounts of one address, which a sign-up tells to be taken or not.
-    SignUpAs,
-    /// New guests from a network.
+    /// New accounts of one address: a sign-up reveals whether the address is taken.
+    SignUpByEmail,
+    /// New guest accounts of a network.
     Guest,
     /// Attempts to sign in from a network.
     SignIn,
     /// Attempts to sign in to one account.
-    SignInTo,
-    /// Forgotten passwords from a network.
+    SignInByEmail,
+    /// Password resets of a network.
     Reset,
-    /// Forgotten passwords of one account.
-    ResetOf,
+    /// Password resets of one account.
+    ResetByEmail,
     /// New discussions of a user.
     Discussion,
-    /// Pages at Stripe that a user asks for: to pay, and to manage what is paid.
+    /// Checkout and portal sessions of a user at Stripe.
     Billing,
-    /// Public pages read from a network.
+    /// Reads of public pages by a network.
     Read,
 }
 
-/// Whom a limit counts for.
+/// The party that a limit counts for.
 #[derive(Clone, Debug)]
-pub enum Of<'a> {
+pub enum LimitSubject<'a> {
     /// A network.
     Network(Network),
-    /// An e-mail address, whether or not there is an account.
+    /// An e-mail address, whether or not it has an account.
     Email(&'a str),
     /// A user.
     User(Uuid),
 }
 
-/// What a limit does while Redis cannot be reached.
+/// The terms of a limit.
+#[derive(Clone, Copy, Debug)]
+struct Rule {
+    /// The name in keys and headers.
+    name: &'static str,
+    /// Attempts that one window allows.
+    count: u32,
+    window: Duration,
+    /// The first sentence of a rejection.
+    message: &'static str,
+    on_redis_outage: OnRedisOutage,
+}
+
+/// What a limit does while Redis is unreachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outage {
-    /// It is counted in Postgres, as exactly.
-    Postgres,
-    /// It lets everybody through: what it protects is cheap and public.
-    Open,
+enum OnRedisOutage {
+    /// Counts in Postgres, just as exactly.
+    UsePostgres,
+    /// Allows everything: what it protects is cheap and public.
+    FailOpen,
 }
 
 impl Limit {
-    /// How much, in which time.
-    fn budget(self) -> (u32, Duration) {
+    /// Every limit, one row each.
+    const fn rule(self) -> Rule {
         const MINUTE: Duration = Duration::from_secs(60);
         const HOUR: Duration = Duration::from_secs(3600);
-        match self {
-            Self::SignUp => (10, HOUR),
-            Self::SignUpAs => (5, HOUR),
-            Self::Guest => (20, HOUR),
-            Self::SignIn => (30, 10 * MINUTE),
-            Self::SignInTo => (10, 10 * MINUTE),
-            Self::Reset => (10, HOUR),
-            Self::ResetOf => (3, HOUR),
-            Self::Discussion => (60, HOUR),
-            Self::Billing => (20, HOUR),
-            Self::Read => (120, MINUTE),
-        }
-    }
 
-    /// The name in keys and headers.
-    fn name(self) -> &'static str {
         match self {
-            Self::SignUp => "signup",
-            Self::SignUpAs => "signup-address",
-            Self::Guest => "guest",
-            Self::SignIn => "signin",
-            Self::SignInTo => "signin-account",
-            Self::Reset => "reset",
-            Self::ResetOf => "reset-account",
-            Self::Discussion => "discussions",
-            Self::Billing => "billing",
-            Self::Read => "reads",
-        }
-    }
-
-    fn message(self) -> &'static str {
-        match self {
-            Self::SignUp => "Too many accounts were made from here.",
-            Self::SignUpAs => "Too many attempts to sign up with this address.",
-            Self::Guest => "Too many visits were begun from here.",
-            Self::SignIn => "Too many attempts to sign in from here.",
-            Self::SignInTo => "Too many attempts to sign in to this account.",
-            Self::Reset => "Too many password resets were asked for from here.",
-            Self::ResetOf => "Too many password resets were asked for this account.",
-            Self::Discussion => "You have begun many discussions in a short time.",
-            Self::Billing => "You have asked for many pages to pay on in a short time.",
-            Self::Read => "Too many requests from here.",
-        }
-    }
-
-    fn outage(self) -> Outage {
-        match self {
-            Self::Read => Outage::Open,
-            _ => Outage::Postgres,
+            Self::SignUp => Rule::new("signup", 10, HOUR)
+                .message("Too many accounts were created from your network."),
+            Self::SignUpByEmail => Rule::new("signup-address", 5, HOUR)
+                .message("Too many attempts to sign up with this address."),
+            Self::Guest => Rule::new("guest", 20, HOUR)
+                .message("Too many guest accounts were created from your network."),
+            Self::SignIn => Rule::new("signin", 30, Duration::from_secs(600))
+                .message("Too many attempts to sign in from your network."),
+            Self::SignInByEmail => Rule::new("signin-account", 10, Duration::from_secs(600))
+                .message("Too many attempts to sign in to this account."),
+            Self::Reset => Rule::new("reset", 10, HOUR)
+                .message("Too many password resets were requested from your network."),
+            Self::ResetByEmail => Rule::new("reset-account", 3, HOUR)
+                .message("Too many password resets were requested for this account."),
+            Self::Discussion => Rule::new("discussions", 60, HOUR)
+                .message("You have created many discussions in a short time."),
+            Self::Billing => Rule::new("billing", 20, HOUR).message("Too many billing requests."),
+            Self::Read => Rule::new("reads", 120, MINUTE)
+                .message("Too many requests from your network.")
+                .on_redis_outage(OnRedisOutage::FailOpen),
         }
     }
 }
 
-/// Counts one attempt under each limit, or refuses it in the name of the one that lasts longest.
-pub async fn check(app: &App, limits: &[(Limit, Of<'_>)]) -> Result<()> {
+impl Rule {
+    const fn new(name: &'static str, count: u32, window: Duration) -> Self {
+        Self {
+            name,
+            count,
+            window,
+            message: "Too many requests.",
+            on_redis_outage: OnRedisOutage::UsePostgres,
+        }
+    }
+
+    const fn message(mut self, message: &'static str) -> Self {
+        self.message = message;
+        self
+    }
+
+    const fn on_redis_outage(mut self, on_redis_outage: OnRedisOutage) -> Self {
+        self.on_redis_outage = on_redis_outage;
+        self
+    }
+}
+
+/// Counts an attempt against every limit, or rejects it and reports the limit with the longest wait.
+pub async fn check(app: &App, limits: &[(Limit, LimitSubject<'_>)]) -> Result<()> {
     let now = app.now();
     let counters = limits
         .iter()
-        .map(|(limit, of)| Counter::new(app, *limit, of))
+        .map(|(limit, subject)| Counter::new(app, *limit, subject))
         .collect::<Result<Vec<_>>>()?;
-    let arrivals = match ask_redis(app, &counters, now).await {
-        Ok(arrivals) => arrivals,
-        Err(cause) => {
-            request_log::add(|log| log.degraded = Some(cause.cause()));
-            ask_postgres(app, &counters, now).await?
+
+    let tats_ms = match count_in_redis(app, &counters, now).await {
+        Ok(tats_ms) => tats_ms,
+        Err(error) => {
+            request_log::degraded(&error);
+            count_in_postgres(app, &counters, now).await?
         }
     };
-    let allowances = counters
+
+    let checks = counters
         .iter()
-        .zip(arrivals)
-        .map(|(counter, arrival)| counter.allowance(arrival, now));
-    let nearest = allowances.max_by_key(|(allowance, refused)| {
-        (
-            *refused,
-            std::cmp::Reverse(allowance.remaining),
-            allowance.reset_in_secs,
-        )
-    });
-    let Some((allowance, refused)) = nearest else {
+        .zip(tats_ms)
+        .map(|(counter, tat_ms)| counter.evaluate(tat_ms, now));
+    let Some(tightest) = checks.max_by_key(Check::tightness) else {
         return Ok(());
     };
-    if refused {
-        let over = counters
-            .iter()
-            .find(|counter| counter.limit.name() == allowance.name);
-        let message = over.map_or("Too many requests.", |counter| counter.limit.message());
-        return Err(refusal(&allowance, message));
+
+    if tightest.is_rejected {
+        return Err(tightest.rejection().into());
     }
-    // What a CDN keeps must not tell one visitor's limit to all.
+    // A CDN caches public pages for everyone, so they must not carry one visitor's headers.
     if limits.iter().all(|(limit, _)| *limit != Limit::Read) {
-        request_log::add(|log| log.rate_limit = Some(allowance));
+        request_log::add(|log| log.rate_limit = Some(tightest.status));
     }
     Ok(())
 }
 
-fn refusal(status: &RateLimitStatus, message: &str) -> Error {
-    let wait = Duration::from_secs(status.reset_in_secs);
-    let limited = Limited {
-        status: StatusCode::TOO_MANY_REQUESTS,
-        code: "rate_limited",
-        detail: format!("{message} Try again in {}.", in_words(wait)),
-        reset_at: status.reset_at,
-        retry_after: wait,
-        headers: status.headers(),
-    };
-    limited.into()
-}
-
+/// One limit of one subject, in the terms of GCRA.
 struct Counter {
-    limit: Limit,
+    rule: Rule,
     key: String,
-    every_ms: i64,
-    most_ms: i64,
+    /// Milliseconds between two attempts in the long run.
+    emission_interval_ms: i64,
+    /// How far the theoretical arrival time may lie in the future.
+    burst_tolerance_ms: i64,
 }
 
 impl Counter {
-    fn new(app: &App, limit: Limit, of: &Of<'_>) -> Result<Self> {
-        let secret = app.config().credentials_key.clone()?;
-        let whom = match of {
-            Of::Network(network) => network.pseudonym(&secret.0),
-            Of::Email(email) => pseudonym("email", &email.trim().to_lowercase(), &secret.0),
-            Of::User(user) => user.to_string(),
+    fn new(app: &App, limit: Limit, subject: &LimitSubject<'_>) -> Result<Self> {
+        let secret = &app.config().credentials_key()?.0;
+        let subject = match subject {
+            LimitSubject::Network(network) => network.pseudonym(secret),
+            LimitSubject::Email(email) => pseudonym("email", &email.trim().to_lowercase(), secret),
+            LimitSubject::User(user) => user.to_string(),
         };
-        let (count, window) = limit.budget();
-        let most_ms = i64::try_from(window.as_millis()).unwrap_or(i64::MAX);
-        let key = format!("{{rl}}:l:{}:{whom}", limit.name());
+
+        let rule = limit.rule();
+        let window_ms = i64::try_from(rule.window.as_millis()).unwrap_or(i64::MAX);
         Ok(Self {
-            limit,
-            key,
-            every_ms: most_ms / i64::from(count),
-            most_ms,
+            rule,
+            key: format!("{{rl}}:l:{}:{subject}", rule.name),
+            emission_interval_ms: window_ms / i64::from(rule.count),
+            burst_tolerance_ms: window_ms,
         })
     }
 
-    /// What is left, and whether this attempt is over it, by the moment at which the budget is whole again.
-    fn allowance(&self, arrival_ms: i64, now: OffsetDateTime) -> (RateLimitStatus, bool) {
-        let (count, window) = self.limit.budget();
-        let used_ms = (arrival_ms - epoch_ms(now)).max(0);
-        let refused = used_ms > self.most_ms;
-        let left = if refused {
-            0
-        } else {
-            (self.most_ms - used_ms) / self.every_ms
-        };
-        // Refused: until one more may come. Otherwise: until all may.
-        let wait_ms = if refused {
-            used_ms - self.most_ms
-        } else {
-            used_ms
-        };
+    /// What a theoretical arrival time means for the attempt that it includes.
+    fn evaluate(&self, tat_ms: i64, now: OffsetDateTime) -> Check {
+        let used_ms = (tat_ms - epoch_ms(now)).max(0);
+        let left_ms = self.burst_tolerance_ms - used_ms;
+        let is_rejected = left_ms < 0;
+
+        // If rejected, until one attempt is allowed; else until all are.
+        let wait_ms = if is_rejected { -left_ms } else { used_ms };
         let wait = Duration::from_millis(u64::try_from(wait_ms).unwrap_or_default());
-        let allowance = RateLimitStatus {
-            name: self.limit.name(),
-            limit: count,
-            window_secs: u32::try_from(window.as_secs()).unwrap_or(u32::MAX),
-            remaining: u32::try_from(left).unwrap_or_default(),
+        let remaining = left_ms.max(0) / self.emission_interval_ms;
+
+        let status = RateLimitStatus {
+            name: self.rule.name,
+            limit: self.rule.count,
+            window_secs: u32::try_from(self.rule.window.as_secs()).unwrap_or(u32::MAX),
+            remaining: u32::try_from(remaining).unwrap_or_default(),
             reset_at: now + wait,
             reset_in_secs: retry_after_secs(wait),
         };
-        (allowance, refused)
+        Check {
+            status,
+            is_rejected,
+            message: self.rule.message,
+        }
     }
 }
 
-/// When each budget would be whole again with this attempt; all of them count it, or none.
-async fn ask_redis(app: &App, counters: &[Counter], now: OffsetDateTime) -> Result<Vec<i64>> {
+/// The outcome of one limit for one attempt.
+struct Check {
+    status: RateLimitStatus,
+    is_rejected: bool,
+    message: &'static str,
+}
+
+impl Check {
+    /// Orders outcomes: a rejection before a pass, then fewer remaining attempts, then a longer wait.
+    fn tightness(&self) -> (bool, Reverse<u32>, u64) {
+        let remaining = Reverse(self.status.remaining);
+        (self.is_rejected, remaining, self.status.reset_in_secs)
+    }
+
+    fn rejection(&self) -> Limited {
+        let wait = Duration::from_secs(self.status.reset_in_secs);
+        Limited {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            code: "rate_limited",
+            detail: format!("{} Try again in {}.", self.message, in_words(wait)),
+            reset_at: self.status.reset_at,
+            retry_after: wait,
+            headers: self.status.headers(),
+        }
+    }
+}
+
+/// Each limit's theoretical arrival time including this attempt. Atomic over all limits.
+async fn count_in_redis(
+    app: &App,
+    counters: &[Counter],
+    now: OffsetDateTime,
+) -> Result<Vec<i64>, redis::Error> {
     let keys: Vec<&str> = counters
         .iter()
         .map(|counter| counter.key.as_str())
         .collect();
     let mut args: Vec<Arg> = vec![epoch_ms(now).into()];
-    args.extend(
-        counters
-            .iter()
-            .flat_map(|counter| [counter.every_ms.into(), counter.most_ms.into()]),
-    );
-    Ok(app.redis()?.exec(&COUNT.command(&keys, &args)).await?)
+    for counter in counters {
+        args.push(counter.emission_interval_ms.into());
+        args.push(counter.burst_tolerance_ms.into());
+    }
+
+    app.redis_exec(&COUNT.command(&keys, &args)).await
 }
 
-/// The same one by one, up to the one that refuses: those after it count nothing, so that who is refused by network
-/// cannot use up somebody else's account.
-async fn ask_postgres(app: &App, counters: &[Counter], now: OffsetDateTime) -> Result<Vec<i64>> {
-    let mut arrivals = Vec::new();
+/// The same one by one, up to the first limit that rejects. The limits after it count nothing, so attempts that are
+/// rejected by network cannot use up another person's account.
+async fn count_in_postgres(
+    app: &App,
+    counters: &[Counter],
+    now: OffsetDateTime,
+) -> Result<Vec<i64>> {
+    let now_ms = epoch_ms(now);
+    let mut tats_ms = Vec::new();
+
     for counter in counters {
-        if counter.limit.outage() == Outage::Open {
-            arrivals.push(epoch_ms(now));
+        if counter.rule.on_redis_outage == OnRedisOutage::FailOpen {
+            tats_ms.push(now_ms);
             continue;
         }
+
         let Counter {
-            key,
-            every_ms,
-            most_ms,
+            emission_interval_ms,
+            burst_tolerance_ms,
             ..
-        } = counter;
+        } = *counter;
         let counted = app
             .db()?
-            .old_optional(
-                &COUNT_IN_POSTGRES,
-                &[key, &epoch_ms(now), every_ms, most_ms],
-            )
+            .optional(CountAttempt {
+                key: &counter.key,
+                now_ms,
+                emission_interval_ms,
+                burst_tolerance_ms,
+            })
             .await?;
-        arrivals.push(counted.unwrap_or(epoch_ms(now) + most_ms + every_ms));
+
+        let rejected_tat_ms = now_ms + burst_tolerance_ms + emission_interval_ms;
+        tats_ms.push(counted.unwrap_or(rejected_tat_ms));
         if counted.is_none() {
             break;
         }
     }
-    Ok(arrivals)
+    Ok(tats_ms)
 }
 
-sql_positional! {
-    /// Counts an attempt that has room, and gives no row for one that has none. The condition is on the newest version
-    /// of the row, so that attempts which come together are told apart.
-    write COUNT_IN_POSTGRES(TEXT, INT8, INT8, INT8) -> i64 = "
-        insert into rate_limits as l (key, arrival_ms) values ($1, $2::bigint + $3::bigint)
-        on conflict (key) do update set arrival_ms = greatest(l.arrival_ms, $2) + $3
-        where greatest(l.arrival_ms, $2) + $3 - $2 <= $4
-        returning arrival_ms";
+pooled_postgres::sql! {
+    /// Counts an attempt and returns the theoretical arrival time, or returns no row for a rejected attempt.
+    ///
+    /// The condition reads the newest version of the row, so concurrent attempts are counted one after another.
+    write CountAttempt {
+        key: &str,
+        now_ms: i64,
+        emission_interval_ms: i64,
+        burst_tolerance_ms: i64,
+    } -> i64 = "
+        insert into rate_limits as l (key, arrival_ms)
+        values (:key, :now_ms::bigint + :emission_interval_ms::bigint)
+        on conflict (key) do update
+        set arrival_ms = greatest(l.arrival_ms, :now_ms) + :emission_interval_ms
+        where greatest(l.arrival_ms, :now_ms) + :emission_interval_ms - :now_ms <= :burst_tolerance_ms
+        returning arrival_ms as tat_ms";
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeSet;
+
     use time::macros::datetime;
+
+    use super::*;
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 12:00 UTC);
 
+    const ALL: [Limit; 10] = [
+        Limit::SignUp,
+        Limit::SignUpByEmail,
+        Limit::Guest,
+        Limit::SignIn,
+        Limit::SignInByEmail,
+        Limit::Reset,
+        Limit::ResetByEmail,
+        Limit::Discussion,
+        Limit::Billing,
+        Limit::Read,
+    ];
+
     #[track_caller]
-    fn check(used_secs: i64, remaining: u32, reset_in_secs: u64, refused: bool) {
-        let (count, window) = Limit::SignInTo.budget();
-        assert_eq!((count, window.as_secs()), (10, 600));
+    fn assert_check(used_secs: i64, remaining: u32, reset_in_secs: u64, is_rejected: bool) {
+        let rule = Limit::SignInByEmail.rule();
+        assert_eq!((rule.count, rule.window.as_secs()), (10, 600));
+
         let counter = Counter {
-            limit: Limit::SignInTo,
+            rule,
             key: String::new(),
-            every_ms: 60_000,
-            most_ms: 600_000,
+            emission_interval_ms: 60_000,
+            burst_tolerance_ms: 600_000,
         };
-        let (allowance, over) = counter.allowance(epoch_ms(NOW) + used_secs * 1000, NOW);
-        assert_eq!(
-            (allowance.remaining, allowance.reset_in_secs, over),
-            (remaining, reset_in_secs, refused)
-        );
+        let check = counter.evaluate(epoch_ms(NOW) + used_secs * 1000, NOW);
+        assert_eq!(check.status.remaining, remaining);
+        assert_eq!(check.status.reset_in_secs, reset_in_secs);
+        assert_eq!(check.is_rejected, is_rejected);
     }
 
     #[test]
-    fn what_is_left_follows_from_the_moment_at_which_the_budget_is_whole() {
-        check(60, 9, 60, false);
-        check(599, 0, 599, false);
-        check(600, 0, 600, false);
-        check(660, 0, 60, true);
-        check(-5, 10, 1, false);
+    fn the_remaining_attempts_follow_from_the_theoretical_arrival_time() {
+        assert_check(60, 9, 60, false);
+        assert_check(599, 0, 599, false);
+        assert_check(600, 0, 600, false);
+        assert_check(660, 0, 60, true);
+        assert_check(-5, 10, 1, false);
     }
 
     #[test]
-    fn budgets_are_whole_milliseconds_and_names_are_their_own() {
-        let all = [
-            Limit::SignUp,
-            Limit::SignUpAs,
-            Limit::Guest,
-            Limit::SignIn,
-            Limit::SignInTo,
-            Limit::Reset,
-            Limit::ResetOf,
-            Limit::Discussion,
-            Limit::Billing,
-            Limit::Read,
-        ];
-        let names: std::collections::BTreeSet<_> = all.iter().map(|limit| limit.name()).collect();
-        assert_eq!(names.len(), all.len());
-        for limit in all {
-            let (count, window) = limit.budget();
-            assert_eq!(window.as_millis() % u128::from(count), 0, "{limit:?}");
+    fn emission_intervals_are_whole_milliseconds_and_names_are_unique() {
+        let names: BTreeSet<_> = ALL.iter().map(|limit| limit.rule().name).collect();
+        assert_eq!(names.len(), ALL.len());
+
+        for limit in ALL {
+            let rule = limit.rule();
+            let window_ms = rule.window.as_millis();
+            assert_eq!(window_ms % u128::from(rule.count), 0, "{limit:?}");
         }
     }
 
     #[test]
-    fn an_address_is_counted_under_a_name_that_does_not_tell_it() {
-        assert_eq!(pseudonym("email", "ada@example.org", &[1; 32]).len(), 32);
-        assert_ne!(
-            pseudonym("email", "ada@example.org", &[1; 32]),
-            pseudonym("email", "ada@example.org", &[2; 32])
-        );
+    fn an_address_is_counted_under_a_keyed_pseudonym() {
+        let under_one_key = pseudonym("email", "ada@example.org", &[1; 32]);
+        let under_another = pseudonym("email", "ada@example.org", &[2; 32]);
+        assert_eq!(under_one_key.len(), 32);
+        assert_ne!(under_one_key, under_another);
     }
 }

@@ -1,7 +1,7 @@
-//! Session tokens: JWTs signed with Ed25519, valid for 30 days, verified without any network.
+//! Session tokens: JWTs signed with Ed25519, valid for 30 days, verified without a network request.
 //!
-//! `kid` picks the key from our own list and from nowhere else; `ver` and `sid` are compared with the database where
-//! a session has to be live, so that revoking one works at once.
+//! `kid` selects a key from the configured list only. Where a session has to be live, `ver` and `sid` are compared with
+//! the database, so revoking a session takes effect at once.
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
@@ -19,21 +19,21 @@ use crate::{
 /// How long a token is valid.
 pub const LIFETIME: Duration = Duration::days(30);
 const AUDIENCE: &str = "iconoclash";
-/// Clocks of two machines may differ by this much.
+/// Maximum clock difference between two machines.
 const LEEWAY_SECS: i64 = 60;
 
-/// What a token says about its bearer.
+/// The content of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     iss: String,
     aud: String,
     /// The user.
     pub sub: Uuid,
-    /// The session, which sign-out revokes.
+    /// The session, which signing out revokes.
     pub sid: Uuid,
     /// The user's token version at signing.
     pub ver: i32,
-    /// Whether the user was a guest, whose messages count by network.
+    /// Whether the user was a guest at signing: messages of guests count by network.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub guest: bool,
     iat: i64,
@@ -59,20 +59,21 @@ struct Key {
 }
 
 impl Tokens {
-    /// Prepares the keys; `issuer` is the service's public address.
+    /// Prepares the keys. `issuer` is the service's public address.
     pub fn new(issuer: &str, keys: &[JwtKey]) -> Result<Self> {
         let keys = keys
             .iter()
             .map(Key::new)
             .collect::<Result<_, Cause>>()
             .map_err(Error::Internal)?;
+
         Ok(Self {
             issuer: issuer.to_owned(),
             keys,
         })
     }
 
-    /// Signs a token for a session and says when it ends.
+    /// Signs a token for a session. Returns the token and when it expires.
     pub fn sign(
         &self,
         user: Uuid,
@@ -85,9 +86,10 @@ impl Tokens {
             .keys
             .first()
             .expect("configuration lists at least one key");
-        let ends = (now + LIFETIME)
+        let expires_at = (now + LIFETIME)
             .replace_nanosecond(0)
             .expect("zero is a nanosecond");
+
         let claims = Claims {
             iss: self.issuer.clone(),
             aud: AUDIENCE.to_owned(),
@@ -97,28 +99,30 @@ impl Tokens {
             guest,
             iat: now.unix_timestamp(),
             nbf: now.unix_timestamp(),
-            exp: ends.unix_timestamp(),
+            exp: expires_at.unix_timestamp(),
         };
         let header = Header {
             kid: Some(key.kid.clone()),
             ..Header::new(Algorithm::EdDSA)
         };
-        let token = jsonwebtoken::encode(&header, &claims, &key.sign)
-            .map_err(|error| Error::Internal(error.into()))?;
-        Ok((token, ends))
+
+        let token = jsonwebtoken::encode(&header, &claims, &key.sign).map_err(Error::internal)?;
+        Ok((token, expires_at))
     }
 
-    /// What a token says, if one of our keys signed it and it is valid now.
+    /// The claims of a token, if one of our keys signed it and it is valid now.
     pub fn verify(&self, token: &str, now: OffsetDateTime) -> Option<Claims> {
         let kid = jsonwebtoken::decode_header(token).ok()?.kid?;
         let key = self.keys.iter().find(|key| key.kid == kid)?;
+
         let mut checks = Validation::new(Algorithm::EdDSA);
         checks.set_issuer(&[&self.issuer]);
         checks.set_audience(&[AUDIENCE]);
         checks.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
-        // The library reads the wall clock; ours is passed in, below.
+        // The library reads the wall clock; the caller's `now` is checked below.
         checks.validate_exp = false;
         checks.validate_nbf = false;
+
         let claims = jsonwebtoken::decode::<Claims>(token, &key.verify, &checks)
             .ok()?
             .claims;
@@ -133,7 +137,14 @@ impl Tokens {
             .iter()
             .map(|key| {
                 let x = BASE64URL.encode(&key.public);
-                json!({"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": key.kid, "x": x})
+                json!({
+                    "kty": "OKP",
+                    "crv": "Ed25519",
+                    "alg": "EdDSA",
+                    "use": "sig",
+                    "kid": key.kid,
+                    "x": x,
+                })
             })
             .collect();
         json!({ "keys": keys })
@@ -144,6 +155,7 @@ impl Key {
     fn new(key: &JwtKey) -> Result<Self, Cause> {
         let pair = Ed25519KeyPair::from_seed_unchecked(&key.seed.0)?;
         let public = pair.public_key().as_ref().to_vec();
+
         Ok(Self {
             kid: key.kid.clone(),
             sign: EncodingKey::from_ed_der(pair.to_pkcs8()?.as_ref()),
@@ -179,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_says_who_until_its_thirtieth_day_is_over() {
+    fn a_token_is_valid_for_thirty_days() {
         let tokens = tokens("https://a", &[("k1", 1)]);
         let token = signed(&tokens);
         let claims = tokens.verify(&token, NOW).unwrap();
@@ -197,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_rotation_the_old_key_verifies_until_it_is_removed() {
+    fn a_former_key_verifies_until_it_is_removed() {
         let token = signed(&tokens("https://a", &[("k1", 1)]));
         assert!(
             tokens("https://a", &[("k2", 2), ("k1", 1)])
@@ -212,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_did_not_sign_is_refused() {
+    fn a_forged_token_is_rejected() {
         let ours = tokens("https://a", &[("k1", 1)]);
         let token = signed(&ours);
         let (head, tail) = token.split_at(token.len() - 2);
@@ -234,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_published_keys_are_public_halves_only() {
+    fn only_public_keys_are_published() {
         let published = tokens("https://a", &[("k1", 1)]).jwks();
         assert_eq!(
             published["keys"][0]["x"],

@@ -51,7 +51,7 @@ pub(crate) async fn send(app: &App, mail: Mail) {
 }
 
 async fn try_to_send(app: &App, mail: &Mail) -> Result<()> {
-    let config = app.config().mail.clone()?;
+    let config = app.config().mail()?;
     let http = app.http()?;
     let body = json!({
         "from": config.from,

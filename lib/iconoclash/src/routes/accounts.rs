@@ -26,7 +26,8 @@ use crate::{
     identity::{
         auth::{self, Profile, Session, User, UserRow, Visitor},
         password,
-        rate_limit::{self, Limit, Of},
+        rate_limit::{self, Limit, LimitSubject},
+        session_cache,
         token::{self, Claims},
     },
     spending::{admission, plan::Plan, quota::Quota, redis_keys, subject::Subject},
@@ -150,8 +151,8 @@ async fn signup(
     Json(new): Json<NewAccount>,
 ) -> Result<Response> {
     let limits = [
-        (Limit::SignUp, Of::Network(visitor.network)),
-        (Limit::SignUpAs, Of::Email(&new.email.0)),
+        (Limit::SignUp, LimitSubject::Network(visitor.network)),
+        (Limit::SignUpByEmail, LimitSubject::Email(&new.email.0)),
     ];
     rate_limit::check(&app, &limits).await?;
 
@@ -187,7 +188,7 @@ async fn upgrade_guest(
     name: Option<&str>,
     password_hash: &str,
 ) -> Result<UserRow> {
-    cache::forget(app, &[Cached::Session(guest.sub)], Vec::new()).await?;
+    cache::invalidate(app, &[Cached::Session(guest.sub)], Vec::new()).await?;
 
     let upgrade = UpgradeGuest {
         user: guest.sub,
@@ -220,8 +221,11 @@ async fn login(
     Json(credentials): Json<Credentials>,
 ) -> Result<Response> {
     let limits = [
-        (Limit::SignIn, Of::Network(visitor.network)),
-        (Limit::SignInTo, Of::Email(&credentials.email)),
+        (Limit::SignIn, LimitSubject::Network(visitor.network)),
+        (
+            Limit::SignInByEmail,
+            LimitSubject::Email(&credentials.email),
+        ),
     ];
     rate_limit::check(&app, &limits).await?;
 
@@ -249,7 +253,11 @@ async fn login(
     responses((status = 201, body = SignedIn), (status = 429, body = Problem)),
 )]
 async fn guest(State(app): State<App>, visitor: Visitor) -> Result<Response> {
-    rate_limit::check(&app, &[(Limit::Guest, Of::Network(visitor.network))]).await?;
+    rate_limit::check(
+        &app,
+        &[(Limit::Guest, LimitSubject::Network(visitor.network))],
+    )
+    .await?;
 
     let insert = InsertUser {
         id: app.new_id(),
@@ -274,7 +282,7 @@ async fn logout(
     user: User,
     OptionalJson(logout): OptionalJson<Logout>,
 ) -> Result<Response> {
-    cache::forget(&app, &[Cached::Session(user.id)], Vec::new()).await?;
+    cache::invalidate(&app, &[Cached::Session(user.id)], Vec::new()).await?;
 
     // Redis follows Postgres: the other way round, a failed write would leave Redis refusing a live session.
     let Claims { sid, ver, exp, .. } = user.session.claims;
@@ -308,7 +316,7 @@ async fn session(State(app): State<App>, session: Session) -> Result<Response> {
     let subject = Subject::from_session(&session, &app)?;
     let now = app.now();
     let count = redis_keys::messages_command(&subject, now);
-    let (user, counted) = session.live(&app, vec![count]).await?;
+    let (user, counted) = session_cache::load_user(&app, session, vec![count]).await?;
 
     let cached = counted
         .into_iter()
@@ -320,7 +328,7 @@ async fn session(State(app): State<App>, session: Session) -> Result<Response> {
         None => admission::messages(&app, &subject, now).await?,
     };
 
-    let quotas = app.config().quotas.clone()?;
+    let quotas = app.config().quotas()?;
     let limit = user.profile.plan.messages_per_day(&quotas);
     let quota = Quota::new(limit, u32::try_from(messages).unwrap_or_default(), now);
     let session = CurrentSession {
@@ -332,7 +340,7 @@ async fn session(State(app): State<App>, session: Session) -> Result<Response> {
 
 fn begin_session(app: &App, user: UserRow, status: StatusCode) -> Result<Response> {
     let token_version = user.token_version;
-    let user: Profile = user.try_into()?;
+    let user: Profile = user.into();
     let is_guest = user.plan == Plan::Guest;
     let (token, expires_at) =
         app.tokens()?

@@ -19,7 +19,7 @@ use crate::{
     http::error::{Error, Problem, Result},
     identity::{
         auth::User,
-        rate_limit::{self, Limit, Of},
+        rate_limit::{self, Limit, LimitSubject},
     },
 };
 
@@ -59,7 +59,7 @@ struct StripePage {
 )]
 async fn portal(State(app): State<App>, user: User) -> Result<Json<StripePage>> {
     email(&user)?;
-    rate_limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
+    rate_limit::check(&app, &[(Limit::Billing, LimitSubject::User(user.id))]).await?;
 
     let customer = customer_of(&app, user.id).await?.current;
     let customer = customer.ok_or(NOT_SUBSCRIBED)?;

@@ -62,7 +62,7 @@ async fn icons(
     visitor: Visitor,
     if_none_match: IfNoneMatch,
 ) -> Result<Response> {
-    visitor.may_read(&app).await?;
+    visitor.check_read_limit(&app).await?;
 
     let data = app.db()?.all(OfferedIcons).await?;
 
@@ -83,10 +83,10 @@ async fn plans(
     visitor: Visitor,
     if_none_match: IfNoneMatch,
 ) -> Result<Response> {
-    visitor.may_read(&app).await?;
+    visitor.check_read_limit(&app).await?;
 
-    let quotas = app.config().quotas.clone()?;
-    let models = app.config().models.clone()?;
+    let quotas = app.config().quotas()?;
+    let models = app.config().models()?;
     let data = Plan::ALL.map(|plan| PlanOffer {
         plan,
         price_microusd: plan.price_microusd(),

@@ -26,7 +26,8 @@ use crate::{
     },
     identity::{
         auth::{Session, User},
-        rate_limit::{self, Limit, Of},
+        rate_limit::{self, Limit, LimitSubject},
+        session_cache,
     },
 };
 
@@ -157,14 +158,14 @@ async fn create(
     key: IdempotencyKey,
     Json(new): Json<NewDiscussion>,
 ) -> Result<Response> {
-    rate_limit::check(&app, &[(Limit::Discussion, Of::User(user.id))]).await?;
+    rate_limit::check(&app, &[(Limit::Discussion, LimitSubject::User(user.id))]).await?;
 
     let request_hash = new.fingerprint();
     let title_made = new.title.is_none();
     let discussion = new.into_discussion(&app);
     let response = serde_json::to_value(&discussion).map_err(Error::internal)?;
 
-    cache::forget(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
+    cache::invalidate(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
     let insert = InsertDiscussion {
         id: discussion.id,
         user: user.id,
@@ -254,7 +255,7 @@ async fn count(State(app): State<App>, session: Session) -> Result<axum::Json<Co
     let today = midnight.date();
 
     let counts = Cached::Counts(session.claims.sub);
-    let (user, mut found) = session.live(&app, vec![counts.command()]).await?;
+    let (user, mut found) = session_cache::load_user(&app, session, vec![counts.command()]).await?;
 
     let load = async || {
         let select = CountDiscussions {
@@ -270,7 +271,7 @@ async fn count(State(app): State<App>, session: Session) -> Result<axum::Json<Co
     };
     let is_current = |count: &DatedCount| count.day == today;
     let found = found.pop().flatten();
-    let DatedCount { total, today, .. } = counts.or_load(&app, found, is_current, load).await?;
+    let DatedCount { total, today, .. } = counts.get_or_load(&app, found, is_current, load).await?;
 
     Ok(axum::Json(Count { total, today }))
 }
@@ -347,7 +348,7 @@ async fn edit(
     responses((status = 204), (status = 401, body = Problem), (status = 404, body = Problem)),
 )]
 async fn delete(State(app): State<App>, user: User, Path(id): Path<Uuid>) -> Result<StatusCode> {
-    cache::forget(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
+    cache::invalidate(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
 
     let delete = DeleteDiscussion { id, user: user.id };
     match app.db()?.execute(delete).await? {

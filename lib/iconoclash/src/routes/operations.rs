@@ -79,7 +79,7 @@ async fn health(
         checks,
         claude_keys,
     } = if depth.deep.as_deref() == Some("1") {
-        Cron::of(&headers, &app)?;
+        Cron::from_headers(&headers, &app)?;
         check_dependencies(&app).await
     } else {
         Dependencies::default()

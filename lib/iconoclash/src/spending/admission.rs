@@ -31,7 +31,7 @@ use crate::{
         error::{Error, Result},
         request_log,
     },
-    identity::auth::{self, Session},
+    identity::session::{self, Session},
     redis,
     spending::{
         budgets::{self, Budgets},
@@ -101,8 +101,8 @@ impl<'a> Admission<'a> {
         request: Uuid,
         now: OffsetDateTime,
     ) -> Result<Self> {
-        let quotas = app.config().quotas.clone()?;
-        let models = app.config().models.clone()?;
+        let quotas = *app.config().quotas()?;
+        let models = app.config().models()?;
         let longest = u32::try_from(Plan::MAX_PROMPT_BYTES).expect("a prompt is short");
 
         let prices = Plan::ALL.map(|plan| {
@@ -128,9 +128,8 @@ impl<'a> Admission<'a> {
     pub async fn reserve(&self, max_prompt_bytes: usize) -> Result<Decision, redis::Error> {
         let plan = self.subject.is_network().then_some(Plan::Guest);
         let command = self.reserve_command(plan, max_prompt_bytes, None);
-        let redis = self.app.redis().map_err(|_| redis::Error::LeftAlone)?;
 
-        let words = redis.exec::<[i64; 8]>(&command).await?;
+        let words = self.app.redis_exec::<[i64; 8]>(&command).await?;
         let decision = Decision::from_words(words, max_prompt_bytes);
         self.remember_hold(&decision);
         Ok(decision)
@@ -164,9 +163,8 @@ impl<'a> Admission<'a> {
             self.sync_command(ledger),
             self.reserve_command(Some(ledger.plan), bytes, Some(&ledger.budgets)),
         ];
-        let redis = self.app.redis().map_err(|_| redis::Error::LeftAlone)?;
         let ask = async || {
-            let last = redis.pipeline(&commands).await?.pop();
+            let last = self.app.redis_pipeline(&commands).await?.pop();
             let words = last.unwrap_or(Err(upstash_redis_rs::Error::Timeout))?;
             let words = serde_json::from_value(words)
                 .map_err(|error| upstash_redis_rs::Error::Redis(error.to_string()))?;
@@ -190,7 +188,7 @@ impl<'a> Admission<'a> {
 
         match decision.code() {
             Code::Admitted => Ok(permit),
-            Code::Revoked => Err(auth::INVALID_TOKEN),
+            Code::Revoked => Err(session::INVALID_TOKEN),
             Code::Quota => Err(permit.quota(permit.messages_per_day).exceeded(ledger.plan)),
             Code::Burst => Err(permit.quota(used).burst_exceeded(decision.wait)),
             Code::Spend => Err(permit.quota(used).spend_limit()),
@@ -281,11 +279,11 @@ impl<'a> Admission<'a> {
         let command = self
             .open_hold(self.request, amount)
             .settle(cost_microusd, uncount);
-        let settled = async { Ok::<_, Error>(self.app.redis()?.exec::<i64>(&command).await?) };
-        if let Err(error) = settled.await {
+        if let Err(error) = self.app.redis_exec::<i64>(&command).await {
+            let cause = request_log::error_chain(&error);
             tracing::warn!(
                 request.id = %self.request,
-                cause = error.cause(),
+                cause,
                 "a hold was not settled; reconciliation settles it"
             );
         }
@@ -414,16 +412,14 @@ pub(crate) async fn revoke(
     version: Option<i32>,
 ) {
     let commands = redis_keys::revoke_commands(session, user, version);
-    let revoked = async {
-        let redis = app.redis().map_err(|_| redis::Error::LeftAlone)?;
-        let results = redis.pipeline(&commands).await?;
+    let revoked = app.redis_pipeline(&commands).await.and_then(|results| {
+        let mut results = results.into_iter();
         results
-            .into_iter()
             .try_for_each(|result| result.map(drop))
             .map_err(redis::Error::from)
-    };
+    });
 
-    if let Err(cause) = revoked.await {
+    if let Err(cause) = revoked {
         request_log::degraded(&cause);
     }
 }
@@ -438,11 +434,8 @@ pub async fn messages(app: &App, subject: &Subject, now: OffsetDateTime) -> Resu
     let expire = Command::new("EXPIRE")
         .arg(&key)
         .arg(SUBJECT_DAY_TTL.as_secs());
-    if let Ok(redis) = app.redis()
-        && let Err(cause) = redis
-            .pipeline(&[store.idempotent(), expire.idempotent()])
-            .await
-    {
+    let commands = [store.idempotent(), expire.idempotent()];
+    if let Err(cause) = app.redis_pipeline(&commands).await {
         request_log::degraded(&cause);
     }
     Ok(messages)

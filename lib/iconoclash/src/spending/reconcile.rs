@@ -144,7 +144,7 @@ async fn reconcile_redis_if_available(
 }
 
 async fn reconcile_redis(app: &App, now: OffsetDateTime, report: &mut Report) -> Result<()> {
-    let stale = cache::tell_stale(app)
+    let stale = cache::flush_pending_invalidations(app)
         .await
         .map(|values| report.stale_values = values);
     let holds = settle_open_holds(app, now, report).await;

@@ -1,11 +1,11 @@
-//! What comes back from a server in good health.
+//! Answers of a healthy server.
 
 use serde_json::{Value, json};
 use upstash_redis_rs::{Command, Error, Script, SetupError};
 
 use crate::{client, client_of, front, http};
 
-/// Flagged, as every script of ours is.
+/// With the flag that production scripts have.
 const INCR: &str = "#!lua flags=allow-key-locking\nreturn redis.call('INCRBY', KEYS[1], ARGV[1])";
 
 fn incr(key: &str) -> Command {
@@ -16,7 +16,7 @@ fn get(key: &str) -> Command {
     Command::new("GET").arg(key)
 }
 
-/// Results with errors as text, so that a whole batch is compared at once.
+/// Results with errors as text, so a whole batch can be compared at once.
 fn plain(results: Vec<Result<Value, Error>>) -> Vec<Value> {
     let plain =
         |result: Result<Value, Error>| result.unwrap_or_else(|error| json!(format!("{error:?}")));
@@ -47,7 +47,7 @@ async fn values_keep_their_types() {
 }
 
 #[tokio::test]
-async fn a_refused_command_says_why() {
+async fn a_rejected_command_returns_the_servers_error() {
     let front = front().await;
     let redis = client(&front);
     redis.exec::<i64>(&incr("n")).await.unwrap();
@@ -68,7 +68,7 @@ async fn a_refused_command_says_why() {
 }
 
 #[tokio::test]
-async fn a_result_of_another_type_is_not_guessed_at() {
+async fn a_result_of_another_type_is_an_error() {
     let front = front().await;
     let redis = client(&front);
     redis
@@ -87,7 +87,7 @@ async fn a_result_of_another_type_is_not_guessed_at() {
 }
 
 #[tokio::test]
-async fn an_error_in_a_pipeline_is_one_items_only() {
+async fn an_error_in_a_pipeline_affects_its_own_command_only() {
     let front = front().await;
     let redis = client(&front);
     let commands = [
@@ -105,7 +105,7 @@ async fn an_error_in_a_pipeline_is_one_items_only() {
 }
 
 #[tokio::test]
-async fn a_transaction_runs_whole_or_not_at_all() {
+async fn a_transaction_runs_completely_or_not_at_all() {
     let front = front().await;
     let redis = client(&front);
     let commands = [incr("n"), Command::new("LPUSH").arg("n").arg(1), incr("n")];
@@ -124,7 +124,7 @@ async fn a_transaction_runs_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn transactions_at_the_same_time_do_not_mix() {
+async fn concurrent_transactions_do_not_interleave() {
     let front = front().await;
     let redis = client(&front);
     let commands = [incr("n"), incr("n"), get("n")];
@@ -141,7 +141,7 @@ async fn transactions_at_the_same_time_do_not_mix() {
 }
 
 #[tokio::test]
-async fn an_unknown_script_runs_once_and_is_known_from_then_on() {
+async fn an_unknown_script_runs_once_and_is_cached() {
     let front = front().await;
     let redis = client(&front);
     let script = Script::new(INCR);
@@ -174,7 +174,7 @@ async fn an_unknown_script_runs_once_and_is_known_from_then_on() {
 }
 
 #[tokio::test]
-async fn an_unknown_script_in_a_pipeline_is_sent_again_alone() {
+async fn only_the_unknown_scripts_of_a_pipeline_are_sent_again() {
     let front = front().await;
     let redis = client(&front);
     let script = Script::new(INCR);
@@ -205,7 +205,7 @@ async fn an_unknown_script_runs_inside_a_transaction() {
 }
 
 #[tokio::test]
-async fn a_wrong_token_is_not_retried_as_if_the_store_were_away() {
+async fn a_wrong_token_is_an_authentication_error() {
     let front = front().await;
     let redis = client_of(front.url(), "another-token");
     let error = redis.exec::<Value>(&get("k")).await.unwrap_err();
@@ -216,9 +216,9 @@ async fn a_wrong_token_is_not_retried_as_if_the_store_were_away() {
 }
 
 #[tokio::test]
-async fn the_token_is_never_shown() {
+async fn debug_output_and_errors_never_show_the_token() {
     let secret = "s3cr3t-t0k3n";
-    // Nothing listens on port 1, so this error carries all that reqwest knows of the request.
+    // Nothing listens on port 1, so this error has all the details that reqwest records.
     let redis = client_of("http://127.0.0.1:1", secret);
     let error = redis.exec::<Value>(&get("k")).await.unwrap_err();
     let setup = upstash_redis_rs::Redis::new(
@@ -233,7 +233,7 @@ async fn the_token_is_never_shown() {
 }
 
 #[test]
-fn a_setup_that_cannot_work_is_refused_at_once() {
+fn an_invalid_url_or_token_is_rejected_at_once() {
     let new = |url, token| upstash_redis_rs::Redis::new(url, token, http().build().unwrap()).err();
     assert_eq!(new("https://example.upstash.io/", "token"), None);
     assert_eq!(new("example.upstash.io", "token"), Some(SetupError::Url));

@@ -1,4 +1,4 @@
-//! The local front itself, where the client cannot see or would not ask.
+//! The local REST front, in cases that the client does not reach.
 
 use iconoclash_fakes::upstash::RestProxy;
 use reqwest::{Method, StatusCode};
@@ -51,7 +51,7 @@ fn error(status: StatusCode, text: &str) -> (StatusCode, Value) {
 }
 
 #[tokio::test]
-async fn the_flag_is_stripped_and_the_sha_stays_the_authors() {
+async fn the_front_strips_the_flag_and_keeps_the_sha_of_the_source() {
     let raw = Raw::new().await;
     let redis = client(&raw.front);
     let script = Script::new(FLAGGED);
@@ -85,13 +85,13 @@ async fn other_flags_and_line_numbers_are_kept() {
         panic!("{error:?}")
     };
     assert!(text.contains("user_script:3"), "{text}");
-    // Valkey names no script there.
+    // Valkey does not name the script.
     let named = text.contains(&format!("script: {},", script.sha1()));
     assert!(named || text.contains("script: on"), "{text}");
 }
 
 #[tokio::test]
-async fn a_flagged_script_may_touch_declared_keys_only() {
+async fn a_flagged_script_may_access_declared_keys_only() {
     let raw = Raw::new().await;
     let redis = client(&raw.front);
     let undeclared = "ERR Dynamic keys are not allowed in Lua scripts when 'allow-key-locking' flag is set. \
@@ -120,7 +120,7 @@ async fn a_flagged_script_may_touch_declared_keys_only() {
 }
 
 #[tokio::test]
-async fn commands_that_need_a_connection_are_refused() {
+async fn commands_that_need_a_connection_are_rejected() {
     let raw = Raw::new().await;
     let refused = |name: &str| {
         format!(
@@ -161,7 +161,7 @@ async fn commands_that_need_a_connection_are_refused() {
 }
 
 #[tokio::test]
-async fn strings_come_in_base64_if_asked_for() {
+async fn strings_are_base64_on_request() {
     let raw = Raw::new().await;
     let base64 = |path, body: Value| {
         let request = raw
@@ -205,7 +205,7 @@ async fn strings_come_in_base64_if_asked_for() {
 }
 
 #[tokio::test]
-async fn json_may_be_asked_for_by_name_and_nothing_else() {
+async fn json_is_the_only_response_format() {
     let raw = Raw::new().await;
     let ping = |format| {
         answer(
@@ -219,7 +219,7 @@ async fn json_may_be_asked_for_by_name_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_token_is_asked_for_before_anything_else() {
+async fn the_token_is_checked_first() {
     let raw = Raw::new().await;
     let unauthorized = error(
         StatusCode::UNAUTHORIZED,
@@ -255,7 +255,7 @@ async fn a_command_may_be_a_path() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_command_is_refused() {
+async fn a_body_that_is_no_command_is_rejected() {
     let raw = Raw::new().await;
     let bad = |text| error(StatusCode::BAD_REQUEST, text);
     assert_eq!(
@@ -276,7 +276,7 @@ async fn what_is_not_a_command_is_refused() {
 }
 
 #[tokio::test]
-async fn a_word_that_is_none_costs_its_own_command_only() {
+async fn an_invalid_argument_fails_its_own_command_only() {
     let raw = Raw::new().await;
     let refused = "ERR null args are not supported";
     assert_eq!(
@@ -307,7 +307,7 @@ async fn a_word_that_is_none_costs_its_own_command_only() {
 }
 
 #[tokio::test]
-async fn a_number_is_stored_as_it_was_written() {
+async fn a_number_is_stored_as_written() {
     let raw = Raw::new().await;
     for number in [
         "100000000000000000000",

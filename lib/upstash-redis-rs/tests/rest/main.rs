@@ -1,15 +1,12 @@
 //! The client against the local REST front over a real Redis, and against servers that misbehave.
 //!
-//! Each test has a database of its own. `cargo local test` starts the Redis and names it.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a helper that fails is a test that fails"
-)]
+//! Each test has its own database. `cargo local test` starts the Redis and passes its address.
+#![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
 
 mod answers;
+mod fake_server;
 mod faults;
 mod front;
-mod stand_in;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -18,7 +15,7 @@ use upstash_redis_rs::Redis;
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the runner tells the tests where it started Redis"
+    reason = "the runner passes the address of Redis"
 )]
 fn redis_addr() -> SocketAddr {
     let addr = std::env::var("ICONOCLASH_TEST_REDIS")
@@ -31,12 +28,12 @@ async fn front() -> RestProxy {
     RestProxy::isolated(redis_addr()).await.unwrap()
 }
 
-#[expect(clippy::disallowed_methods, reason = "a test is an app of its own")]
+#[expect(clippy::disallowed_methods, reason = "a test is its own application")]
 fn http() -> reqwest::ClientBuilder {
     reqwest::Client::builder().no_proxy()
 }
 
-/// A client with time enough for a busy machine: these tests are about answers, not speed.
+/// A client with a long deadline, because these tests run on busy machines.
 fn client_of(url: &str, token: &str) -> Redis {
     Redis::new(url, token, http().build().unwrap())
         .unwrap()

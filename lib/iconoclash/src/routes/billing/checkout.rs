@@ -16,7 +16,7 @@ use crate::{
     },
     identity::{
         auth::User,
-        rate_limit::{self, Limit, Of},
+        rate_limit::{self, Limit, LimitSubject},
     },
     spending::plan::Plan,
 };
@@ -45,7 +45,7 @@ pub(super) async fn checkout(
     user: User,
 ) -> Result<Json<StripePage>> {
     let email = email(&user)?;
-    rate_limit::check(&app, &[(Limit::Billing, Of::User(user.id))]).await?;
+    rate_limit::check(&app, &[(Limit::Billing, LimitSubject::User(user.id))]).await?;
 
     let customers = customer_of(&app, user.id).await?;
     let customer = match customers.current {
@@ -161,7 +161,7 @@ async fn payment_page(
     customer: &str,
     latest: Option<CheckoutSession>,
 ) -> Result<String> {
-    let price = app.config().stripe_price_pro.clone()?;
+    let price = app.config().stripe_price_pro()?;
 
     if let Some(open) = latest.as_ref().filter(|latest| latest.is_open()) {
         if let Some(url) = reusable_url(open, &price, app.now()) {

@@ -101,7 +101,7 @@ impl Effect {
 
 /// The event, if Stripe signed it within the last minutes. Any other request is answered with 400.
 fn verify_event(app: &App, headers: &HeaderMap, body: Result<Raw>) -> Result<Event> {
-    let secrets = app.config().stripe_webhook_secrets.clone()?;
+    let secrets = app.config().stripe_webhook_secrets()?;
     let bad_request = |reason: &dyn Display| Error::BadRequest(reason.to_string());
 
     let Raw(body) = body.map_err(|error| bad_request(&error))?;

@@ -223,7 +223,7 @@ impl<'a> BackgroundCall<'a> {
             conversation: self.request.discussion,
             fallback: None,
         };
-        let deadline = Instant::now() + self.request.app.config().patience.aside;
+        let deadline = Instant::now() + self.request.app.config().timeouts.background_call;
 
         match timeout_at(deadline, claude.ask(self.prompt, &route)).await {
             Ok(Ok(stream)) => {

@@ -166,7 +166,7 @@ fn build_prompt(
     personas: &[Persona],
     state: &ConversationState,
 ) -> Result<Prompt> {
-    let models = request.app.config().models.clone()?;
+    let models = request.app.config().models()?;
     let system = prompt::system(personas, state.topic.as_deref());
     let summary = state.summary.as_deref();
     let summary_block = summary.map(summary::summary_block).unwrap_or_default();

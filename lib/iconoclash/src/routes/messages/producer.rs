@@ -88,7 +88,7 @@ async fn call_and_relay(
         speakers,
         state,
     } = approved;
-    let models = request.app.config().models.clone()?;
+    let models = request.app.config().models()?;
     let route = Route {
         conversation: request.discussion,
         fallback: permit.plan().fallback(&models, request.now),
@@ -144,7 +144,7 @@ async fn send_replay(request: &SendRequest, replay: Replay, tx: &EventSender) ->
     let model = match &reply.model {
         Some(model) => model.clone(),
         None => {
-            let models = request.app.config().models.clone()?;
+            let models = request.app.config().models()?;
             replay.plan.model(&models).to_owned()
         }
     };

@@ -154,7 +154,7 @@ impl ReplyFollower {
     /// Sends new text as it is saved. If it cannot go on, the stream ends without an end and the client resumes.
     async fn run(mut self, tx: EventSender) {
         let started_at = Instant::now();
-        let limit = self.app.config().patience.follow;
+        let limit = self.app.config().timeouts.follow;
 
         while started_at.elapsed() < limit {
             match self.poll(&tx).await {
@@ -221,7 +221,7 @@ impl ReplyFollower {
 
     async fn quota(&self) -> Result<Quota> {
         let now = self.app.now();
-        let quotas = self.app.config().quotas.clone()?;
+        let quotas = self.app.config().quotas()?;
         let used = ledger::messages_today(self.app.db()?, self.subject.as_str(), now).await?;
 
         let limit = self.plan.messages_per_day(&quotas);

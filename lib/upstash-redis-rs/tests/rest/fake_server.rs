@@ -1,7 +1,7 @@
-//! A server for everything that a real one cannot be made to do: hang, lie, and drop the line.
+//! A server for faults that a real one cannot be made to have: hanging, lying, dropping the connection.
 #![expect(
     clippy::disallowed_methods,
-    reason = "the stand-in lives as long as its test's runtime"
+    reason = "the fake lives as long as its test's runtime"
 )]
 
 use std::{
@@ -18,43 +18,46 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// What is done with one connection, after one request was read from it.
+/// How to treat one connection, after one request was read from it.
 #[derive(Clone)]
 pub(crate) enum Act {
     /// Writes this and closes.
     Say(String),
-    /// Has the request answered there, keeps the answer and closes: the command ran, nobody knows.
+    /// Forwards the request, drops the answer and closes: the command ran, but the client does not know.
     Swallow(SocketAddr),
-    /// Has the request answered there and passes the answer on.
+    /// Forwards the request and the answer.
     Forward(SocketAddr),
-    /// Writes this and never anything again.
+    /// Writes this and then hangs.
     HangAfter(&'static str),
 }
 
-pub(crate) struct StandIn {
+pub(crate) struct FakeServer {
     pub(crate) url: String,
     requests: Arc<AtomicUsize>,
 }
 
-impl StandIn {
-    /// One act a connection, in order; the last one goes on for ever.
+impl FakeServer {
+    /// One act per connection, in order; the last one repeats.
     pub(crate) async fn start(acts: impl Into<Vec<Act>>) -> Self {
         let acts = acts.into();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&requests);
+
         tokio::spawn(async move {
             let mut hanging = Vec::new();
             loop {
                 let (stream, _) = listener.accept().await?;
                 let mut stream = BufReader::new(stream);
-                let request = message(&mut stream).await?;
+                let request = read_message(&mut stream).await?;
                 let number = counter.fetch_add(1, Ordering::SeqCst);
                 match acts[number.min(acts.len() - 1)].clone() {
                     Act::Say(text) => stream.write_all(text.as_bytes()).await?,
-                    Act::Swallow(server) => drop(ask(server, &request).await?),
-                    Act::Forward(server) => stream.write_all(&ask(server, &request).await?).await?,
+                    Act::Swallow(server) => drop(forward(server, &request).await?),
+                    Act::Forward(server) => {
+                        stream.write_all(&forward(server, &request).await?).await?
+                    }
                     Act::HangAfter(text) => {
                         stream.write_all(text.as_bytes()).await?;
                         hanging.push(stream);
@@ -67,13 +70,13 @@ impl StandIn {
         Self { url, requests }
     }
 
-    /// How many requests arrived whole.
+    /// The number of complete requests.
     pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 }
 
-/// An HTTP answer after which the connection is closed.
+/// An HTTP response that closes the connection.
 pub(crate) fn say(status: &str, body: &str) -> Act {
     let length = body.len();
     Act::Say(format!(
@@ -85,14 +88,14 @@ pub(crate) fn addr(url: &str) -> SocketAddr {
     url.trim_start_matches("http://").parse().unwrap()
 }
 
-async fn ask(server: SocketAddr, request: &[u8]) -> io::Result<Vec<u8>> {
+async fn forward(server: SocketAddr, request: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = BufReader::new(TcpStream::connect(server).await?);
     stream.write_all(request).await?;
-    message(&mut stream).await
+    read_message(&mut stream).await
 }
 
 /// One whole HTTP message with a content-length.
-async fn message(stream: &mut BufReader<TcpStream>) -> io::Result<Vec<u8>> {
+async fn read_message(stream: &mut BufReader<TcpStream>) -> io::Result<Vec<u8>> {
     let mut message = String::new();
     let mut length = 0;
     loop {
