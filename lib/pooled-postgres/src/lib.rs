@@ -7,13 +7,11 @@ mod cancel;
 mod checkout;
 mod connect;
 mod error;
-mod positional;
 mod row;
 #[cfg(feature = "schema-check")]
 pub mod schema_check;
 mod statement;
 mod tls;
-pub use positional::Sql;
 
 use std::time::Duration;
 

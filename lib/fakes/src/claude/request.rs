@@ -197,7 +197,8 @@ fn parse_max_tokens(
             .ok_or_else(|| Problem::invalid("max_tokens: Input should be an integer"))?,
     };
 
-    let (limit, id) = (model.max_tokens, model.id);
+    let limit = model.max_tokens;
+    let id = model.id;
     if max_tokens > limit {
         return Err(Problem::invalid(format!(
             "max_tokens: {max_tokens} > {limit}, the most for {id}"

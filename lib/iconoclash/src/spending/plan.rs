@@ -41,15 +41,14 @@ impl Plan {
         }
     }
 
-    /// The model that answers where the plan's own does not. It is never a dearer one, so that what is held for a reply
-    /// covers it.
+    /// The model that answers if the plan's own does not. It never costs more, so a reply's hold covers it.
     pub fn fallback(self, models: &Models, now: OffsetDateTime) -> Option<&str> {
         let longest = u32::try_from(Self::MAX_PROMPT_BYTES).expect("a prompt is short");
-        let (own, other) = (self.model(models), models.small.as_str());
-        let (rates, cheaper) = (
-            price::max_rates(own, longest, now)?,
-            price::max_rates(other, longest, now)?,
-        );
+        let own = self.model(models);
+        let other = models.small.as_str();
+
+        let rates = price::max_rates(own, longest, now)?;
+        let cheaper = price::max_rates(other, longest, now)?;
         let covered = cheaper.prompt <= rates.prompt && cheaper.output <= rates.output;
         (other != own && covered).then_some(other)
     }
@@ -96,7 +95,8 @@ mod tests {
                 "{free} {small}"
             );
         }
-        let (haiku, older) = (Some("claude-haiku-5-5"), Some("claude-haiku-4-5"));
+        let haiku = Some("claude-haiku-5-5");
+        let older = Some("claude-haiku-4-5");
         check("claude-haiku-5-5", "claude-haiku-5-5", [None, None, haiku]);
         check("claude-haiku-5-5", "claude-haiku-4-5", [None, None, older]);
         check(

@@ -335,7 +335,8 @@ mod tests {
             )
             .unwrap()
         };
-        let (old, new) = (at(datetime!(2026-10-06 12:00 UTC)), at(NOW));
+        let old = at(datetime!(2026-10-06 12:00 UTC));
+        let new = at(NOW);
         assert_eq!(
             (old.price_date, old.saved_microusd),
             (time::macros::date!(2026 - 09 - 01), 1_800_000)

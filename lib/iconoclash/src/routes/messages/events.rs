@@ -5,7 +5,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::Message;
+use super::message::Message;
 use crate::{http::error::Error, spending::quota::Quota};
 
 /// The sending half of a response's channel. Sending succeeds even when the client has left.

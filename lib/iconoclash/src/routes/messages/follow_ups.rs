@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::{Message, preflight::ConversationState, request::SendRequest};
+use super::{message::Message, preflight::ConversationState, request::SendRequest};
 use crate::{
     conversation::{
         history::{HistoryMessage, MessageRole},

@@ -9,7 +9,7 @@ use serde_json::Value;
 use time::{Date, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{REPLY_IN_PROGRESS, request::SendRequest};
+use super::{message::REPLY_IN_PROGRESS, request::SendRequest};
 use crate::{
     clock::{month_start, utc_day},
     conversation::{

@@ -5,10 +5,9 @@
 use claude::{Pool, Route};
 
 use super::{
-    INTERRUPTED,
     events::{End, Event, EventSender, Start},
     follow_ups::{self, CompletedTurn},
-    message_and_reply,
+    message::{INTERRUPTED, message_and_reply},
     preflight::{self, ApprovedRequest, Preflight, Replay},
     reply::{CallOutcome, Reply},
     request::SendRequest,

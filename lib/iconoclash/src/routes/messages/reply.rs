@@ -11,8 +11,8 @@ use futures_util::future::OptionFuture;
 use tokio::time::Interval;
 
 use super::{
-    INTERRUPTED, Message,
     events::{End, Event, EventSender, Start},
+    message::{INTERRUPTED, Message},
     reply_rows::ReplyRows,
     request::SendRequest,
     stop,

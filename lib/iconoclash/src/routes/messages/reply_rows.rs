@@ -7,7 +7,10 @@ use pooled_postgres::sql;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Message, REPLY_IN_PROGRESS, Usage, request::SendRequest};
+use super::{
+    message::{Message, REPLY_IN_PROGRESS, Usage},
+    request::SendRequest,
+};
 use crate::{
     conversation::history::{MessageRole, MessageStatus},
     http::{

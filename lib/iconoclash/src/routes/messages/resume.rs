@@ -20,9 +20,8 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    INTERRUPTED,
     events::{End, Event, EventSender, Start},
-    message_and_reply,
+    message::{INTERRUPTED, message_and_reply},
     sse::{self, START_ID},
 };
 use crate::{

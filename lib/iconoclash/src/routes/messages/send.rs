@@ -16,8 +16,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    Message,
     events::{End, Event, EventSender, Start},
+    message::Message,
     producer,
     request::SendRequest,
     sse,

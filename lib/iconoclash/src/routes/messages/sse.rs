@@ -16,8 +16,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use uuid::Uuid;
 
 use super::{
-    Message,
     events::{End, Event, Start},
+    message::Message,
 };
 use crate::{
     http::error::{Error, Problem},
