@@ -117,8 +117,10 @@ impl Prose {
 
     /// Neighbouring offsets pick different passages of one list.
     fn pick(&self, passages: &[&'static str], offset: usize) -> &'static str {
-        let start = hash(&[&self.seed.to_string(), passages[0]]) % passages.len() as u64;
-        passages[(start as usize + offset) % passages.len()]
+        // The low bits of FNV are weak: they would pick the same positions in every list.
+        let start = (hash(&[&self.seed.to_string(), passages[0]]) >> 32) as usize;
+
+        passages[(start + offset) % passages.len()]
     }
 }
 

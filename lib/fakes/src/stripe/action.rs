@@ -42,7 +42,7 @@ pub enum Action<'a> {
     Delete(&'a str),
 }
 
-/// The error of a name that is not in [`NAMES`].
+/// The error of an unknown name; it lists the known ones.
 #[derive(Debug)]
 pub struct UnknownAction(String);
 
