@@ -125,7 +125,7 @@ async fn crash_while_sending(app: &TestApp, ada: &Actor<'_>, discussion: &str, t
         }
         trap.reached.notified().await;
     };
-    // The producer never continues after the crash point, which looks like a dead process to all others.
+    // The producer never continues after the crash point, as if its process had died.
     tokio::select! {
         answer = ada.send(discussion, "Why?") => panic!("{} was passed: {answer:?}", trap.point),
         () = crashed => {}
