@@ -1,6 +1,6 @@
 //! /api/health
 //!
-//! GET   anyone   is the function alive; `?deep=1` with the cron secret asks what it needs   200 · 401 · 503
+//! GET  anyone  whether the function works; `?deep=1` with the cron secret checks its dependencies   200 · 401 · 503
 //!
 //! Logic: `iconoclash::routes::operations`.
 

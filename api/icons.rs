@@ -1,6 +1,6 @@
 //! /api/icons
 //!
-//! GET   anyone   the personas to argue with; kept by the CDN, with an ETag   200 · 304
+//! GET  anyone  the personas to argue with; cached by the CDN, with an ETag   200 · 304 · 429
 //!
 //! Logic: `iconoclash::routes::catalog`.
 

@@ -1,6 +1,6 @@
 //! /api/jwks
 //!
-//! GET   anyone   public keys of the session tokens   200
+//! GET  anyone  the public keys of the session tokens   200
 //!
 //! Logic: `iconoclash::routes::operations`.
 

@@ -1,6 +1,6 @@
 //! /api/plans
 //!
-//! GET   anyone   plans, prices and limits; kept by the CDN, with an ETag   200 · 304
+//! GET  anyone  plans, prices and limits; cached by the CDN, with an ETag   200 · 304 · 429
 //!
 //! Logic: `iconoclash::routes::catalog`.
 

@@ -1,6 +1,6 @@
 //! /api/auth/guest
 //!
-//! POST  anyone   a visitor's account, its messages counted by network   201
+//! POST  anyone  create a guest account, whose messages count by network   201 · 429
 //!
 //! Logic: `iconoclash::routes::accounts`.
 

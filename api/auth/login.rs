@@ -1,6 +1,6 @@
 //! /api/auth/login
 //!
-//! POST  anyone   a session for an address and its password   200 · 401 · 403 · 422
+//! POST  anyone  sign in with an address and its password   200 · 401 · 403 · 422 · 429
 //!
 //! Logic: `iconoclash::routes::accounts`.
 

@@ -1,6 +1,6 @@
 //! /api/auth/logout
 //!
-//! POST  signed in   ends this session, or all of the user's   204 · 401
+//! POST  signed in  end this session, or all of the user's   204 · 401
 //!
 //! Logic: `iconoclash::routes::accounts`.
 

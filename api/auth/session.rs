@@ -1,6 +1,6 @@
 //! /api/auth/session
 //!
-//! GET   signed in   who one is, and what is left of today   200 · 401
+//! GET  signed in  the user, and what is left of today's messages   200 · 401
 //!
 //! Logic: `iconoclash::routes::accounts`.
 

@@ -1,6 +1,6 @@
 //! /api/auth/signup
 //!
-//! POST  anyone   new account, or a guest made into one   201 · 401 · 409 · 422
+//! POST  anyone  create an account, or turn a guest into one   201 · 401 · 409 · 422 · 429
 //!
 //! Logic: `iconoclash::routes::accounts`.
 

@@ -1,6 +1,6 @@
 //! /api/billing/checkout
 //!
-//! POST  signed in   the page on which to pay for Pro   200 · 401 · 403 `sign_up_first` · 409 `already_subscribed` · 503
+//! POST  signed in  the page to pay for Pro   200 · 401 · 403 · 409 · 429 · 503
 //!
 //! Logic: `iconoclash::routes::billing`.
 

@@ -1,6 +1,6 @@
 //! /api/billing/portal
 //!
-//! POST  signed in   the page on which to manage a subscription   200 · 401 · 403 `sign_up_first` · 409 `not_subscribed`
+//! POST  signed in  the page to manage a subscription   200 · 401 · 403 · 409 · 429 · 503
 //!
 //! Logic: `iconoclash::routes::billing`.
 

@@ -1,6 +1,6 @@
 //! /api/billing/webhook
 //!
-//! POST  Stripe      signed events, in any order and any number   200 · 400 · 500 · 503
+//! POST  Stripe  signed events, in any order, possibly repeated   200 · 400 · 500 · 503
 //!
 //! Logic: `iconoclash::routes::billing`.
 

@@ -1,6 +1,6 @@
 //! /api/cron/reconcile
 //!
-//! GET   cron   end what dead processes left, compare Redis with the ledger   200 · 401 · 503
+//! GET  cron  end the replies of dead processes, compare Redis with the ledger   200 · 401 · 503
 //!
 //! Logic: `iconoclash::routes::cron`.
 

@@ -1,8 +1,8 @@
 //! /api/discussions/{id}
 //!
-//! GET     its owner   the discussion   200 · 401 · 404
-//! PATCH   its owner   rename, archive, share   200 · 401 · 404 · 422
-//! DELETE  its owner   with all its messages   204 · 401 · 404
+//! GET     its owner  the discussion   200 · 401 · 404
+//! PATCH   its owner  rename, archive, share   200 · 401 · 404 · 422
+//! DELETE  its owner  delete it with all its messages   204 · 401 · 404
 //!
 //! Logic: `iconoclash::routes::discussions`.
 

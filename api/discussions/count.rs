@@ -1,6 +1,6 @@
 //! /api/discussions/count
 //!
-//! GET   signed in   how many discussions, in all and today   200 · 401
+//! GET  signed in  how many discussions, in all and today   200 · 401
 //!
 //! Logic: `iconoclash::routes::discussions`.
 

@@ -1,4 +1,4 @@
-//! A new file in migrations/ is not seen by the macro that embeds them.
+//! Rebuilds for a new file in migrations/, which the macro that embeds them does not notice.
 
 fn main() {
     println!("cargo:rerun-if-changed=../../migrations");

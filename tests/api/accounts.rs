@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::TestApp;
 
 #[tokio::test]
-async fn a_new_account_is_signed_in_for_thirty_days_here_and_in_the_browser() {
+async fn a_new_account_is_signed_in_for_thirty_days_by_token_and_by_cookie() {
     let app = TestApp::start().await;
     let body = json!({"email": " Ada@Example.org ", "password": "correct horse", "name": "Ada"});
     let signed = app.anonymous().post("/api/auth/signup", body).await;
@@ -19,6 +19,7 @@ async fn a_new_account_is_signed_in_for_thirty_days_here_and_in_the_browser() {
         (&user["email"], &user["name"], &user["plan"]),
         (&json!("Ada@Example.org"), &json!("Ada"), &json!("free"))
     );
+
     let cookie = signed.header("set-cookie");
     assert!(
         cookie.starts_with("__Host-session=ey")
@@ -26,6 +27,7 @@ async fn a_new_account_is_signed_in_for_thirty_days_here_and_in_the_browser() {
         "{cookie}"
     );
     let ada = app.bearer(signed.json["token"].as_str().unwrap());
+
     let session = ada.get("/api/auth/session").await;
     assert_eq!(
         (session.status.as_u16(), &session.json["user"]),
@@ -33,6 +35,7 @@ async fn a_new_account_is_signed_in_for_thirty_days_here_and_in_the_browser() {
     );
     assert_eq!(session.json["quota"]["remaining"], 10);
     assert_eq!(session.header("x-ratelimit-limit"), "10");
+
     app.advance(time::Duration::days(30) - time::Duration::MINUTE);
     assert_eq!(ada.get("/api/auth/session").await.status, 200);
     app.advance(time::Duration::MINUTE);
@@ -43,7 +46,7 @@ async fn a_new_account_is_signed_in_for_thirty_days_here_and_in_the_browser() {
 }
 
 #[tokio::test]
-async fn an_address_has_one_account_however_it_is_written_and_however_many_ask_at_once() {
+async fn an_address_has_one_account_in_any_spelling_even_under_concurrent_sign_ups() {
     let app = TestApp::start().await;
     let tries = ["ada@example.org", "ADA@example.org", "Ada@Example.Org"].map(async |email| {
         app.anonymous()
@@ -53,6 +56,7 @@ async fn an_address_has_one_account_however_it_is_written_and_however_many_ask_a
             )
             .await
     });
+
     let mut answers: Vec<(u16, String)> = join_all(tries)
         .await
         .iter()
@@ -70,7 +74,7 @@ async fn an_address_has_one_account_however_it_is_written_and_however_many_ask_a
 }
 
 #[tokio::test]
-async fn an_unknown_address_is_answered_like_a_wrong_password() {
+async fn an_unknown_address_gets_the_answer_of_a_wrong_password() {
     let app = TestApp::start().await;
     app.member("ada").await;
     let login = async |email: &str, password: &str| {
@@ -83,18 +87,19 @@ async fn an_unknown_address_is_answered_like_a_wrong_password() {
     };
     let right = login("ADA@example.org", "correct horse").await;
     assert_eq!(right.status, 200);
-    let (mut wrong, mut unknown) = (
-        login("ada@example.org", "wrong horse").await,
-        login("bob@example.org", "x").await,
-    );
+
+    let mut wrong = login("ada@example.org", "wrong horse").await;
+    let mut unknown = login("bob@example.org", "x").await;
     assert_eq!(wrong.problem(), (401, "invalid_credentials"));
     for answer in [&mut wrong, &mut unknown] {
         answer.json["request_id"] = Value::Null;
     }
     assert_eq!(wrong.json, unknown.json);
+
     let mut impossible = login("ada\u{0}@example.org", "correct horse").await;
     impossible.json["request_id"] = Value::Null;
     assert_eq!(impossible.json, unknown.json);
+
     app.sql("update users set suspended_at = now()").await;
     assert_eq!(
         login("ada@example.org", "wrong horse").await.problem(),
@@ -107,7 +112,7 @@ async fn an_unknown_address_is_answered_like_a_wrong_password() {
 }
 
 #[tokio::test]
-async fn signing_out_ends_the_session_at_once_and_no_other() {
+async fn signing_out_ends_this_session_at_once_and_no_other() {
     let app = TestApp::start().await;
     let first = app.member("ada").await;
     let login = json!({"email": "ada@example.org", "password": "correct horse"});
@@ -150,7 +155,7 @@ async fn signing_out_ends_the_session_at_once_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_suspended_user_is_out_at_once() {
+async fn suspension_ends_every_session_at_once() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
@@ -172,7 +177,7 @@ async fn a_suspended_user_is_out_at_once() {
 }
 
 #[tokio::test]
-async fn a_guest_who_signs_up_keeps_the_discussions_and_the_old_token_ends() {
+async fn a_guest_who_signs_up_keeps_the_discussions_but_not_the_token() {
     let app = TestApp::start().await;
     let guest = app.guest().await;
     let discussion = guest.discussion().await;
@@ -192,6 +197,7 @@ async fn a_guest_who_signs_up_keeps_the_discussions_and_the_old_token_ends() {
         (201, &session.json["user"]["id"])
     );
     assert_eq!(signed.json["user"]["plan"], "free");
+
     let ada = app.bearer(signed.json["token"].as_str().unwrap());
     assert_eq!(
         ada.get(&format!("/api/discussions/{discussion}"))
@@ -214,6 +220,7 @@ async fn a_guest_whose_address_is_taken_stays_a_guest() {
     let app = TestApp::start().await;
     app.member("ada").await;
     let guest = app.guest().await;
+
     let taken = guest
         .post(
             "/api/auth/signup",
@@ -228,7 +235,7 @@ async fn a_guest_whose_address_is_taken_stays_a_guest() {
 }
 
 #[tokio::test]
-async fn the_cookie_acts_for_its_user_only_from_pages_that_we_know() {
+async fn the_cookie_is_accepted_from_allowed_origins_only() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let cookie = format!(
@@ -246,6 +253,7 @@ async fn the_cookie_acts_for_its_user_only_from_pages_that_we_know() {
             )
             .await
     };
+
     let known = create(&[
         ("cookie", &cookie),
         ("origin", "https://app.iconoclash.test"),
@@ -261,6 +269,7 @@ async fn the_cookie_acts_for_its_user_only_from_pages_that_we_know() {
             .header("access-control-expose-headers")
             .contains("ratelimit")
     );
+
     for headers in [
         vec![("cookie", cookie.as_str())],
         vec![("cookie", cookie.as_str()), ("origin", "https://evil.test")],
@@ -269,6 +278,7 @@ async fn the_cookie_acts_for_its_user_only_from_pages_that_we_know() {
         assert_eq!(refused.problem(), (403, "origin_not_allowed"));
         assert_eq!(refused.header("access-control-allow-origin"), "");
     }
+
     let read = browser
         .request(
             Method::GET,
@@ -281,7 +291,7 @@ async fn the_cookie_acts_for_its_user_only_from_pages_that_we_know() {
 }
 
 #[tokio::test]
-async fn a_bad_token_is_refused_even_where_none_is_needed() {
+async fn an_invalid_token_is_rejected_even_where_none_is_needed() {
     let app = TestApp::start().await;
     let body = json!({"email": "ada@example.org", "password": "correct horse"});
     let refused = app
@@ -290,6 +300,7 @@ async fn a_bad_token_is_refused_even_where_none_is_needed() {
         .await;
     assert_eq!(refused.problem(), (401, "invalid_token"));
     assert_eq!(refused.header("www-authenticate"), "Bearer");
+
     let basic = app
         .anonymous()
         .request(
@@ -303,7 +314,7 @@ async fn a_bad_token_is_refused_even_where_none_is_needed() {
 }
 
 #[tokio::test]
-async fn a_cookie_that_is_no_longer_good_is_taken_away_so_that_the_browser_can_sign_in() {
+async fn an_invalid_cookie_is_removed_so_that_the_browser_can_sign_in() {
     let app = TestApp::start().await;
     app.member("ada").await;
     let body = json!({"email": "ada@example.org", "password": "correct horse"});
@@ -314,6 +325,7 @@ async fn a_cookie_that_is_no_longer_good_is_taken_away_so_that_the_browser_can_s
             .await
     };
     let origin = ("origin", "https://app.iconoclash.test");
+
     let refused = login(&[origin, ("cookie", "__Host-session=no.such.token")]).await;
     assert_eq!(refused.problem(), (401, "invalid_token"));
     assert!(
@@ -323,10 +335,11 @@ async fn a_cookie_that_is_no_longer_good_is_taken_away_so_that_the_browser_can_s
         "{:?}",
         refused.headers
     );
+
     let signed = login(&[origin]).await;
     assert_eq!(signed.status, 200);
 
-    // One that ended is taken away, too; what a page shows by itself is the page's.
+    // The cookie of an ended session is removed, too, but not where the page sends a token itself.
     let ada = app.bearer(signed.json["token"].as_str().unwrap());
     assert_eq!(ada.post("/api/auth/logout", Value::Null).await.status, 204);
     let cookie = format!("__Host-session={}", ada.token.as_deref().unwrap());
@@ -356,6 +369,7 @@ async fn a_cookie_that_is_no_longer_good_is_taken_away_so_that_the_browser_can_s
         (shown.problem(), shown.header("set-cookie")),
         ((401, "invalid_token"), "")
     );
+
     let wrong = browser
         .request(
             Method::POST,
@@ -371,7 +385,7 @@ async fn a_cookie_that_is_no_longer_good_is_taken_away_so_that_the_browser_can_s
 }
 
 #[tokio::test]
-async fn a_form_that_does_not_hold_names_what_is_wrong() {
+async fn an_invalid_body_names_the_field_and_the_reason() {
     let app = TestApp::start().await;
     let anonymous = app.anonymous();
     let check = async |body: Value, field: &str, message: &str| {
@@ -442,6 +456,7 @@ async fn a_form_that_does_not_hold_names_what_is_wrong() {
         raw(&[("content-type", "text/plain")], "{}").await.problem(),
         (415, "unsupported_media_type")
     );
+
     let method = anonymous
         .request(Method::PUT, "/api/auth/signup", &[], Value::Null)
         .await;

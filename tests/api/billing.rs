@@ -1,8 +1,7 @@
 //! Paying for Pro, from the first checkout to the end of the last period.
 
 use http::StatusCode;
-use iconoclash::billing::{self, Confirmed};
-use iconoclash_cli::billing::{self as cli, Failure};
+use iconoclash::billing::{self, RefreshReport};
 use iconoclash_fakes::stripe::{Action, Event, Fault};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -11,7 +10,7 @@ use upstash_redis_rs::Command;
 use crate::harness::{Actor, Answer, TestApp};
 
 impl TestApp {
-    /// Sends an event as Stripe does.
+    /// Delivers an event as Stripe does.
     pub(crate) async fn deliver(&self, event: &Event) -> Answer {
         self.webhook(&event.payload, &self.stripe.sign(&event.payload))
             .await
@@ -25,7 +24,7 @@ impl TestApp {
             .await
     }
 
-    /// Sends all events that have happened.
+    /// Delivers all pending events.
     pub(crate) async fn deliver_all(&self) {
         for event in self.stripe.take_events() {
             let answer = self.deliver(&event).await;
@@ -47,7 +46,7 @@ impl TestApp {
 }
 
 impl Actor<'_> {
-    /// The id of the checkout whose page the user is sent to.
+    /// Opens a checkout and returns its id.
     pub(crate) async fn checkout(&self) -> String {
         let answer = self.post("/api/billing/checkout", Value::Null).await;
         assert_eq!(answer.status, 200, "{}", answer.json);
@@ -60,7 +59,7 @@ impl Actor<'_> {
             .to_owned()
     }
 
-    /// Pays, and is back before or after the events are.
+    /// Pays, and delivers the events.
     pub(crate) async fn subscribe(&self) {
         let checkout = self.checkout().await;
         self.app.stripe.act(Action::Pay(&checkout));
@@ -76,20 +75,22 @@ impl Actor<'_> {
 }
 
 #[tokio::test]
-async fn who_pays_goes_on_at_once_and_who_cancels_is_free_when_the_period_ends() {
+async fn a_payment_counts_at_once_and_a_cancellation_at_the_end_of_the_period() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
+
     for _ in 0..10 {
         assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
     }
+
     let refused = ada.send(&discussion, "Why?").await;
     assert_eq!(refused.problem(), (429, "quota_exceeded"));
     assert!(
         refused.json["detail"]
             .as_str()
             .unwrap()
-            .contains("With Pro you can go on now"),
+            .contains("Upgrade to Pro"),
         "{}",
         refused.json
     );
@@ -111,26 +112,29 @@ async fn who_pays_goes_on_at_once_and_who_cancels_is_free_when_the_period_ends()
     app.stripe
         .act(Action::CancelAtPeriodEnd(&app.newest_subscription()));
     app.deliver_all().await;
-    assert_eq!(ada.plan().await, "pro", "until the end of what was paid");
+    assert_eq!(ada.plan().await, "pro", "until the paid period ends");
     let user = app.value("select id from users").await;
     let cached = async || -> Option<String> {
         let command = Command::new("GET").arg(format!("{{rl}}:pl:u:{user}"));
         app.app.redis().unwrap().exec(&command).await.unwrap()
     };
     assert_eq!(cached().await.as_deref(), Some("pro"));
+
     app.advance(time::Duration::days(29));
     app.deliver_all().await;
     let ada = sign_in_again(&app).await;
     assert_eq!(ada.plan().await, "pro");
+
     app.advance(time::Duration::days(1));
     app.deliver_all().await;
     assert_eq!(ada.plan().await, "free");
-    assert_eq!(cached().await, None, "no cache says what was");
+    assert_eq!(cached().await, None, "the cached plan is invalidated");
     assert_eq!(
         ada.send(&discussion, "Why?").await.json["quota"]["limit"],
         10
     );
-    // And may come back, as the same customer.
+
+    // The user may return as the same customer.
     ada.subscribe().await;
     assert_eq!(
         (ada.plan().await.as_str(), app.stripe.customers().len()),
@@ -138,7 +142,7 @@ async fn who_pays_goes_on_at_once_and_who_cancels_is_free_when_the_period_ends()
     );
 }
 
-/// A token lives for thirty days, as long as a period.
+/// A token expires after thirty days, with the period.
 async fn sign_in_again(app: &TestApp) -> Actor<'_> {
     let login = json!({"email": "ada@example.org", "password": "correct horse"});
     let signed = app.anonymous().post("/api/auth/login", login).await;
@@ -146,9 +150,10 @@ async fn sign_in_again(app: &TestApp) -> Actor<'_> {
 }
 
 #[tokio::test]
-async fn a_guest_signs_up_first_and_nobody_manages_nothing() {
+async fn a_guest_must_sign_up_and_the_portal_needs_a_customer() {
     let app = TestApp::start().await;
     let guest = app.guest().await;
+
     for path in ["/api/billing/checkout", "/api/billing/portal"] {
         assert_eq!(
             guest.post(path, Value::Null).await.problem(),
@@ -162,6 +167,7 @@ async fn a_guest_signs_up_first_and_nobody_manages_nothing() {
         (409, "not_subscribed")
     );
     assert_eq!(app.stripe.requests().len(), 0);
+
     ada.subscribe().await;
     let portal = ada.post("/api/billing/portal", Value::Null).await;
     assert!(
@@ -175,17 +181,19 @@ async fn a_guest_signs_up_first_and_nobody_manages_nothing() {
 }
 
 #[tokio::test]
-async fn a_customer_who_is_deleted_at_stripe_is_free_and_may_come_back_as_another() {
+async fn a_customer_deleted_at_stripe_loses_pro_and_may_return_as_a_new_customer() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let mut customers = BTreeSet::new();
+
     for _ in 0..3 {
         ada.subscribe().await;
         assert_eq!(ada.plan().await, "pro");
         assert!(
             customers.insert(app.customer()),
-            "under a known key Stripe answers with the deleted one"
+            "the idempotency key of a deleted customer is not reused"
         );
+
         app.stripe.act(Action::Delete(&app.customer()));
         let events = app.stripe.take_events();
         let (deleted, ended): (Vec<&Event>, Vec<&Event>) =
@@ -193,7 +201,7 @@ async fn a_customer_who_is_deleted_at_stripe_is_free_and_may_come_back_as_anothe
         assert_eq!(
             app.deliver(ended[0]).await.problem(),
             (500, "internal"),
-            "nobody can be asked about it any more"
+            "Stripe no longer knows the customer"
         );
         assert_eq!(
             (
@@ -207,6 +215,7 @@ async fn a_customer_who_is_deleted_at_stripe_is_free_and_may_come_back_as_anothe
             "select (select count(*) from subscriptions), (select count(*) from stripe_customers),
             (select count(stripe_customer_id) from users)";
         assert_eq!(app.value(left).await, "0,0,0");
+
         for event in [deleted[0], ended[0]] {
             let again = app.deliver(event).await;
             assert_eq!(
@@ -221,7 +230,8 @@ async fn a_customer_who_is_deleted_at_stripe_is_free_and_may_come_back_as_anothe
             (409, "not_subscribed")
         );
     }
-    // The late news of a customer before changes nothing for the one now.
+
+    // A late event of a former customer does not change the current one.
     ada.subscribe().await;
     let late = format!(
         r#"{{"id":"evt_late","type":"customer.deleted","data":{{"object":{{"id":{:?}}}}}}}"#,
@@ -232,9 +242,15 @@ async fn a_customer_who_is_deleted_at_stripe_is_free_and_may_come_back_as_anothe
         "ignored"
     );
     assert_eq!(ada.plan().await, "pro");
-    // A guest stays one.
+
+    // A guest stays a guest.
     app.guest().await;
-    app.sql("insert into stripe_customers (id, user_id, created_at) select 'cus_guest', id, now() from users where plan = 'guest'").await;
+    app.sql(
+        "insert into stripe_customers (id, user_id, created_at)
+         select 'cus_guest', id, now() from users where plan = 'guest'",
+    )
+    .await;
+
     let guests = late
         .replace(customers.first().unwrap(), "cus_guest")
         .replace("evt_late", "evt_guest");
@@ -249,15 +265,17 @@ async fn a_customer_who_is_deleted_at_stripe_is_free_and_may_come_back_as_anothe
 }
 
 #[tokio::test]
-async fn without_stripe_nobody_can_pay_and_everybody_can_argue() {
+async fn without_stripe_only_payments_are_unavailable() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
+
     app.stripe.always(Some(Fault::Drop));
     let refused = ada.post("/api/billing/checkout", Value::Null).await;
     assert_eq!(
         (refused.problem(), refused.header("retry-after")),
         ((503, "unavailable"), "5")
     );
+
     app.stripe.always(None);
     ada.checkout().await;
     let bare = TestApp::with(&[("STRIPE_SECRET_KEY", ""), ("STRIPE_WEBHOOK_SECRET", " , ")]).await;
@@ -275,13 +293,13 @@ async fn without_stripe_nobody_can_pay_and_everybody_can_argue() {
     let discussion = bob.discussion().await;
     assert_eq!(bob.send(&discussion, "Why?").await.status, 201);
     assert_eq!(
-        billing::confirm_stale(&bare.app).await.unwrap(),
-        Confirmed::default()
+        billing::refresh_due(&bare.app).await.unwrap(),
+        RefreshReport::default()
     );
 }
 
 #[tokio::test]
-async fn a_payment_that_is_due_is_told_once_and_waited_for_seven_days() {
+async fn a_past_due_payment_is_mailed_once_and_has_seven_days_of_grace() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     ada.subscribe().await;
@@ -289,11 +307,13 @@ async fn a_payment_that_is_due_is_told_once_and_waited_for_seven_days() {
         app.stripe
             .act(Action::FailPayment(&app.newest_subscription()));
         let events = app.stripe.take_events();
+
         for event in events.iter().chain(&events) {
             assert_eq!(app.deliver(event).await.status, 200);
         }
         app.background.idle().await;
     };
+
     fail().await;
     let mails = app.mail.mails();
     assert_eq!(
@@ -305,17 +325,19 @@ async fn a_payment_that_is_due_is_told_once_and_waited_for_seven_days() {
         "{:?}",
         mails[0]
     );
+
     fail().await;
-    assert_eq!(app.mail.mails().len(), 1, "it is still the same payment");
+    assert_eq!(app.mail.mails().len(), 1, "the same payment is mailed once");
 
     app.advance(billing::GRACE - time::Duration::MINUTE);
-    billing::confirm_stale(&app.app).await.unwrap();
+    billing::refresh_due(&app.app).await.unwrap();
     assert_eq!(ada.plan().await, "pro");
+
     app.advance(time::Duration::MINUTE);
     assert_eq!(
-        billing::confirm_stale(&app.app).await.unwrap(),
-        Confirmed {
-            asked: 1,
+        billing::refresh_due(&app.app).await.unwrap(),
+        RefreshReport {
+            checked: 1,
             healed: 1,
             failed: 0
         }
@@ -325,20 +347,23 @@ async fn a_payment_that_is_due_is_told_once_and_waited_for_seven_days() {
     app.stripe.act(Action::Recover(&app.newest_subscription()));
     app.deliver_all().await;
     assert_eq!(ada.plan().await, "pro");
+
     fail().await;
-    assert_eq!(app.mail.mails().len(), 2, "the next payment is another one");
+    assert_eq!(app.mail.mails().len(), 2, "another payment is mailed again");
 }
 
 #[tokio::test]
-async fn operators_are_told_once_of_money_that_goes_back() {
+async fn operators_get_one_alert_per_refund_and_dispute() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     ada.subscribe().await;
     let customer = app.customer();
+
     app.stripe.act(Action::Refund(&customer));
     app.stripe.act(Action::Dispute(&customer));
-    app.stripe.act(Action::Refund("cus_of_somebody_else"));
+    app.stripe.act(Action::Refund("cus_elsewhere"));
     let events = app.stripe.take_events();
+
     for event in events.iter().chain(&events) {
         assert_eq!(app.deliver(event).await.status, 200);
     }
@@ -358,12 +383,12 @@ async fn operators_are_told_once_of_money_that_goes_back() {
     assert_eq!(
         ada.plan().await,
         "pro",
-        "what follows for the plan is Stripe's to say"
+        "the plan follows the subscription, not the refund"
     );
 }
 
 #[tokio::test]
-async fn mail_that_cannot_be_sent_fails_nothing() {
+async fn a_mail_that_cannot_be_sent_fails_no_request() {
     let app = TestApp::with(&[("RESEND_API_KEY", "")]).await;
     let ada = app.member("ada").await;
     ada.subscribe().await;
@@ -377,7 +402,7 @@ async fn mail_that_cannot_be_sent_fails_nothing() {
     let app = TestApp::start().await;
     let bob = app.member("bob").await;
     bob.subscribe().await;
-    for (told, status) in [
+    for (mails, status) in [
         StatusCode::INTERNAL_SERVER_ERROR,
         StatusCode::TOO_MANY_REQUESTS,
     ]
@@ -385,88 +410,25 @@ async fn mail_that_cannot_be_sent_fails_nothing() {
     .enumerate()
     {
         app.mail.fail_next(status);
+
         app.stripe.act(Action::Recover(&app.newest_subscription()));
         app.deliver_all().await;
+
         app.stripe
             .act(Action::FailPayment(&app.newest_subscription()));
         app.stripe.take_events();
-        // Nobody tells of it but Stripe, when it is asked for another page, which does not wait for the mail.
+
+        // The event is lost: the next checkout finds the past due payment, and does not wait for the mail.
         assert_eq!(
             bob.post("/api/billing/checkout", Value::Null)
                 .await
                 .problem(),
             (409, "already_subscribed")
         );
-        assert_eq!(app.mail.mails().len(), told, "{status}");
+        assert_eq!(app.mail.mails().len(), mails, "{status}");
         app.background.idle().await;
-        assert_eq!(app.mail.mails().len(), told + 1, "{status} is waited out");
+        assert_eq!(app.mail.mails().len(), mails + 1, "retried after {status}");
+
         app.advance(time::Duration::MINUTE);
     }
-}
-
-#[tokio::test]
-async fn an_operator_syncs_a_customer_and_is_told_what_changed() {
-    let app = TestApp::start().await;
-    let ada = app.member("ada").await;
-    let checkout = ada.checkout().await;
-    app.stripe.act(Action::Pay(&checkout));
-    app.stripe.take_events();
-    let (customer, user) = (app.customer(), app.value("select id from users").await);
-    let sync = async |customer: &str| {
-        let mut lines = Vec::new();
-        cli::sync(&app.app, customer, &mut |line| lines.push(line))
-            .await
-            .map(|()| lines)
-    };
-    let id = app.newest_subscription();
-    let ends = (app.app.now() + time::Duration::days(30)).date();
-    let who = format!("customer {customer} is user {user}");
-    let first = sync(&customer).await.unwrap();
-    assert_eq!(
-        first,
-        [
-            who.clone(),
-            format!("{id}: active, renews {ends} (new here)"),
-            "plan: free → pro".into()
-        ]
-    );
-    let again = sync(&customer).await.unwrap();
-    assert_eq!(
-        again,
-        [
-            who,
-            format!("{id}: active, renews {ends}"),
-            "plan: pro, unchanged".into()
-        ]
-    );
-    app.stripe.act(Action::CancelAtPeriodEnd(&id));
-    assert_eq!(
-        sync(&customer).await.unwrap()[1],
-        format!("{id}: active, ends {ends} (changed)")
-    );
-    app.stripe.act(Action::CancelNow(&id));
-    let ended = sync(&customer).await.unwrap();
-    assert_eq!(
-        ended[1..],
-        [
-            format!("{id}: canceled (was active)"),
-            "plan: pro → free".into()
-        ]
-    );
-
-    assert!(matches!(sync("sub_1").await, Err(Failure::Malformed(_))));
-    assert!(matches!(sync("cus_nobody").await, Err(Failure::Foreign(_))));
-    app.stripe.always(Some(Fault::Status(401)));
-    let refused = sync(&customer).await.unwrap_err().to_string();
-    assert!(
-        refused.contains("401") && refused.contains("Nothing was written"),
-        "{refused}"
-    );
-    app.stripe.always(None);
-    app.sql("update stripe_customers set id = 'cus_unknown'")
-        .await;
-    assert!(matches!(
-        sync("cus_unknown").await,
-        Err(Failure::Missing(_))
-    ));
 }

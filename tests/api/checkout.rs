@@ -1,4 +1,4 @@
-//! The way to the one page on which Pro is paid for.
+//! Opening the page on which a user pays for Pro.
 
 use futures_util::future::{join, join_all};
 use iconoclash_fakes::stripe::{Action, Fault, NEXT_PRICE};
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use crate::harness::TestApp;
 
 #[tokio::test]
-async fn a_checkout_says_who_pays_for_what_and_where_to_come_back() {
+async fn a_checkout_names_the_payer_the_price_and_the_return_addresses() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     ada.checkout().await;
@@ -35,6 +35,7 @@ async fn a_checkout_says_who_pays_for_what_and_where_to_come_back() {
         Some(format!("customer-{user}-first"))
     );
     let session = made("/v1/checkout/sessions");
+
     for (name, value) in [
         ("mode", "subscription"),
         ("customer", &app.customer()),
@@ -56,7 +57,7 @@ async fn a_checkout_says_who_pays_for_what_and_where_to_come_back() {
 }
 
 #[tokio::test]
-async fn twenty_checkouts_at_once_are_one_customer_and_one_page() {
+async fn twenty_checkouts_at_once_share_one_customer_and_one_page() {
     for parallel in [2, 20] {
         let app = TestApp::start().await;
         let ada = app.member("ada").await;
@@ -76,68 +77,83 @@ async fn twenty_checkouts_at_once_are_one_customer_and_one_page() {
                 .await,
             format!("1,{customer}")
         );
+
         app.advance(time::Duration::minutes(3));
         assert_eq!(
             ada.checkout().await,
             pages[0],
-            "and the same page is given while it is open"
+            "an open page is returned again"
         );
     }
 }
 
 #[tokio::test]
-async fn a_page_that_has_closed_is_followed_by_another_and_only_the_last_one_can_be_paid() {
+async fn a_closed_page_is_replaced_and_only_the_newest_page_can_be_paid() {
     let mut app = TestApp::start().await;
+
     let token = app.member("ada").await.token.unwrap();
+
     let first = app.bearer(&token).checkout().await;
+
     app.stripe.act(Action::Expire(&first));
     let second = app.bearer(&token).checkout().await;
     assert_ne!(first, second);
+
     app.advance(time::Duration::hours(23) + time::Duration::minutes(45));
     let ada = app.bearer(&token);
+
     let thirds = join_all((0..5).map(|_| ada.checkout())).await;
     assert!(
         thirds
             .iter()
             .all(|third| *third == thirds[0] && *third != second),
-        "one about to close helps nobody"
+        "a page that is about to close is replaced"
     );
-    // Another price is another page.
+
+    // A new price needs a new page.
     app.restart(|config| config.stripe_price_pro = Ok(NEXT_PRICE.to_owned()));
+
     let fourth = app.bearer(&token).checkout().await;
     assert_ne!(fourth, thirds[0]);
+
     for closed in [&first, &second, &thirds[0]] {
         app.stripe.act(Action::Pay(closed));
         assert_eq!(
             app.stripe.subscriptions(&app.customer()).len(),
             0,
-            "{closed} can be paid beside {fourth}"
+            "{closed} and {fourth} can both be paid"
         );
     }
+
     app.stripe.act(Action::Pay(&fourth));
     assert_eq!(app.stripe.subscriptions(&app.customer()).len(), 1);
 }
 
 #[tokio::test]
-async fn who_pays_while_another_checkout_is_asked_for_is_not_sold_a_second_one() {
-    for (left, asked_before) in [
+async fn a_payment_during_a_second_checkout_is_not_sold_twice() {
+    for (left, requests_before) in [
         (time::Duration::hours(23), 1),
         (time::Duration::minutes(15), 2),
     ] {
         let app = TestApp::start().await;
         let ada = app.member("ada").await;
         let page = ada.checkout().await;
+
         app.advance(time::Duration::DAY - left);
-        // The answer says that nothing is paid for, and is heard when something is.
-        (1..asked_before).for_each(|_| app.stripe.next(Fault::Slow(0)));
+        // Stripe answers before the payment, and the answer arrives after it.
+        (1..requests_before).for_each(|_| app.stripe.next(Fault::Slow(0)));
+
         app.stripe.next(Fault::Hold);
-        let asked = app.stripe.requests().len();
+        let requests = app.stripe.requests().len();
         let pays = async {
-            app.stripe.wait_for_requests(asked + asked_before).await;
+            app.stripe
+                .wait_for_requests(requests + requests_before)
+                .await;
             app.stripe.act(Action::Pay(&page));
             app.stripe.take_events();
             app.stripe.release();
         };
+
         let (answer, ()) = join(ada.post("/api/billing/checkout", Value::Null), pays).await;
         assert_eq!(
             answer.problem(),
@@ -150,10 +166,11 @@ async fn who_pays_while_another_checkout_is_asked_for_is_not_sold_a_second_one()
 }
 
 #[tokio::test]
-async fn what_was_paid_is_not_sold_twice_even_if_no_event_came() {
+async fn a_subscription_is_not_sold_twice_even_without_an_event() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let checkout = ada.checkout().await;
+
     app.stripe.act(Action::Pay(&checkout));
     app.stripe.take_events();
     assert_eq!(ada.plan().await, "free");
@@ -163,14 +180,16 @@ async fn what_was_paid_is_not_sold_twice_even_if_no_event_came() {
             .problem(),
         (409, "already_subscribed")
     );
-    assert_eq!(ada.plan().await, "pro", "asking again has healed it");
+    assert_eq!(ada.plan().await, "pro", "the second checkout synced it");
+
     let many = join_all((0..10).map(|_| ada.post("/api/billing/checkout", Value::Null))).await;
     assert!(
         many.iter()
             .all(|answer| answer.problem() == (409, "already_subscribed")),
         "{many:?}"
     );
-    // And the other way round: it ended, nobody told us, and the user wants it back.
+
+    // The reverse: it ended, the event was lost, and the user subscribes again.
     app.stripe
         .act(Action::CancelNow(&app.newest_subscription()));
     app.stripe.take_events();
@@ -179,13 +198,17 @@ async fn what_was_paid_is_not_sold_twice_even_if_no_event_came() {
 }
 
 #[tokio::test]
-async fn a_customer_of_another_key_is_replaced_unless_something_is_paid_for() {
+async fn a_customer_of_another_api_key_is_replaced_unless_the_user_pays() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
+
     app.sql("update users set stripe_customer_id = 'cus_test_mode'")
         .await;
-    app.sql("insert into stripe_customers (id, user_id, created_at) select 'cus_test_mode', id, now() from users")
-        .await;
+    app.sql(
+        "insert into stripe_customers (id, user_id, created_at)
+         select 'cus_test_mode', id, now() from users",
+    )
+    .await;
     ada.subscribe().await;
     assert_eq!(ada.plan().await, "pro");
     let customer = app.customer();
@@ -205,9 +228,10 @@ async fn a_customer_of_another_key_is_replaced_unless_something_is_paid_for() {
 }
 
 #[tokio::test]
-async fn a_customer_of_whom_only_the_user_knows_is_linked_before_anything_is_sold() {
+async fn a_customer_that_only_the_users_row_names_is_linked_before_the_sale() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
+
     app.stripe.add_customer("cus_imported", "ada@example.org");
     app.sql("update users set stripe_customer_id = 'cus_imported'")
         .await;
@@ -220,7 +244,8 @@ async fn a_customer_of_whom_only_the_user_knows_is_linked_before_anything_is_sol
         ),
         ("cus_imported".into(), "cus_imported")
     );
-    // One that pays already is not sold anything.
+
+    // A customer who already pays is not sold a second subscription.
     app.sql("delete from stripe_customers").await;
     app.sql("update users set plan = 'free'").await;
     assert_eq!(
@@ -233,18 +258,20 @@ async fn a_customer_of_whom_only_the_user_knows_is_linked_before_anything_is_sol
 }
 
 #[tokio::test]
-async fn a_failure_that_stripe_keeps_does_not_bar_the_way_for_a_day() {
+async fn a_failure_that_stripe_stores_under_a_key_does_not_block_checkouts_for_a_day() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
+
     app.stripe.next(Fault::Status(500));
     ada.checkout().await;
     assert_eq!(app.stripe.customers().len(), 1);
 }
 
 #[tokio::test]
-async fn twenty_pages_an_hour_are_enough_for_anybody() {
+async fn a_user_may_open_twenty_pages_an_hour() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
+
     for _ in 0..10 {
         ada.checkout().await;
         assert_eq!(
@@ -252,7 +279,8 @@ async fn twenty_pages_an_hour_are_enough_for_anybody() {
             200
         );
     }
-    let asked = app.stripe.requests().len();
+    let requests = app.stripe.requests().len();
+
     for path in ["/api/billing/checkout", "/api/billing/portal"] {
         let refused = ada.post(path, Value::Null).await;
         assert_eq!(refused.problem(), (429, "rate_limited"), "{path}");
@@ -261,8 +289,10 @@ async fn twenty_pages_an_hour_are_enough_for_anybody() {
             "{path}"
         );
     }
-    assert_eq!(app.stripe.requests().len(), asked);
+    assert_eq!(app.stripe.requests().len(), requests);
+
     app.member("bob").await.checkout().await;
+
     app.advance(time::Duration::minutes(3));
     ada.checkout().await;
 }

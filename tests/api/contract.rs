@@ -1,6 +1,6 @@
-//! Every JSON answer that a test sees must be one that the OpenAPI document describes.
+//! Checks every JSON response that a test reads against the OpenAPI document.
 
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header::CONTENT_TYPE};
 use iconoclash::routes;
 use serde_json::{Value, json};
 use std::sync::LazyLock;
@@ -8,8 +8,7 @@ use std::sync::LazyLock;
 static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::to_value(routes::all().into_openapi()).unwrap());
 
-/// What any route may answer to a request that is broken, from a page that may not ask, or too much, and where something
-/// does not work.
+/// Statuses that any route may answer, whether the document lists them or not.
 const ANYWHERE: [u16; 11] = [400, 401, 403, 404, 405, 413, 415, 422, 429, 500, 503];
 
 /// The document that `GET /api/openapi` serves.
@@ -17,7 +16,7 @@ pub(crate) fn document() -> &'static Value {
     &DOCUMENT
 }
 
-/// Holds an answer against the document.
+/// Fails unless the document describes this response.
 #[track_caller]
 pub(crate) fn check(
     method: &Method,
@@ -26,63 +25,68 @@ pub(crate) fn check(
     headers: &HeaderMap,
     json: &Value,
 ) {
-    let said = |name: &str| {
+    let header = |name: &str| {
         headers
             .get(name)
             .map(|value| value.to_str().unwrap().to_owned())
     };
     assert!(
-        said("x-request-id").is_some(),
+        header("x-request-id").is_some(),
         "{method} {path}: no x-request-id"
     );
     assert!(
-        said("cache-control").is_some(),
+        header("cache-control").is_some(),
         "{method} {path}: no cache-control"
     );
-    let content_type = said(header::CONTENT_TYPE.as_str()).unwrap_or_default();
+
+    let content_type = header(CONTENT_TYPE.as_str()).unwrap_or_default();
     if status.is_client_error() || status.is_server_error() && content_type != "application/json" {
         assert_eq!(
             content_type, "application/problem+json",
             "{method} {path} {status}"
         );
-        assert_eq!(json["status"], status.as_u16(), "{json}");
         assert_eq!(
-            json["request_id"].as_str().map(str::to_owned),
-            said("x-request-id"),
-            "{json}"
+            json["request_id"].as_str(),
+            header("x-request-id").as_deref()
         );
-        valid(
-            &json!({ "$ref": "#/components/schemas/Problem" }),
-            json,
-            method,
-            path,
-        );
-        if let Some(operation) = operation(method, path) {
-            let known = ANYWHERE.contains(&status.as_u16())
-                || operation["responses"][status.as_str()].is_object();
-            assert!(
-                known,
-                "{method} {path} answered {status}, which the document does not know: {json}"
-            );
-        }
+        check_problem(method, path, status, json);
         return;
     }
+
     let Some(operation) = operation(method, path) else {
         panic!("{method} {path} is not in the document and answered {status}");
     };
     let response = &operation["responses"][status.as_str()];
     assert!(
         response.is_object(),
-        "{method} {path} answered {status}, which the document does not know: {json}"
+        "{method} {path} answered {status}, which is not documented: {json}"
     );
+
     let schema = &response["content"]["application/json"]["schema"];
     if schema.is_object() && method != Method::HEAD {
-        valid(schema, json, method, path);
+        assert_valid(schema, json, method, path);
     }
 }
 
 #[track_caller]
-fn valid(schema: &Value, json: &Value, method: &Method, path: &str) {
+fn check_problem(method: &Method, path: &str, status: StatusCode, json: &Value) {
+    let schema = json!({ "$ref": "#/components/schemas/Problem" });
+    assert_valid(&schema, json, method, path);
+    assert_eq!(json["status"], status.as_u16(), "{json}");
+
+    let Some(operation) = operation(method, path) else {
+        return;
+    };
+    let is_known =
+        ANYWHERE.contains(&status.as_u16()) || operation["responses"][status.as_str()].is_object();
+    assert!(
+        is_known,
+        "{method} {path} answered {status}, which is not documented: {json}"
+    );
+}
+
+#[track_caller]
+fn assert_valid(schema: &Value, json: &Value, method: &Method, path: &str) {
     let mut schema = schema.clone();
     schema["components"] = DOCUMENT["components"].clone();
     let validator = jsonschema::validator_for(&schema).unwrap();
@@ -115,8 +119,9 @@ fn operation(method: &Method, path: &str) -> Option<&'static Value> {
 }
 
 fn matches(template: &str, path: &str) -> bool {
-    let (template, path): (Vec<_>, Vec<_>) =
-        (template.split('/').collect(), path.split('/').collect());
+    let template: Vec<_> = template.split('/').collect();
+    let path: Vec<_> = path.split('/').collect();
+
     template.len() == path.len()
         && template
             .iter()

@@ -8,25 +8,25 @@ use std::collections::HashSet;
 use crate::harness::TestApp;
 
 #[tokio::test]
-async fn a_discussion_is_begun_shown_changed_and_deleted() {
+async fn a_discussion_is_created_shown_changed_and_deleted() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
-    let begun = ada
+    let created = ada
         .post(
             "/api/discussions",
             json!({"icons": ["socrates", "hypatia"], "topic": "Is the city a school?"}),
         )
         .await;
     assert_eq!(
-        (begun.status.as_u16(), &begun.json["title"]),
+        (created.status.as_u16(), &created.json["title"]),
         (201, &json!("Is the city a school?"))
     );
-    let path = format!("/api/discussions/{}", begun.json["id"].as_str().unwrap());
-    assert_eq!(ada.get(&path).await.json, begun.json);
+    let path = format!("/api/discussions/{}", created.json["id"].as_str().unwrap());
+    assert_eq!(ada.get(&path).await.json, created.json);
     // Vercel adds the dynamic segment to the query.
     assert_eq!(
         ada.get(&format!("{path}?id=something-else")).await.json,
-        begun.json
+        created.json
     );
 
     let shared = ada
@@ -42,6 +42,7 @@ async fn a_discussion_is_begun_shown_changed_and_deleted() {
         address.starts_with("https://iconoclash.test/share/") && address.len() > 60,
         "{address}"
     );
+
     let hidden = ada.patch(&path, json!({"shared": false})).await.json;
     assert_eq!(
         (&hidden["share_url"], &hidden["title"]),
@@ -62,11 +63,13 @@ async fn a_discussion_is_begun_shown_changed_and_deleted() {
 }
 
 #[tokio::test]
-async fn somebody_elses_discussion_is_not_there() {
+async fn another_users_discussion_is_not_found() {
     let app = TestApp::start().await;
-    let (ada, eve) = (app.member("ada").await, app.member("eve").await);
+    let ada = app.member("ada").await;
+    let eve = app.member("eve").await;
     let discussion = ada.discussion().await;
     let path = format!("/api/discussions/{discussion}");
+
     for (method, path, body) in [
         (Method::GET, path.clone(), Value::Null),
         (Method::PATCH, path.clone(), json!({"title": "Mine"})),
@@ -96,7 +99,7 @@ async fn somebody_elses_discussion_is_not_there() {
 }
 
 #[tokio::test]
-async fn icons_must_be_ones_that_are_offered() {
+async fn icons_must_be_offered_and_named_once() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     for (icons, message) in [
@@ -128,8 +131,9 @@ async fn icons_must_be_ones_that_are_offered() {
             ((422, "invalid"), &json!(message))
         );
     }
+
     let key = [("idempotency-key", "one-key")];
-    let begun = ada
+    let created = ada
         .request(
             Method::POST,
             "/api/discussions",
@@ -138,9 +142,13 @@ async fn icons_must_be_ones_that_are_offered() {
         )
         .await;
     assert_eq!(
-        (begun.status.as_u16(), begun.header("idempotent-replayed")),
+        (
+            created.status.as_u16(),
+            created.header("idempotent-replayed")
+        ),
         (201, "")
     );
+
     app.sql("update icons set retired = true where slug = 'socrates'")
         .await;
     assert_eq!(
@@ -149,6 +157,7 @@ async fn icons_must_be_ones_that_are_offered() {
             .status,
         422
     );
+
     let offered = app.anonymous().get("/api/icons").await.json;
     assert!(
         offered["data"]
@@ -160,23 +169,25 @@ async fn icons_must_be_ones_that_are_offered() {
 }
 
 #[tokio::test]
-async fn the_list_is_paged_newest_first_and_archived_ones_are_apart() {
+async fn the_list_is_paged_newest_first_without_archived_discussions() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
-    let mut begun = Vec::new();
+    let mut created = Vec::new();
     for _ in 0..7 {
-        begun.push(ada.discussion().await);
+        created.push(ada.discussion().await);
     }
     assert_eq!(
         ada.patch(
-            &format!("/api/discussions/{}", begun[0]),
+            &format!("/api/discussions/{}", created[0]),
             json!({"archived": true})
         )
         .await
         .status,
         200
     );
-    let (mut seen, mut path) = (Vec::new(), "/api/discussions?limit=4".to_owned());
+
+    let mut seen = Vec::new();
+    let mut path = "/api/discussions?limit=4".to_owned();
     loop {
         let page = ada.get(&path).await.json;
         let ids = page["data"]
@@ -190,25 +201,29 @@ async fn the_list_is_paged_newest_first_and_archived_ones_are_apart() {
             None => break,
         }
     }
-    begun.reverse();
-    assert_eq!(seen, begun[..6]);
+
+    created.reverse();
+    assert_eq!(seen, created[..6]);
+
     let archived = ada.get("/api/discussions?archived=true").await.json;
     assert_eq!(
         (
             &archived["data"][0]["id"],
             archived["data"].as_array().unwrap().len()
         ),
-        (&json!(begun[6]), 1)
+        (&json!(created[6]), 1)
     );
     assert_eq!(
         ada.get("/api/discussions/count").await.json,
         json!({"total": 7, "today": 7})
     );
+
     app.advance(time::Duration::days(1));
     assert_eq!(
         ada.get("/api/discussions/count").await.json,
         json!({"total": 7, "today": 0})
     );
+
     for bad in [
         "limit=0",
         "limit=101",
@@ -225,7 +240,7 @@ async fn the_list_is_paged_newest_first_and_archived_ones_are_apart() {
 }
 
 #[tokio::test]
-async fn one_key_begins_one_discussion_however_often_it_is_sent() {
+async fn one_key_creates_one_discussion_however_often_it_is_sent() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let body = json!({"icons": ["socrates"], "title": "Once"});
@@ -238,6 +253,7 @@ async fn one_key_begins_one_discussion_however_often_it_is_sent() {
         )
         .await
     };
+
     let answers = join_all((0..20).map(|_| create(body.clone()))).await;
     assert!(answers.iter().all(|answer| answer.status == 201));
     assert_eq!(
@@ -262,6 +278,7 @@ async fn one_key_begins_one_discussion_however_often_it_is_sent() {
             .problem(),
         (422, "idempotency_key_reused")
     );
+
     let eve = app.member("eve").await;
     let hers = eve
         .request(
@@ -272,6 +289,7 @@ async fn one_key_begins_one_discussion_however_often_it_is_sent() {
         )
         .await;
     assert_ne!(hers.json["id"], answers[0].json["id"]);
+
     let bad = ada
         .request(
             Method::POST,

@@ -83,7 +83,7 @@ async fn a_title_that_the_user_set_stays() {
     let meanwhile = untitled(&ada).await;
     app.claude.next(Script::say("What do you doubt?"));
     app.claude
-        .next(Script::from(Behaviour::Hold { after: 0 }).saying("Doubt"));
+        .next(Script::from(Behaviour::Hold { after: 0 }).with_text("Doubt"));
     ada.send(&meanwhile, "I doubt it.").await;
     app.claude.wait_for_requests(4).await;
     ada.patch(
@@ -132,7 +132,7 @@ async fn without_budget_or_after_a_failure_only_the_title_is_missing() {
     // Room for the reply's hold, and almost none after the reply has cost more than that.
     app.sql("update budgets set limit_microusd = 9000 where scope = 'free'")
         .await;
-    app.claude.next(Script::say("Dear.").costing(Usage {
+    app.claude.next(Script::say("Dear.").with_usage(Usage {
         output: 17_900,
         ..Usage::default()
     }));
@@ -156,7 +156,7 @@ async fn a_background_call_that_is_too_late_is_dropped_and_booked() {
         let discussion = untitled(&ada).await;
         app.claude.next(Script::say("What do you doubt?"));
         app.claude
-            .next(Script::from(silence).saying("Late but good"));
+            .next(Script::from(silence).with_text("Late but good"));
         assert_eq!(
             ada.send(&discussion, "I doubt it.").await.json["reply"]["status"],
             "complete"
@@ -192,11 +192,12 @@ async fn a_long_conversation_is_sent_as_its_summary_and_its_newest_turns() {
     let discussion = ada.discussion().await;
     let long = |name: &str| format!("{name} {}", "word ".repeat(1_500));
     for name in ["first", "second", "third"] {
-        app.claude.next(Script::say(long("reply")).costing(Usage {
-            input: 10,
-            output: 10,
-            ..Usage::default()
-        }));
+        app.claude
+            .next(Script::say(long("reply")).with_usage(Usage {
+                input: 10,
+                output: 10,
+                ..Usage::default()
+            }));
         if name == "third" {
             app.claude.next(Script::say("They doubt."));
         }
@@ -237,11 +238,12 @@ async fn a_long_conversation_is_sent_as_its_summary_and_its_newest_turns() {
     assert!(marked(&asked["messages"][0]["content"][0]) && marked(&asked["system"][0]));
     // The next summary is made from this one and the messages since.
     for _ in 0..3 {
-        app.claude.next(Script::say(long("later")).costing(Usage {
-            input: 10,
-            output: 10,
-            ..Usage::default()
-        }));
+        app.claude
+            .next(Script::say(long("later")).with_usage(Usage {
+                input: 10,
+                output: 10,
+                ..Usage::default()
+            }));
         ada.send(&discussion, &long("more")).await;
         app.background.idle().await;
     }

@@ -1,10 +1,10 @@
-//! Every class of error, before the reply has begun and in the middle of it, with one key, with two in different
-//! organisations, and where all have it. In no cell is text lost, anything billed twice, or a hold left.
+//! Every class of error, before and after the start of a reply: with one key, with one faulty key of two in different
+//! organisations, and with two faulty keys. No cell of the table loses text, bills twice or leaves a hold.
 
 use axum::{Json, Router, routing::post};
 use claude::{ApiKey, Deadlines};
 use iconoclash_fakes::claude::{Behaviour, Failure, Only, Script};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -13,228 +13,298 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 
 use crate::{
-    harness::TestApp,
-    keys::{settled, with_keys},
+    harness::{Answer, TestApp},
+    keys::{Conversation, assert_settled, with_keys},
 };
 
-/// What the sender of one message gets.
+const PRO_MODEL: &str = "claude-sonnet-5-5";
+const OWN_MODEL: Outcome = Outcome::Reply(PRO_MODEL);
+const FALLBACK: Outcome = Outcome::Reply("claude-haiku-5-5");
+/// A refusal until the first of next month.
+const NEXT_MONTH: Outcome = Refusal(i64::MAX);
+
+/// The answer to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Gets {
+enum Outcome {
     /// 201, by this model.
     Reply(&'static str),
-    /// 503, nothing billed, the message given back, and after how many seconds to try again.
+    /// 503 with this `retry-after` in seconds. Nothing is billed, and the message does not count.
     Refusal(i64),
-    /// 503 for what was billed before any text came: the message counts.
+    /// 503. The provider billed before any text came, so the message counts.
     Billed,
-    /// 201 with what there was of the text.
+    /// 201 with the text so far.
     Partial,
 }
-use Gets::{Billed, Partial, Refusal};
+use Outcome::{Billed, Partial, Refusal};
 
-const PRO: &str = "claude-sonnet-5-5";
-const OWN: Gets = Gets::Reply(PRO);
-const SMALL: Gets = Gets::Reply("claude-haiku-5-5");
-/// A refusal until the first of next month.
-const MONTH: Gets = Refusal(i64::MAX);
-
-/// How often Claude is asked for one message, and what its sender gets.
-type Outcome = (usize, Gets);
-
-/// Which requests have the fault in the column of the two keys.
+/// The requests that fail if one of two keys is faulty.
 #[derive(Clone, Copy, Debug)]
-enum Fault {
-    /// Those of the key that the conversation begins with.
-    OfAKey,
+enum Scope {
+    /// Those with the key that the conversation prefers.
+    FirstKey,
     /// Those for the plan's own model.
-    OfAModel,
+    OwnModel,
 }
-use Fault::{OfAKey, OfAModel};
+use Scope::{FirstKey, OwnModel};
+
+/// Which keys exist, and which of them are faulty.
+#[derive(Clone, Copy, Debug)]
+enum Setup {
+    OneKey,
+    OneOfTwoKeys,
+    BothKeys,
+}
+
+/// The expected outcome of one message.
+#[derive(Clone, Copy)]
+struct Expected {
+    /// Requests to Claude.
+    calls: usize,
+    outcome: Outcome,
+}
+
+const fn after(calls: usize, outcome: Outcome) -> Expected {
+    Expected { calls, outcome }
+}
+
+/// One fault with the expected outcome of each setup.
+struct Row {
+    scope: Scope,
+    script: Script,
+    expected: [(Setup, Expected); 3],
+}
+
+fn row(
+    scope: Scope,
+    script: impl Into<Script>,
+    one_key: Expected,
+    one_of_two_keys: Expected,
+    both_keys: Expected,
+) -> Row {
+    Row {
+        scope,
+        script: script.into(),
+        expected: [
+            (Setup::OneKey, one_key),
+            (Setup::OneOfTwoKeys, one_of_two_keys),
+            (Setup::BothKeys, both_keys),
+        ],
+    }
+}
 
 #[rustfmt::skip]
-fn before_the_first_byte() -> Vec<(Fault, Script, [Outcome; 3])> {
+fn before_the_start() -> Vec<Row> {
     let limited = Failure::RateLimited { retry_after_secs: 30 };
     vec![
-        //                                             one key, which has it;  one of two has it;  everybody has it
-        (OfAKey,   limited.into(),                     [(1, Refusal(30)),      (2, OWN),           (2, Refusal(30))]),
-        (OfAKey,   Failure::TierSpendLimit.into(),     [(1, MONTH),            (2, OWN),           (2, MONTH)]),
-        (OfAKey,   Failure::ContractSpendLimit.into(), [(1, MONTH),            (2, OWN),           (2, MONTH)]),
-        (OfAKey,   Failure::OwnSpendLimit.into(),      [(1, Refusal(10)),      (2, OWN),           (2, Refusal(10))]),
-        (OfAKey,   Failure::Auth.into(),               [(1, Refusal(60)),      (2, OWN),           (2, Refusal(60))]),
-        (OfAKey,   Failure::Billing.into(),            [(1, Refusal(60)),      (2, OWN),           (2, Refusal(60))]),
-        (OfAKey,   Failure::Permission.into(),         [(1, Refusal(60)),      (2, OWN),           (2, Refusal(60))]),
-        // What is wrong with a request, a model, or a model's capacity is so with every key.
-        (OfAKey,   Failure::TooLarge.into(),           [(1, Refusal(10)),      (1, Refusal(10)),   (1, Refusal(10))]),
-        (OfAModel, Failure::NotFound.into(),           [(2, Refusal(10)),      (2, SMALL),         (2, Refusal(10))]),
-        (OfAModel, Failure::Overloaded.into(),         [(2, Refusal(10)),      (2, SMALL),         (2, Refusal(10))]),
-        // What may be a bad moment is asked again: of another key, else of the same, and then of the other model.
-        (OfAKey,   Failure::Internal.into(),           [(4, Refusal(10)),      (2, OWN),           (4, Refusal(10))]),
-        (OfAModel, Failure::Internal.into(),           [(4, Refusal(10)),      (3, SMALL),         (4, Refusal(10))]),
-        (OfAKey,   Failure::Timeout.into(),            [(4, Refusal(10)),      (2, OWN),           (4, Refusal(10))]),
-        (OfAKey,   Behaviour::Drop.into(),             [(4, Refusal(10)),      (2, OWN),           (4, Refusal(10))]),
-        // But not of the key that has not answered in half of the time.
-        (OfAKey,   Behaviour::Hang.into(),             [(2, Refusal(10)),      (2, OWN),           (4, Refusal(10))]),
+        //                                           one key:                one of two keys:       both keys:
+        row(FirstKey, limited,                       after(1, Refusal(30)),  after(2, OWN_MODEL),   after(2, Refusal(30))),
+        row(FirstKey, Failure::TierSpendLimit,       after(1, NEXT_MONTH),   after(2, OWN_MODEL),   after(2, NEXT_MONTH)),
+        row(FirstKey, Failure::ContractSpendLimit,   after(1, NEXT_MONTH),   after(2, OWN_MODEL),   after(2, NEXT_MONTH)),
+        row(FirstKey, Failure::OwnSpendLimit,        after(1, Refusal(10)),  after(2, OWN_MODEL),   after(2, Refusal(10))),
+        row(FirstKey, Failure::Auth,                 after(1, Refusal(60)),  after(2, OWN_MODEL),   after(2, Refusal(60))),
+        row(FirstKey, Failure::Billing,              after(1, Refusal(60)),  after(2, OWN_MODEL),   after(2, Refusal(60))),
+        row(FirstKey, Failure::Permission,           after(1, Refusal(60)),  after(2, OWN_MODEL),   after(2, Refusal(60))),
+        // Every key has the same requests, models and capacity.
+        row(FirstKey, Failure::TooLarge,             after(1, Refusal(10)),  after(1, Refusal(10)), after(1, Refusal(10))),
+        row(OwnModel, Failure::NotFound,             after(2, Refusal(10)),  after(2, FALLBACK),    after(2, Refusal(10))),
+        row(OwnModel, Failure::Overloaded,           after(2, Refusal(10)),  after(2, FALLBACK),    after(2, Refusal(10))),
+        // A failure of the provider is retried with another key, else with the same, then with the fallback.
+        row(FirstKey, Failure::Internal,             after(4, Refusal(10)),  after(2, OWN_MODEL),   after(4, Refusal(10))),
+        row(OwnModel, Failure::Internal,             after(4, Refusal(10)),  after(3, FALLBACK),    after(4, Refusal(10))),
+        row(FirstKey, Failure::Timeout,              after(4, Refusal(10)),  after(2, OWN_MODEL),   after(4, Refusal(10))),
+        row(FirstKey, Behaviour::Drop,               after(4, Refusal(10)),  after(2, OWN_MODEL),   after(4, Refusal(10))),
+        // A key that hangs is not retried.
+        row(FirstKey, Behaviour::Hang,               after(2, Refusal(10)),  after(2, OWN_MODEL),   after(4, Refusal(10))),
     ]
 }
 
-/// Once it has begun nobody else is asked, whoever has it: it may be billed, and read.
-fn in_the_middle() -> Vec<(Fault, Script, [Outcome; 3])> {
-    let of = |behaviour: Behaviour, gets| (OfAKey, Script::from(behaviour), [(1, gets); 3]);
+/// From the start on no other key is asked: the reply may be billed and read.
+fn after_the_start() -> Vec<Row> {
+    let row = |behaviour: Behaviour, outcome| {
+        let expected = after(1, outcome);
+        row(FirstKey, behaviour, expected, expected, expected)
+    };
+
     vec![
-        of(Behaviour::Cut { after: 0 }, Billed),
-        of(Behaviour::Error { after: 0 }, Billed),
-        of(Behaviour::Malformed { after: 0 }, Billed),
-        of(Behaviour::Cut { after: 3 }, Partial),
-        of(Behaviour::Error { after: 3 }, Partial),
-        of(Behaviour::Malformed { after: 3 }, Partial),
-        of(Behaviour::Stall { after: 3 }, Partial),
-        of(Behaviour::Refusal, OWN),
-        of(Behaviour::MaxTokens, OWN),
+        row(Behaviour::Cut { after: 0 }, Billed),
+        row(Behaviour::Error { after: 0 }, Billed),
+        row(Behaviour::Malformed { after: 0 }, Billed),
+        row(Behaviour::Cut { after: 3 }, Partial),
+        row(Behaviour::Error { after: 3 }, Partial),
+        row(Behaviour::Malformed { after: 3 }, Partial),
+        row(Behaviour::Stall { after: 3 }, Partial),
+        row(Behaviour::Refusal, OWN_MODEL),
+        row(Behaviour::MaxTokens, OWN_MODEL),
     ]
 }
 
 #[tokio::test]
-async fn before_the_first_byte_somebody_else_answers_or_nothing_is_taken() {
-    check(before_the_first_byte()).await;
+async fn before_the_start_another_key_answers_or_the_message_does_not_count() {
+    check(before_the_start()).await;
 }
 
 #[tokio::test]
-async fn after_the_first_byte_what_there_is_stays_and_is_billed_once() {
-    check(in_the_middle()).await;
+async fn after_the_start_the_text_stays_and_is_billed_once() {
+    check(after_the_start()).await;
 }
 
-async fn check(table: Vec<(Fault, Script, [Outcome; 3])>) {
-    let mut app = with_keys("a=sk-a", &[("QUOTA_PRO", "1000")], Deadlines::default()).await;
+async fn check(rows: Vec<Row>) {
+    let settings = [("QUOTA_PRO", "1000")];
+    let mut app = with_keys("a=sk-a", &settings, Deadlines::default()).await;
     let token = app.member("ada").await.token.unwrap();
     app.sql("update users set plan = 'pro'").await;
-    for (fault, script, outcomes) in table {
-        for (column, outcome) in outcomes.into_iter().enumerate() {
-            let cell = format!("{fault:?} {script:?} in column {column}");
-            cell_of(&mut app, &token, &cell, column, fault, &script, outcome).await;
+
+    for row in rows {
+        for (setup, expected) in row.expected {
+            start_afresh(&mut app, setup).await;
+            let name = format!("{:?} {:?} with {setup:?}", row.scope, row.script);
+            let cell = Cell {
+                app: &app,
+                name,
+                conversation: conversation_with_first_key(&app, &token).await,
+            };
+            cell.check(setup, &row, expected).await;
         }
     }
 }
 
-async fn cell_of(
-    app: &mut TestApp,
-    token: &str,
-    cell: &str,
-    column: usize,
-    fault: Fault,
-    script: &Script,
-    (calls, gets): Outcome,
-) {
-    forget(app, column).await;
-    let ada = app.bearer(token);
-    // One that begins with the first key.
-    let discussion = loop {
-        // As many may be begun as somebody who is patient begins.
-        app.advance(time::Duration::MINUTE);
-        let discussion = ada.discussion().await;
-        if app
-            .app
-            .claude()
-            .unwrap()
-            .likely_key(discussion.parse().unwrap())
-            == "a"
-        {
-            break discussion;
+/// One cell of the table.
+struct Cell<'a> {
+    app: &'a TestApp,
+    name: String,
+    conversation: Conversation<'a>,
+}
+
+impl Cell<'_> {
+    async fn check(&self, setup: Setup, row: &Row, expected: Expected) {
+        let name = &self.name;
+        let claude = &self.app.claude;
+        match (setup, row.scope) {
+            (Setup::OneOfTwoKeys, FirstKey) => {
+                claude.always_for(Only::key("sk-a"), row.script.clone());
+            }
+            (Setup::OneOfTwoKeys, OwnModel) => {
+                claude.always_for(Only::model(PRO_MODEL), row.script.clone());
+            }
+            _ => claude.always(row.script.clone()),
         }
-    };
-    match (column, fault) {
-        (1, OfAKey) => app.claude.always_for(Only::key("sk-a"), script.clone()),
-        (1, OfAModel) => app.claude.always_for(Only::model(PRO), script.clone()),
-        _ => app.claude.always(script.clone()),
+
+        let calls_before = claude.requests().len();
+        let messages_before = self.messages_used().await;
+        let sent_at = self.app.app.now();
+        let answer = self.conversation.send().await;
+        let calls = claude.requests().len() - calls_before;
+        assert_eq!(calls, expected.calls, "{name}: calls");
+
+        let reply = self.stored_reply().await;
+        self.check_answer(&answer, &reply, expected.outcome);
+        if let Refusal(seconds) = expected.outcome {
+            self.check_retry_after(&answer, seconds, sent_at);
+        }
+
+        let counts = !matches!(expected.outcome, Refusal(_));
+        let messages = self.messages_used().await - messages_before;
+        assert_eq!(messages, i64::from(counts), "{name}: messages");
+        self.check_bill(&reply, row, counts).await;
     }
-    let used = async || {
-        ada.get("/api/auth/session").await.json["quota"]["used"]
-            .as_i64()
-            .unwrap()
-    };
-    let (before, used_before, asked_at) =
-        (app.claude.requests().len(), used().await, app.app.now());
-    let answer = ada.send(&discussion, "Why?").await;
-    assert_eq!(app.claude.requests().len() - before, calls, "{cell}: calls");
-    let kept = ada
-        .get(&format!("/api/discussions/{discussion}/messages"))
-        .await
-        .json["data"][0]
-        .clone();
-    match gets {
-        Gets::Reply(model) => {
-            assert_eq!(answer.status, 201, "{cell}: {}", answer.json);
-            assert_eq!(
-                (&kept["status"], &kept["model"]),
-                (&json!("complete"), &json!(model)),
-                "{cell}"
-            );
-            assert_eq!(answer.json["reply"], kept, "{cell}");
-        }
-        Partial => {
-            assert_eq!(
-                (answer.status.as_u16(), &kept["status"]),
-                (201, &json!("partial")),
-                "{cell}: {}",
-                answer.json
-            );
-            assert_eq!(
-                kept["content"].as_str().unwrap().split_whitespace().count(),
-                3,
-                "{cell}"
-            );
-            assert_eq!(answer.json["reply"], kept, "{cell}");
-        }
-        Refusal(_) | Billed => {
-            assert_eq!(answer.problem(), (503, "unavailable"), "{cell}");
-            assert_eq!(
-                (&kept["status"], &kept["content"]),
-                (&json!("failed"), &json!("")),
-                "{cell}"
-            );
+
+    async fn messages_used(&self) -> i64 {
+        let session = self.conversation.owner.get("/api/auth/session").await;
+        session.json["quota"]["used"].as_i64().unwrap()
+    }
+
+    async fn stored_reply(&self) -> Value {
+        let path = format!("/api/discussions/{}/messages", self.conversation.discussion);
+        let messages = self.conversation.owner.get(&path).await;
+        messages.json["data"][0].clone()
+    }
+
+    fn check_answer(&self, answer: &Answer, reply: &Value, outcome: Outcome) {
+        let name = &self.name;
+        match outcome {
+            Outcome::Reply(model) => {
+                assert_eq!(answer.status, 201, "{name}: {}", answer.json);
+                assert_eq!(reply["status"], "complete", "{name}");
+                assert_eq!(reply["model"], model, "{name}");
+                assert_eq!(answer.json["reply"], *reply, "{name}");
+            }
+            Partial => {
+                assert_eq!(answer.status, 201, "{name}: {}", answer.json);
+                assert_eq!(reply["status"], "partial", "{name}");
+                let words = reply["content"].as_str().unwrap().split_whitespace();
+                assert_eq!(words.count(), 3, "{name}");
+                assert_eq!(answer.json["reply"], *reply, "{name}");
+            }
+            Refusal(_) | Billed => {
+                assert_eq!(answer.problem(), (503, "unavailable"), "{name}");
+                assert_eq!(reply["status"], "failed", "{name}");
+                assert_eq!(reply["content"], "", "{name}");
+            }
         }
     }
-    if let Refusal(seconds) = gets {
-        let expected = if gets == MONTH {
-            until_next_month(asked_at)
-        } else {
-            seconds
+
+    fn check_retry_after(&self, answer: &Answer, seconds: i64, sent_at: OffsetDateTime) {
+        let expected = match Refusal(seconds) == NEXT_MONTH {
+            true => secs_until_next_month(sent_at),
+            false => seconds,
         };
-        let said: i64 = answer.header("retry-after").parse().unwrap();
-        // It is reckoned from the moment of the failure on, which comes a little earlier.
+        let actual: i64 = answer.header("retry-after").parse().unwrap();
+
+        // It counts from the failure, which happened a little earlier.
+        let name = &self.name;
+        let range = expected - 5..=expected;
         assert!(
-            (expected - 5..=expected).contains(&said),
-            "{cell}: {said} s instead of {expected} s"
+            range.contains(&actual),
+            "{name}: {actual} s not {expected} s"
         );
     }
-    let taken = i64::from(!matches!(gets, Refusal(_)));
-    assert_eq!(used().await - used_before, taken, "{cell}: messages taken");
-    settled(app).await;
-    let billed = app
-        .value("select count(*) from usage_events where cost_microusd > 0 and counted")
-        .await;
-    assert_eq!(
-        billed,
-        app.claude.begun().to_string(),
-        "{cell}: ledger rows of what is billed, replies that began"
-    );
-    // What was asked and never answered may be billed: it is booked, and costs the sender nothing.
-    let silent = format!(
-        "select cost_microusd > 0 from usage_events where message_id = {}",
-        kept["id"]
-    );
-    let silent = silent.replace('"', "'");
-    let hung = *script == Script::from(Behaviour::Hang) && matches!(gets, Refusal(_));
-    assert_eq!(
-        app.value(&silent).await,
-        if hung || taken > 0 { "t" } else { "f" },
-        "{cell}: cost"
-    );
+
+    async fn check_bill(&self, reply: &Value, row: &Row, counts: bool) {
+        let name = &self.name;
+        assert_settled(self.app).await;
+
+        let billed = "select count(*) from usage_events where cost_microusd > 0 and counted";
+        let billed = self.app.value(billed).await;
+        let started = self.app.claude.replies_started().to_string();
+        assert_eq!(
+            billed, started,
+            "{name}: every started reply is billed once"
+        );
+
+        // A request without an answer may be billed: the ledger has its cost, but it does not count for the sender.
+        let hung = row.script == Script::from(Behaviour::Hang);
+        let has_cost = format!(
+            "select cost_microusd > 0 from usage_events where message_id = '{}'",
+            reply["id"].as_str().unwrap()
+        );
+        let expected = if hung || counts { "t" } else { "f" };
+        assert_eq!(self.app.value(&has_cost).await, expected, "{name}: cost");
+    }
 }
 
-/// A process, and a Redis, that know nothing of the cell before.
-async fn forget(app: &mut TestApp, column: usize) {
+/// A discussion that prefers key A.
+async fn conversation_with_first_key<'a>(app: &'a TestApp, token: &str) -> Conversation<'a> {
+    let owner = app.bearer(token);
+
+    loop {
+        // Discussions have a rate limit.
+        app.advance(time::Duration::MINUTE);
+        let discussion = owner.discussion().await;
+        let pool = app.app.claude().unwrap();
+        if pool.likely_key(discussion.parse().unwrap()) == "a" {
+            return Conversation { owner, discussion };
+        }
+    }
+}
+
+/// Restarts the process and clears Redis, so that nothing is known from the cell before.
+async fn start_afresh(app: &mut TestApp, setup: Setup) {
     app.claude.clear();
-    let keys = [ApiKey::new("a", "sk-a"), ApiKey::new("b", "sk-b")];
-    let keys = keys[..if column == 0 { 1 } else { 2 }].to_vec();
+
+    let mut keys = vec![ApiKey::new("a", "sk-a")];
+    if !matches!(setup, Setup::OneKey) {
+        keys.push(ApiKey::new("b", "sk-b"));
+    }
     let deadlines = Deadlines {
         first_event: Duration::from_secs(4),
         silence: Duration::from_secs(1),
@@ -242,83 +312,71 @@ async fn forget(app: &mut TestApp, column: usize) {
     };
     app.restart(|config| {
         let claude = config.claude.as_mut().unwrap();
-        (claude.keys, claude.deadlines) = (keys, deadlines);
+        claude.keys = keys;
+        claude.deadlines = deadlines;
     });
-    let forget = upstash_redis_rs::Command::new("DEL")
-        .arg("{keys}:cooling")
-        .idempotent();
-    app.app.redis().unwrap().exec::<i64>(&forget).await.unwrap();
+
+    let delete = upstash_redis_rs::Command::new("DEL").arg("{keys}:cooling");
+    let redis = app.app.redis().unwrap();
+    redis.exec::<i64>(&delete.idempotent()).await.unwrap();
 }
 
-fn until_next_month(now: OffsetDateTime) -> i64 {
-    let next = (now.date().replace_day(1).unwrap() + time::Duration::days(31))
-        .replace_day(1)
-        .unwrap();
-    (next.midnight().assume_utc() - now).whole_seconds() + 1
+fn secs_until_next_month(now: OffsetDateTime) -> i64 {
+    let first_day = |date: time::Date| date.replace_day(1).unwrap();
+    let next_month = first_day(first_day(now.date()) + time::Duration::days(31));
+    (next_month.midnight().assume_utc() - now).whole_seconds() + 1
 }
 
-/// A chat's webhook, and what it was told.
-async fn chat() -> (String, Arc<Mutex<Vec<Value>>>) {
-    let told: Arc<Mutex<Vec<Value>>> = Arc::default();
-    let kept = Arc::clone(&told);
-    let hook = post(async move |Json(said): Json<Value>| kept.lock().unwrap().push(said));
+/// A chat webhook and the messages that it received.
+async fn chat_webhook() -> (String, Arc<Mutex<Vec<Value>>>) {
+    let received: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let messages = Arc::clone(&received);
+    let hook = post(async move |Json(message): Json<Value>| {
+        messages.lock().unwrap().push(message);
+    });
+
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
     tokio::spawn(async { axum::serve(listener, Router::new().route("/hook", hook)).await });
-    (url, told)
+    (url, received)
 }
 
 #[tokio::test]
-async fn operators_are_told_once_of_a_refused_key_and_of_a_spent_month() {
-    let (url, chat) = chat().await;
+async fn operators_get_one_alert_for_a_refused_key_and_one_for_a_spend_limit() {
+    let (url, chat_messages) = chat_webhook().await;
     let app = TestApp::with(&[("ALERT_WEBHOOK_URL", &url)]).await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
-    let subjects = || {
-        app.mail
-            .mails()
-            .into_iter()
-            .map(|mail| mail.subject)
-            .collect::<Vec<_>>()
-    };
-    for (failure, told) in [
+
+    for (failure, expected_mails) in [
         (Failure::Auth, 1),
         (Failure::Auth, 1),
         (Failure::TierSpendLimit, 2),
     ] {
         app.claude.next(failure);
-        assert_eq!(
-            ada.send(&discussion, "Why?").await.problem(),
-            (503, "unavailable"),
-            "{failure:?}"
-        );
+        let answer = ada.send(&discussion, "Why?").await;
+        assert_eq!(answer.problem(), (503, "unavailable"), "{failure:?}");
         app.background.idle().await;
-        assert_eq!(subjects().len(), told, "{failure:?}: {:?}", subjects());
+        let mails = app.mail.mails();
+        assert_eq!(mails.len(), expected_mails, "{failure:?}: {mails:?}");
         app.advance(time::Duration::minutes(3));
     }
-    // Nobody tells what another instance has told.
+
+    // Another instance does not repeat an alert.
     let other = app.another();
     other.claude.next(Failure::Auth);
-    other
-        .bearer(ada.token.as_deref().unwrap())
-        .send(&discussion, "Why?")
-        .await;
+    let ada = other.bearer(ada.token.as_deref().unwrap());
+    ada.send(&discussion, "Why?").await;
     other.background.idle().await;
-    let said = chat.lock().unwrap().clone();
-    assert_eq!(said.len(), 2, "{said:?}");
-    assert!(
-        said[0]["text"]
-            .as_str()
-            .unwrap()
-            .starts_with("Claude: test needs you\nA Claude key was refused")
-    );
-    assert_eq!(said[0]["content"], said[0]["text"]);
+
+    let messages = chat_messages.lock().unwrap().clone();
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    let text = messages[0]["text"].as_str().unwrap();
+    let expected = "Claude: test needs attention\nA Claude key was refused";
+    assert!(text.starts_with(expected), "{text}");
+    assert_eq!(messages[0]["content"], text);
+
     let mail = app.mail.mails().remove(0);
-    assert_eq!(
-        (mail.to, mail.subject),
-        (
-            vec!["ops@iconoclash.test".to_owned()],
-            "Claude: test needs you".to_owned()
-        )
-    );
+    assert_eq!(mail.to, ["ops@iconoclash.test"]);
+    assert_eq!(mail.subject, "Claude: test needs attention");
 }

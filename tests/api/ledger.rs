@@ -112,6 +112,15 @@ impl TestApp {
         }
     }
 
+    /// Asserts that each request that Claude got has a row, whatever became of it.
+    pub(crate) async fn assert_every_call_is_in_the_ledger(&self) {
+        self.background.idle().await;
+        let rows = self.value("select count(*) from usage_events").await;
+        assert_eq!(rows, self.claude.requests().len().to_string());
+        let running = "select count(*) from usage_events where outcome = 'running'";
+        assert_eq!(self.value(running).await, "0");
+    }
+
     async fn assert_budget(&self, day: time::Date) {
         let month = day.to_string()[..7].to_owned();
         let mut keys = vec![

@@ -1,11 +1,13 @@
-//! The public contract, request by request: the router is called in process, with its real layers, Postgres through
-//! PgBouncer, Redis behind a REST front, and stand-ins for Claude, Stripe and mail. Every JSON answer is checked against the OpenAPI
-//! document. `cargo local test` starts what these tests need.
+//! The public contract, request by request, and the rules of the source tree.
+//!
+//! The router is called in process, with its real layers, Postgres through PgBouncer, Redis behind a REST front, and
+//! fakes of Claude, Stripe and the mail provider. Every JSON response is checked against the OpenAPI document, and every
+//! write against the cached sessions. `cargo local test` starts what these tests need.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
     clippy::disallowed_methods,
-    reason = "a test plays the platform: it has an environment, a clock and tasks"
+    reason = "a test takes the place of the platform: it has an environment, a clock and tasks"
 )]
 
 mod contract;
@@ -14,7 +16,9 @@ mod ledger;
 mod proxied;
 
 mod accounts;
+mod architecture;
 mod billing;
+mod billing_sync;
 mod caches;
 mod checkout;
 mod crashes;
@@ -24,6 +28,7 @@ mod follow_ups;
 mod key_faults;
 mod keys;
 mod limits;
+mod lost_events;
 mod messages;
 mod model;
 mod money;
@@ -35,4 +40,5 @@ mod resuming;
 mod round_trips;
 mod slow_postgres;
 mod stopping;
+mod stored_keys;
 mod webhooks;

@@ -222,7 +222,12 @@ async fn of_parallel_sends_with_one_key_exactly_one_calls_claude() {
         assert!(expected, "{} {}", answer.status, answer.json);
     }
     assert!(answers.iter().any(|answer| answer.status == 201));
-    assert_eq!(app.value("select count(*) from usage_events").await, "1");
+    assert_eq!(
+        app.value("select count(*) from usage_events where counted")
+            .await,
+        "1"
+    );
+    app.assert_every_call_is_in_the_ledger().await;
     assert_eq!(
         ada.send_with_key(&discussion, "Why?", "k-1")
             .await
@@ -248,6 +253,7 @@ async fn a_discussion_has_one_running_reply() {
             .await,
         answered.to_string()
     );
+    app.assert_every_call_is_in_the_ledger().await;
     assert_eq!(
         ada.get("/api/auth/session").await.json["quota"]["used"],
         answered
@@ -267,7 +273,7 @@ async fn a_key_whose_process_died_replays_the_partial_reply_or_is_free_again() {
     for (said, status) in [(1, "partial"), (0, "complete")] {
         let discussion = ada.discussion().await;
         app.claude
-            .next(Script::from(Behaviour::Stall { after: said }).saying("One two."));
+            .next(Script::from(Behaviour::Stall { after: said }).with_text("One two."));
         let sent = ada.send_with_key(&discussion, "Why?", &discussion);
         let died = async {
             let text = if said > 0 { "content <> ''" } else { "true" };

@@ -222,8 +222,8 @@ impl World<'_> {
         let kind = self.random.random_range(0..10);
         let script = match kind {
             0 => Script::from(Failure::Overloaded),
-            1 => Script::from(Behaviour::Cut { after: 1 }).costing(usage),
-            _ => Script::say("So it is.").costing(usage),
+            1 => Script::from(Behaviour::Cut { after: 1 }).with_usage(usage),
+            _ => Script::say("So it is.").with_usage(usage),
         };
         let is_running = self
             .running
@@ -347,8 +347,8 @@ impl World<'_> {
         self.app.claude.clear();
         self.app.claude.next(
             Script::from(Behaviour::Hold { after: 1 })
-                .saying("So it is, and more.")
-                .costing(usage),
+                .with_text("So it is, and more.")
+                .with_usage(usage),
         );
         match self.users[user].actor.try_stream(&discussion, "Why?").await {
             Ok(mut events) => {
@@ -383,7 +383,7 @@ impl World<'_> {
         self.app.claude.clear();
         self.app
             .claude
-            .next(Script::say("So it is.").costing(usage));
+            .next(Script::say("So it is.").with_usage(usage));
         *self.death.lock().unwrap() = Some(step);
         let answer = tokio::select! {
             answer = self.users[user].actor.send(&discussion, "Why?") => Some(answer),

@@ -118,7 +118,8 @@ async fn a_user_at_the_spending_limit_gets_the_time_of_its_reset() {
         output: 150_000,
         ..Usage::default()
     };
-    app.claude.next(Script::say("A long answer.").costing(dear));
+    app.claude
+        .next(Script::say("A long answer.").with_usage(dear));
     assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
     assert_eq!(
         app.value("select cost_microusd from usage_events").await,
@@ -150,7 +151,7 @@ async fn the_months_spending_is_the_sum_of_its_days() {
     app.advance(time::Duration::days(45 - i64::from(app.app.now().day())));
     let month_day = app.app.now().day();
     assert!(month_day > 1);
-    app.claude.next(Script::say("Dear.").costing(Usage {
+    app.claude.next(Script::say("Dear.").with_usage(Usage {
         output: 100_000,
         ..Usage::default()
     }));

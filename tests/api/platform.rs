@@ -1,4 +1,4 @@
-//! What holds for every route, and for the tree of files that says which routes exist.
+//! Rules that hold for every route, and for the tree of files that declares the routes.
 
 use axum::{Router, body::Body, routing::get};
 use http::{Method, Request};
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 use tower::ServiceExt;
 
-use crate::{contract, harness::TestApp};
+use crate::{architecture, contract, harness::TestApp};
 
 const PUBLIC: [&str; 9] = [
     "GET /api/health",
@@ -26,59 +26,54 @@ const PUBLIC: [&str; 9] = [
     "POST /api/billing/webhook",
 ];
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .canonicalize()
-        .unwrap()
-}
-
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(rust_files(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
-
-/// Every route as `METHOD /path`, from the document that the routers themselves make.
-fn routes() -> BTreeSet<String> {
+/// Every route as `METHOD /path` with its statuses, from the document that the routers generate.
+fn documented() -> BTreeMap<String, BTreeSet<String>> {
     let paths = contract::document()["paths"].as_object().unwrap();
     let operations = paths.iter().flat_map(|(path, operations)| {
-        operations
-            .as_object()
-            .unwrap()
-            .keys()
-            .map(move |method| format!("{} {path}", method.to_uppercase()))
+        let operations = operations.as_object().unwrap();
+        operations.iter().map(move |(method, operation)| {
+            let route = format!("{} {path}", method.to_uppercase());
+            let statuses = operation["responses"].as_object().unwrap();
+            (route, statuses.keys().cloned().collect())
+        })
     });
     operations.collect()
 }
 
-/// The routes that a shell's header promises.
-fn promised(shell: &Path) -> BTreeSet<String> {
+fn routes() -> BTreeSet<String> {
+    documented().into_keys().collect()
+}
+
+/// The routes and statuses in the header of a shell, whose lines are `//! METHOD  who  what   200 · 401`.
+///
+/// Header and document list the same statuses: success, and every refusal that depends on the route. Those are 401 and
+/// 403 for the caller, 400 for a malformed query or `Last-Event-ID`, 402 and 429 for a limit, 404 for an id in the path,
+/// 409 for a state, 422 for a field, 502 and 503 for Claude, Stripe or the purpose of the route itself. They leave out
+/// what any route may answer: 400 for malformed JSON or `Idempotency-Key`, 401 for an invalid token where none is
+/// needed, 403 for a foreign origin, 405, 413, 415, 500, and 503 without Postgres.
+fn promised(shell: &Path) -> BTreeMap<String, BTreeSet<String>> {
     let text = fs::read_to_string(shell).unwrap();
-    let header: Vec<&str> = text
+    let mut lines = text
         .lines()
         .map_while(|line| line.strip_prefix("//!"))
-        .map(str::trim)
-        .collect();
-    let path = header[0];
-    let methods = header[1..]
-        .iter()
-        .filter_map(|line| line.split_whitespace().next());
-    let methods = methods.filter(|word| ["GET", "POST", "PUT", "PATCH", "DELETE"].contains(word));
-    methods.map(|method| format!("{method} {path}")).collect()
+        .map(str::trim);
+    let path = lines.next().unwrap();
+
+    let routes = lines.filter_map(|line| {
+        let method = line.split_whitespace().next()?;
+        if !["GET", "POST", "PUT", "PATCH", "DELETE"].contains(&method) {
+            return None;
+        }
+        let (_, statuses) = line.rsplit_once("   ").expect("statuses at the end");
+        let statuses = statuses.split(" · ").map(str::to_owned);
+        Some((format!("{method} {path}"), statuses.collect()))
+    });
+    routes.collect()
 }
 
 #[test]
-fn the_api_tree_the_binaries_the_headers_and_the_router_agree() {
-    let root = root();
+fn the_api_tree_the_binaries_the_headers_and_the_document_agree() {
+    let root = architecture::root();
     let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
     let mut binaries = BTreeMap::new();
     for section in manifest.split("[[bin]]").skip(1) {
@@ -88,33 +83,32 @@ fn the_api_tree_the_binaries_the_headers_and_the_router_agree() {
         };
         binaries.insert(value("path"), value("name"));
     }
-    let mut all_promised = BTreeSet::new();
-    for shell in rust_files(&root.join("api")) {
-        let file = shell
-            .strip_prefix(&root)
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned();
+
+    let mut all_promised = BTreeMap::new();
+    for shell in architecture::rust_files(&root.join("api")) {
+        let file = shell.strip_prefix(&root).unwrap().to_str().unwrap();
         let stem = file
             .strip_prefix("api/")
             .unwrap()
             .strip_suffix(".rs")
             .unwrap();
         let name = stem.replace('/', "-").replace(['[', ']'], "");
-        assert_eq!(binaries.remove(&file), Some(name), "[[bin]] of {file}");
+        assert_eq!(binaries.remove(file), Some(name), "[[bin]] of {file}");
+
         let promised = promised(&shell);
         let path = format!("/api/{}", stem.replace('[', "{").replace(']', "}"));
         assert!(
-            !promised.is_empty() && promised.iter().all(|route| route.ends_with(&path)),
+            !promised.is_empty() && promised.keys().all(|route| route.ends_with(&path)),
             "{file} promises {promised:?}"
         );
         all_promised.extend(promised);
-        let text = fs::read_to_string(&shell).unwrap();
-        assert!(text.lines().count() <= 25, "{file} is more than a shell");
+
+        let lines = fs::read_to_string(&shell).unwrap().lines().count();
+        assert!(lines <= 25, "{file} is more than a shell");
     }
+
     assert_eq!(binaries, BTreeMap::new(), "a [[bin]] without a file");
-    assert_eq!(all_promised, routes());
+    assert_eq!(all_promised, documented());
 }
 
 #[tokio::test]
@@ -136,7 +130,7 @@ async fn without_a_token_only_the_public_routes_answer() {
 }
 
 #[tokio::test]
-async fn an_operators_route_is_for_operators() {
+async fn an_operator_route_is_for_operators_only() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let router = Router::new().route("/operators", get(async |_: Admin| "in"));
@@ -151,7 +145,7 @@ async fn an_operators_route_is_for_operators() {
 }
 
 #[tokio::test]
-async fn health_needs_nothing_and_deep_health_says_what_fails() {
+async fn health_needs_no_dependency_and_deep_health_reports_each() {
     let bare = TestApp::with(&[
         ("DATABASE_URL", ""),
         ("UPSTASH_REDIS_REST_URL", ""),
@@ -161,6 +155,7 @@ async fn health_needs_nothing_and_deep_health_says_what_fails() {
     .await;
     let anonymous = bare.anonymous();
     assert_eq!(anonymous.get("/api/health").await.json["status"], "ok");
+
     let head = anonymous
         .request(Method::HEAD, "/api/health", &[], Value::Null)
         .await;
@@ -169,6 +164,7 @@ async fn health_needs_nothing_and_deep_health_says_what_fails() {
         anonymous.get("/api/health?deep=1").await.problem(),
         (401, "unauthorized")
     );
+
     let secret = [("authorization", "Bearer a-cron-secret-of-32-characters!!")];
     let deep = anonymous
         .request(Method::GET, "/api/health?deep=1", &secret, Value::Null)
@@ -182,6 +178,7 @@ async fn health_needs_nothing_and_deep_health_says_what_fails() {
     let no_key =
         "there is no Claude key: set ANTHROPIC_API_KEYS, or add one with `iconoclash keys add`";
     assert_eq!(deep.json["checks"]["claude"], no_key);
+
     assert_eq!(
         anonymous.get("/api/icons").await.problem(),
         (503, "unavailable")
@@ -203,7 +200,7 @@ async fn health_needs_nothing_and_deep_health_says_what_fails() {
 }
 
 #[tokio::test]
-async fn public_lists_are_kept_by_caches_and_renewed_by_tag() {
+async fn public_lists_are_cacheable_and_revalidated_by_etag() {
     let app = TestApp::start().await;
     for path in ["/api/icons", "/api/plans"] {
         let list = app.anonymous().get(path).await;
@@ -211,6 +208,7 @@ async fn public_lists_are_kept_by_caches_and_renewed_by_tag() {
             list.header("cache-control").starts_with("public")
                 && list.header("vercel-cdn-cache-control").contains("max-age")
         );
+
         let tag = list.header("etag");
         let weak = format!("\"other\", W/{tag}");
         let current = app
@@ -222,6 +220,7 @@ async fn public_lists_are_kept_by_caches_and_renewed_by_tag() {
             (304, tag),
             "{path}"
         );
+
         let stale = app
             .anonymous()
             .request(
@@ -233,6 +232,7 @@ async fn public_lists_are_kept_by_caches_and_renewed_by_tag() {
             .await;
         assert_eq!(stale.json, list.json);
     }
+
     let icons = app.anonymous().get("/api/icons").await.json;
     assert!(icons["data"].as_array().unwrap().len() >= 12);
     let plans = app.anonymous().get("/api/plans").await.json;
@@ -240,7 +240,7 @@ async fn public_lists_are_kept_by_caches_and_renewed_by_tag() {
 }
 
 #[tokio::test]
-async fn the_document_is_openapi_3_1_and_knows_every_route() {
+async fn the_document_is_openapi_3_1_and_describes_authentication() {
     let app = TestApp::start().await;
     let document = app.anonymous().get("/api/openapi").await.json;
     assert_eq!(&document, contract::document());
@@ -254,17 +254,17 @@ async fn the_document_is_openapi_3_1_and_knows_every_route() {
         let operation = &document["paths"][path][method.to_lowercase()];
         assert!(
             operation["security"][0]["bearer"].is_array(),
-            "{route} does not say that it needs a token"
+            "{route} does not declare that it needs a token"
         );
         assert!(
             operation["responses"]["401"].is_object(),
-            "{route} does not say 401"
+            "{route} does not declare 401"
         );
     }
 }
 
 #[tokio::test]
-async fn a_preflight_is_answered_for_our_own_pages_only() {
+async fn a_preflight_allows_configured_origins_only() {
     let app = TestApp::start().await;
     let preflight = async |origin: &str| {
         let request = Request::builder()
@@ -287,9 +287,9 @@ async fn a_preflight_is_answered_for_our_own_pages_only() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_before_it_is_read() {
+async fn a_body_over_the_limit_is_rejected_before_it_is_read() {
     let app = TestApp::start().await;
-    // A body that says its length and never comes: only its length can have been looked at.
+    // This body announces its length and never arrives, so only the length can have been checked.
     let announced = [("content-length", "10000000")];
     let never = Body::from_stream(futures_util::stream::pending::<
         Result<bytes::Bytes, std::io::Error>,
@@ -299,6 +299,7 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read() {
         .raw(Method::POST, "/api/auth/login", &announced, never)
         .await;
     assert_eq!(refused.problem(), (413, "body_too_large"));
+
     let chunks = futures_util::stream::repeat_with(|| {
         Ok::<_, std::io::Error>(bytes::Bytes::from(vec![b' '; 16 * 1024]))
     });
@@ -315,7 +316,7 @@ async fn a_body_over_the_limit_is_refused_before_it_is_read() {
 }
 
 #[tokio::test]
-async fn a_panic_is_a_problem_document_that_does_not_tell_its_cause() {
+async fn a_panic_is_a_problem_document_without_its_cause() {
     let app = TestApp::start().await;
     let router = Router::new().route(
         "/panics",
@@ -333,65 +334,4 @@ async fn a_panic_is_a_problem_document_that_does_not_tell_its_cause() {
         text.contains(r#""code":"internal""#) && !text.contains("secret"),
         "{text}"
     );
-}
-
-/// `(what may be named, where only)`: invariants about what is absent.
-#[test]
-fn each_tool_is_known_in_one_place() {
-    let source = root().join("lib/iconoclash/src");
-    for (name, homes) in [
-        ("vercel_runtime::", &["serve.rs"][..]),
-        ("tokio_postgres::", &["db.rs", "db/"]),
-        ("deadpool_postgres::", &["db.rs", "db/"]),
-        // The statements' own tests find their database there.
-        ("env::var", &["config.rs", "db/check.rs"]),
-    ] {
-        for file in rust_files(&source) {
-            let path = file.strip_prefix(&source).unwrap().to_str().unwrap();
-            let named = fs::read_to_string(&file).unwrap().contains(name);
-            assert!(
-                !named || homes.iter().any(|home| path.starts_with(home)),
-                "{path} names {name}"
-            );
-        }
-    }
-    let slices = [
-        "accounts",
-        "billing",
-        "catalog",
-        "contract",
-        "discussions",
-        "messages",
-        "operations",
-    ];
-    for file in rust_files(&source.join("routes")) {
-        let path = file
-            .strip_prefix(source.join("routes"))
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned();
-        let text = fs::read_to_string(&file).unwrap();
-        for slice in slices.iter().filter(|slice| !path.starts_with(**slice)) {
-            assert!(
-                !text.contains(&format!("routes::{slice}")),
-                "{path} imports {slice}"
-            );
-        }
-    }
-}
-
-#[test]
-fn files_stay_short_enough_to_be_read() {
-    let root = root();
-    for folder in ["api", "lib", "tests"] {
-        for file in rust_files(&root.join(folder)) {
-            let lines = fs::read_to_string(&file).unwrap().lines().count();
-            assert!(
-                lines <= 450,
-                "{} has {lines} lines: is it two stories?",
-                file.display()
-            );
-        }
-    }
 }

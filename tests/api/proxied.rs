@@ -60,7 +60,7 @@ impl Proxied {
     /// Statements sent to Postgres and requests sent to Redis since the last reset.
     pub(crate) fn counts(&self) -> Counts {
         Counts {
-            postgres: self.postgres.flights().query,
+            postgres: self.postgres.round_trips().query,
             redis: self.redis.requests(),
         }
     }

@@ -1,4 +1,4 @@
-//! The cron that puts right what crashes and outages left behind, where it meets what it cannot put right.
+//! The reconcile cron, where one of its steps fails or has much to do.
 
 use http::Method;
 use iconoclash_fakes::stripe::Action;
@@ -8,21 +8,23 @@ use uuid::Uuid;
 use crate::harness::TestApp;
 
 #[tokio::test]
-async fn a_step_that_fails_keeps_no_other_from_running() {
+async fn a_step_that_fails_does_not_stop_the_others() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
     let checkout = ada.checkout().await;
+
     app.stripe.act(Action::Pay(&checkout));
     app.stripe.take_events();
-    app.sql("insert into stale_cache_keys (key, since) values ('{c}:s:nobody', now())")
+    app.sql("insert into stale_cache_keys (key, since) values ('{c}:s:unknown', now())")
         .await;
     app.advance(time::Duration::minutes(11));
     app.redis_command(&["DEL", "{rl}:open"]).await;
     app.redis_command(&["SET", "{rl}:open", "no set"]).await;
 
     let secret = [("authorization", "Bearer a-cron-secret-of-32-characters!!")];
+
     let failed = app
         .anonymous()
         .request(Method::GET, "/api/cron/reconcile", &secret, Value::Null)
@@ -33,10 +35,11 @@ async fn a_step_that_fails_keeps_no_other_from_running() {
         app.value("select count(*) from stale_cache_keys").await,
         "0"
     );
-    let noted = "select report ->> 'redis', report ->> 'subscriptions_healed' from cron_runs where job = 'reconcile'";
-    assert_eq!(app.value(noted).await, "failed,1");
+    let recorded = "select report ->> 'redis', report ->> 'subscriptions_healed' from cron_runs where job = 'reconcile'";
+    assert_eq!(app.value(recorded).await, "failed,1");
 
     app.redis_command(&["DEL", "{rl}:open"]).await;
+
     let report = app.cron("/api/cron/reconcile").await;
     assert_eq!(
         (&report["redis"], &report["subjects_compared"]),
@@ -46,14 +49,15 @@ async fn a_step_that_fails_keeps_no_other_from_running() {
 }
 
 #[tokio::test]
-async fn more_open_holds_than_one_answer_of_redis_may_have_are_settled_all_the_same() {
+async fn more_open_holds_than_fit_into_one_answer_of_redis_are_settled() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     assert_eq!(ada.send(&discussion, "Why?").await.status, 201);
     let user = ada.id().await;
+
     for thousand in 0..12 {
-        // Many of one millisecond, too.
+        // Some share a millisecond.
         let scores: Vec<String> = (0..1_000)
             .map(|at| (1_577_836_800_000_i64 + thousand * 1_000 + at / 300).to_string())
             .collect();
@@ -68,6 +72,7 @@ async fn more_open_holds_than_one_answer_of_redis_may_have_are_settled_all_the_s
         let words: Vec<&str> = ["ZADD", "{rl}:open"].into_iter().chain(pairs).collect();
         assert_eq!(app.redis_command(&words).await, 1_000);
     }
+
     let report = app.cron("/api/cron/reconcile").await;
     assert_eq!(
         (&report["redis"], &report["holds_dropped"]),

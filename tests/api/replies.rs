@@ -172,8 +172,8 @@ async fn a_client_that_leaves_after_the_first_word_finds_the_whole_reply() {
     };
     app.claude.next(
         Script::from(Behaviour::Hold { after: 1 })
-            .saying("I know that I know nothing, and you?")
-            .costing(usage),
+            .with_text("I know that I know nothing, and you?")
+            .with_usage(usage),
     );
     let mut stream = ada.stream(&discussion, "Why?").await;
     while stream.next().await.unwrap().name != "delta" {}
@@ -274,7 +274,7 @@ async fn a_dead_producers_reply_ends_with_its_lease_and_a_slow_one_still_complet
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Hold { after: 1 }).saying("One. Two. Three."));
+        .next(Script::from(Behaviour::Hold { after: 1 }).with_text("One. Two. Three."));
     let mut stream = ada.stream(&discussion, "Why?").await;
     while stream.next().await.unwrap().name != "delta" {}
     assert_eq!(

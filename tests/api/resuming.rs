@@ -149,7 +149,7 @@ async fn a_reply_streams_from_the_start_without_a_last_event_id() {
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three."));
+        .next(Script::from(Behaviour::Hold { after: 2 }).with_text("One two three."));
     let mut sent = ada.stream(&discussion, "Why?").await;
     let start = sent.next().await.unwrap();
     let reply = start.data["reply_id"].as_str().unwrap();
@@ -191,7 +191,7 @@ async fn a_stream_that_reaches_its_time_limit_has_no_end_and_can_be_resumed() {
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three."));
+        .next(Script::from(Behaviour::Hold { after: 2 }).with_text("One two three."));
     let mut sent = ada.stream(&discussion, "Why?").await;
     let reply = sent.next().await.unwrap().data["reply_id"]
         .as_str()
@@ -220,7 +220,7 @@ async fn a_resumed_partial_reply_ends_with_its_failure() {
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Cut { after: 2 }).saying("One two three."));
+        .next(Script::from(Behaviour::Cut { after: 2 }).with_text("One two three."));
     let events = ada.stream(&discussion, "Why?").await.rest().await;
     let reply = events[0].data["reply_id"].as_str().unwrap().to_owned();
     let rest = ada.resume(&reply, Some(events[1].id)).await.rest().await;
@@ -248,7 +248,7 @@ async fn a_follower_ends_the_reply_of_a_dead_producer() {
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Stall { after: 1 }).saying("One two."));
+        .next(Script::from(Behaviour::Stall { after: 1 }).with_text("One two."));
     let mut stream = ada.stream(&discussion, "Why?").await;
     let reply = stream.next().await.unwrap().data["reply_id"]
         .as_str()

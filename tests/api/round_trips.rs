@@ -31,8 +31,8 @@ async fn a_message_takes_one_round_trip_before_claude_is_called_and_two_redis_re
         (1.0..2.0).contains(&round_trips),
         "Claude was called after {round_trips:.2} round trips"
     );
-    assert_eq!(proxied.postgres.flights().query, 3);
-    assert_eq!(proxied.postgres.flights().connect, 0);
+    assert_eq!(proxied.postgres.round_trips().query, 3);
+    assert_eq!(proxied.postgres.round_trips().connect, 0);
     assert_eq!(proxied.redis.requests(), 2);
 
     let usual = Duration::from_millis(20);

@@ -16,16 +16,16 @@ async fn a_reply_goes_on_streaming_while_postgres_hangs_and_is_saved_afterwards(
     let discussion = ada.discussion().await;
 
     app.claude
-        .next(Script::from(Behaviour::Hold { after: 2 }).saying("One two three four."));
+        .next(Script::from(Behaviour::Hold { after: 2 }).with_text("One two three four."));
     let mut stream = ada.stream(&discussion, "Why?").await;
     for name in ["start", "delta", "delta"] {
         assert_eq!(stream.next().await.unwrap().name, name);
     }
 
     postgres.pause();
-    let flights = postgres.flights().query;
+    let flights = postgres.round_trips().query;
     let row_is_polled = async {
-        while postgres.flights().query == flights {
+        while postgres.round_trips().query == flights {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -55,7 +55,7 @@ async fn concurrent_requests_share_one_attempt_to_load_the_keys() {
     postgres.pause();
 
     // One deadline and one cancellation in all, not one after the other.
-    let loads = join_all((0..8).map(|_| api_keys::ready(&app.app)));
+    let loads = join_all((0..8).map(|_| api_keys::fresh_pool(&app.app)));
     let pools = timeout(Duration::from_secs(20), loads)
         .await
         .expect("the requests wait together");

@@ -33,8 +33,9 @@ async fn a_stop_on_another_instance_ends_the_provider_and_keeps_the_text() {
     for plan in ["free", "pro"] {
         app.sql(&format!("update users set plan = '{plan}'")).await;
         let discussion = ada.discussion().await;
-        app.claude
-            .next(Script::from(Behaviour::Stall { after: 3 }).saying("One two three four five."));
+        app.claude.next(
+            Script::from(Behaviour::Stall { after: 3 }).with_text("One two three four five."),
+        );
         let cancelled = app.claude.cancelled();
         let (reply, stream) = begun(&ada, &discussion).await;
         app.eventually(
@@ -89,7 +90,7 @@ async fn unreported_thinking_of_a_stopped_reply_is_booked_at_its_maximum() {
     app.sql("update users set plan = 'pro'").await;
     let discussion = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Stall { after: 1 }).saying("One two."));
+        .next(Script::from(Behaviour::Stall { after: 1 }).with_text("One two."));
     let (reply, stream) = begun(&ada, &discussion).await;
     assert_eq!(stop(&ada, &reply).await.0, 202);
     let done = stream.rest().await.pop().unwrap();
@@ -192,7 +193,7 @@ async fn a_stop_ends_a_dead_producers_reply_and_survives_a_dying_one() {
     let over = "update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'";
     let dead = ada.discussion().await;
     app.claude
-        .next(Script::from(Behaviour::Stall { after: 1 }).saying("One two."));
+        .next(Script::from(Behaviour::Stall { after: 1 }).with_text("One two."));
     let (reply, _stream) = begun(&ada, &dead).await;
     app.eventually(
         "select content from messages where status = 'streaming'",

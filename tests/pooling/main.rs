@@ -1,62 +1,74 @@
-//! `Db` on the worst pooler that our users have: PgBouncer in transaction mode with fewer connections than clients.
+//! `Db` behind the pooler that asks most of it: PgBouncer in transaction mode with fewer connections than clients.
 //!
-//! Needs a migrated database, named by ICONOCLASH_TEST_DATABASE, and `pgbouncer`; `cargo local test` sees to both.
+//! Needs `pgbouncer` and a migrated database, whose URL is in ICONOCLASH_TEST_DATABASE; `cargo local test` starts both.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod bouncer;
+mod cancelling;
 mod faults;
-mod gate;
-mod giving_up;
-mod mix;
-mod support;
+mod many_clients;
+mod network;
 mod tls;
+mod values;
 
-use pooled_postgres::{Access, Db, Sql, Type};
+use std::time::Duration;
 
-use self::support::test_database;
+use futures_util::future::join_all;
+use iconoclash_fakes::pooler::test_database;
+use pooled_postgres::Db;
+use tokio::time::{Instant, sleep};
 
-/// Gives back what it was given, so that an answer of somebody else is noticed.
-const ECHO: Sql<i64> = Sql::unchecked(Access::Read, &[Type::INT8], "select $1");
-const SLEEP: Sql<i64> = Sql::unchecked(
-    Access::Read,
-    &[Type::FLOAT8],
-    "select count(*) from pg_sleep($1)",
-);
-const BUSY: Sql<i64> = Sql::unchecked(
-    Access::Read,
-    &[Type::TEXT],
-    "select count(*) from pg_stat_activity where application_name = $1 and state = 'active'",
-);
-const TERMINATE: Sql<i64> = Sql::unchecked(
-    Access::Write,
-    &[Type::TEXT],
-    "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1",
-);
+pooled_postgres::sql! {
+    /// Returns its parameter, so that a test notices the answer to another statement.
+    read Echo { number: i64 } -> i64 = "select :number::bigint";
 
-/// Straight to Postgres, under a name that no other test has.
-fn direct(name: &str, pool_size: usize) -> Db {
-    named(&test_database(), name, pool_size)
+    read Sleep { seconds: f64 } -> i64 = "select count(*) from pg_sleep(:seconds)";
+
+    read CountActive { application: &str } -> i64 = "
+        select count(*) from pg_stat_activity
+        where application_name = :application and state = 'active'";
+
+    write TerminateBackends { application: &str } -> i64 = "
+        select count(pg_terminate_backend(pid)) from pg_stat_activity
+        where application_name = :application";
 }
 
-fn named(url: &str, name: &str, pool_size: usize) -> Db {
-    let separator = if url.contains('?') { '&' } else { '?' };
-    Db::new(
-        &format!("{url}{separator}application_name={name}"),
-        pool_size,
-    )
-    .unwrap()
+/// Connects to Postgres without a pooler. No other test has the same application name.
+fn direct(application: &str, pool_size: usize) -> Db {
+    Db::named(application, &test_database(), pool_size).unwrap()
 }
 
 async fn assert_echoes(db: &Db, number: i64) {
-    assert_eq!(db.old_one(&ECHO, &[&number]).await.unwrap(), number);
+    assert_eq!(db.one(Echo { number }).await.unwrap(), number);
 }
 
-/// As many statements at once as the pool has connections, so that each of them is made.
+/// Makes every connection of the pool, by running as many statements at once.
 async fn warm_up(db: &Db, connections: i64) {
-    futures_util::future::join_all((0..connections).map(|n| assert_echoes(db, n))).await;
+    join_all((0..connections).map(|number| assert_echoes(db, number))).await;
 }
 
-async fn is_busy(watch: &Db, name: &str) -> bool {
-    watch.old_one(&BUSY, &[&name]).await.unwrap() > 0
+async fn is_busy(observer: &Db, application: &str) -> bool {
+    observer.one(CountActive { application }).await.unwrap() > 0
+}
+
+async fn wait_until_busy(observer: &Db, application: &str) {
+    let until = Instant::now() + Duration::from_secs(5);
+    while !is_busy(observer, application).await {
+        assert!(Instant::now() < until, "the statement does not run");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn wait_until_idle(observer: &Db, application: &str) {
+    let until = Instant::now() + Duration::from_secs(1);
+    while is_busy(observer, application).await {
+        assert!(Instant::now() < until, "the server is still busy");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[track_caller]
+fn assert_within(limit: Duration, started_at: Instant) {
+    let elapsed = started_at.elapsed();
+    assert!(elapsed < limit, "took {elapsed:?}, more than {limit:?}");
 }

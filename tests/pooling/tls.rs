@@ -1,94 +1,88 @@
-//! A pooler that speaks TLS, as every hosted one does.
+//! A pooler that requires TLS, as hosted ones do.
 
 use std::{fs, path::PathBuf};
 
+use iconoclash_fakes::pooler::Pooler;
 use pooled_postgres::Db;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use crate::{assert_echoes, bouncer::Bouncer, giving_up::past_its_deadline, named, warm_up};
+use crate::{Echo, assert_echoes, cancelling::assert_cancelled_at_its_deadline, warm_up};
 
-/// An authority of a test's own, and a pooler with a certificate of it for one name.
-struct Secured {
-    bouncer: Bouncer,
+/// A pooler with a certificate for one host, signed by an authority that no other test trusts.
+struct TlsPooler {
+    pooler: Pooler,
     authority: PathBuf,
 }
 
-impl Secured {
+impl TlsPooler {
     async fn start(host: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new([host.to_owned()])
             .unwrap()
             .signed_by(&key, &authority)
             .unwrap();
-        let bouncer = Bouncer::start_with_tls(&certificate.pem(), &key.serialize_pem()).await;
-        let path = std::env::temp_dir().join(format!(
-            "iconoclash-ca-{}-{}.pem",
-            std::process::id(),
-            bouncer.port()
-        ));
+        let pooler = Pooler::start_with_tls(&certificate.pem(), &key.serialize_pem()).await;
+
+        let process = std::process::id();
+        let file = format!("iconoclash-ca-{process}-{}.pem", pooler.port());
+        let path = std::env::temp_dir().join(file);
         fs::write(&path, authority.pem()).unwrap();
         Self {
-            bouncer,
+            pooler,
             authority: path,
         }
     }
 
     fn url(&self, options: &str) -> String {
-        format!(
-            "{}?{options}",
-            self.bouncer.url().replace("127.0.0.1", "localhost")
-        )
+        let url = self.pooler.url().replace("127.0.0.1", "localhost");
+        format!("{url}?{options}")
     }
 
-    fn trusting(&self) -> String {
-        self.url(&format!(
-            "sslmode=require&sslrootcert={}",
-            self.authority.display()
-        ))
+    /// The URL with which a client trusts the authority.
+    fn trusted_url(&self) -> String {
+        let authority = self.authority.display();
+        self.url(&format!("sslmode=require&sslrootcert={authority}"))
     }
 }
 
-impl Drop for Secured {
+impl Drop for TlsPooler {
     fn drop(&mut self) {
         drop(fs::remove_file(&self.authority));
     }
 }
 
 #[tokio::test]
-async fn statements_fly_and_are_cancelled_over_tls() {
-    let secured = Secured::start("localhost").await;
-    let db = named(&secured.trusting(), "over_tls", 4);
+async fn statements_run_and_are_cancelled_over_tls() {
+    let pooler = TlsPooler::start("localhost").await;
+    let db = Db::named("over_tls", &pooler.trusted_url(), 4).unwrap();
     warm_up(&db, 4).await;
-    past_its_deadline(
-        &named(&secured.trusting(), "deadline_tls", 1),
-        "deadline_tls",
-    )
-    .await;
+
+    let application = "deadline_tls";
+    let db = Db::named(application, &pooler.trusted_url(), 1).unwrap();
+    assert_cancelled_at_its_deadline(&db, application).await;
 }
 
 #[tokio::test]
-async fn a_connection_that_may_be_somebody_elses_is_not_used() {
-    let secured = Secured::start("localhost").await;
-    let elsewhere = Secured::start("db.example.org").await;
+async fn a_connection_to_an_unverified_server_is_refused() {
+    let pooler = TlsPooler::start("localhost").await;
+    let other_host = TlsPooler::start("db.example.org").await;
     for (url, why) in [
+        (pooler.url("sslmode=require"), "an unknown authority"),
+        (other_host.trusted_url(), "a certificate for another host"),
         (
-            secured.url("sslmode=require"),
-            "an authority that nobody knows",
-        ),
-        (elsewhere.trusting(), "a certificate for another host"),
-        (
-            secured.url("sslmode=disable"),
-            "no encryption where it is demanded",
+            pooler.url("sslmode=disable"),
+            "no encryption where the server requires it",
         ),
     ] {
-        let refused = Db::new(&url, 1)
-            .unwrap()
-            .old_one(&crate::ECHO, &[&1_i64])
-            .await;
-        assert!(refused.is_err(), "{why}");
+        let db = Db::new(&url, 1).unwrap();
+        let outcome = db.one(Echo { number: 1 }).await;
+        assert!(outcome.is_err(), "accepted: {why}");
     }
-    assert_echoes(&Db::new(&secured.trusting(), 1).unwrap(), 2).await;
+
+    let db = Db::new(&pooler.trusted_url(), 1).unwrap();
+    assert_echoes(&db, 2).await;
 }

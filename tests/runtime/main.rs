@@ -1,5 +1,7 @@
-//! What the platform and the router owe each other, shown on a process of its own: this binary starts itself again as a
-//! function whose routes misbehave on demand, and plays the platform and the client towards it.
+//! The contract between the platform and the router, tested on a real process.
+//!
+//! This binary starts itself again as a function whose routes fail on demand, and plays the
+//! platform and the client.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(
@@ -26,15 +28,15 @@ fn main() -> ExitCode {
     }
     let trials = vec![
         trial(
-            "an_upload_over_the_limit_is_refused_before_it_comes",
+            "an_upload_over_the_limit_is_refused_before_its_body_arrives",
             upload_is_refused_early,
         ),
         trial(
-            "a_stream_of_any_content_type_arrives_as_it_is_made",
+            "a_stream_of_any_content_type_is_sent_as_it_is_produced",
             ndjson_streams,
         ),
         trial(
-            "a_panic_is_a_problem_and_the_process_lives",
+            "a_panic_is_a_problem_document_and_the_process_continues",
             panic_is_survived,
         ),
         trial(
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
             work_outlives_sigterm,
         ),
         trial(
-            "registered_work_goes_on_when_the_client_leaves",
+            "registered_work_continues_when_the_client_disconnects",
             work_outlives_the_client,
         ),
         trial(
@@ -79,7 +81,7 @@ impl Function {
             env::temp_dir().join(format!("iconoclash-probe-{}-{port}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let mut command = Command::new(env::current_exe().unwrap());
-        // A backtrace of a debug build takes seconds to print.
+        // A debug build takes seconds to print a backtrace.
         command
             .env("RUST_BACKTRACE", "0")
             .env("ICONOCLASH_PROBE", &folder)
@@ -119,7 +121,7 @@ impl Function {
         self.folder.join(name)
     }
 
-    fn lets(&self, name: &str) {
+    fn allow(&self, name: &str) {
         fs::write(self.file(name), "").unwrap();
     }
 
@@ -143,10 +145,10 @@ impl Drop for Function {
 }
 
 fn within(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
+    let started_at = Instant::now();
     while !condition() {
         assert!(
-            start.elapsed() < Duration::from_secs(20),
+            started_at.elapsed() < Duration::from_secs(20),
             "not within 20 seconds: {what}"
         );
         std::thread::sleep(Duration::from_millis(5));
@@ -155,7 +157,7 @@ fn within(what: &str, mut condition: impl FnMut() -> bool) {
 
 fn upload_is_refused_early() -> Result<(), Failed> {
     let function = Function::start(&[]);
-    // The body is announced and never sent, so that the refusal cannot have waited for it.
+    // The body is announced and never sent, so the refusal cannot depend on it.
     let mut stream = function.request(
         "POST /echo HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 4000000000",
     );
@@ -175,8 +177,8 @@ fn ndjson_streams() -> Result<(), Failed> {
         .map_while(Result::ok)
         .find(|line| line.starts_with('{'));
     assert_eq!(first.as_deref(), Some(r#"{"line":1}"#));
-    // The second line is made only now, after the first has arrived.
-    function.lets("second");
+    // The second line is produced after the first has arrived.
+    function.allow("second");
     let second = lines
         .map_while(Result::ok)
         .find(|line| line.starts_with('{'));
@@ -214,9 +216,9 @@ fn work_outlives_sigterm() -> Result<(), Failed> {
     });
     assert!(
         function.process.try_wait()?.is_none(),
-        "the process ended with its work undone"
+        "the process ended before its work"
     );
-    function.lets("go");
+    function.allow("go");
     assert!(function.process.wait()?.success());
     assert!(function.file("done").exists());
     Ok(())
@@ -229,10 +231,10 @@ fn work_outlives_the_client() -> Result<(), Failed> {
         lines
             .by_ref()
             .map_while(Result::ok)
-            .any(|line| line.contains("begun"))
+            .any(|line| line.contains("started"))
     );
     drop(lines);
-    function.lets("go");
+    function.allow("go");
     within("the producer ends without its client", || {
         function.file("done").exists()
     });
@@ -253,12 +255,12 @@ fn end_message_waits() -> Result<(), Failed> {
             .answer(&format!("POST /work HTTP/1.1\r\n{invocation}"))
             .starts_with("HTTP/1.1 200")
     );
-    function.lets("go");
+    function.allow("go");
     let mut messages = BufReader::new(connection).split(0).map_while(Result::ok);
     let end = messages.find(|message| String::from_utf8_lossy(message).contains(r#""type":"end""#));
     assert!(
         end.is_some(),
-        "the platform was not told that the invocation ended"
+        "no message to the platform says that the invocation ended"
     );
     assert!(
         function.file("done").exists(),

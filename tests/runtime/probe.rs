@@ -1,4 +1,4 @@
-//! A function whose routes misbehave on demand. What a route waits for is a file, so that a test decides when.
+//! A function whose routes fail or wait on demand: a test creates the file that a route waits for.
 
 use axum::{
     Router,
@@ -65,7 +65,7 @@ fn router() -> OpenApiRouter<App> {
 
 async fn ndjson() -> Response {
     let second = stream::once(async {
-        appears("second").await;
+        until_created("second").await;
         Ok::<_, std::io::Error>(Bytes::from("{\"line\":2}\n"))
     });
     let lines = stream::once(async { Ok(Bytes::from("{\"line\":1}\n")) }).chain(second);
@@ -75,21 +75,21 @@ async fn ndjson() -> Response {
 
 async fn work(background: Background) -> &'static str {
     background.spawn(async {
-        appears("go").await;
+        until_created("go").await;
         fs::write(file("done"), "").unwrap();
     });
     "registered"
 }
 
 async fn produce(background: Background) -> Response {
-    let (tell, told) = mpsc::unbounded_channel::<Bytes>();
+    let (tx, rx) = mpsc::unbounded_channel::<Bytes>();
     background.spawn(async move {
-        let _gone = tell.send(Bytes::from("begun\n"));
-        appears("go").await;
+        let _disconnected = tx.send(Bytes::from("started\n"));
+        until_created("go").await;
         fs::write(file("done"), "").unwrap();
     });
-    let events = stream::unfold(told, async |mut told| {
-        Some((Ok::<_, std::io::Error>(told.recv().await?), told))
+    let events = stream::unfold(rx, async |mut rx| {
+        Some((Ok::<_, std::io::Error>(rx.recv().await?), rx))
     });
     Response::new(Body::from_stream(events))
 }
@@ -98,7 +98,7 @@ fn file(name: &str) -> PathBuf {
     PathBuf::from(env::var_os("ICONOCLASH_PROBE").unwrap()).join(name)
 }
 
-async fn appears(name: &str) {
+async fn until_created(name: &str) {
     while !file(name).exists() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

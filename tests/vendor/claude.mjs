@@ -1,5 +1,5 @@
-// The vendor's own client against ANTHROPIC_BASE_URL, to prove that the stand-in speaks the real format.
-// `cargo test -p iconoclash-local --test vendor` starts a stand-in and runs this.
+// The vendor's official client against ANTHROPIC_BASE_URL: the fake has the real wire format.
+// `cargo local test the_official_client_works_with_the_fake_claude` starts a fake and runs this file.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -7,7 +7,7 @@ import Anthropic, * as sdk from "@anthropic-ai/sdk";
 
 const baseURL = process.env.ANTHROPIC_BASE_URL;
 const apiKey = process.env.ANTHROPIC_API_KEY;
-assert.ok(baseURL && apiKey, "ANTHROPIC_BASE_URL and ANTHROPIC_API_KEY must name a stand-in and its key");
+assert.ok(baseURL && apiKey, "ANTHROPIC_BASE_URL and ANTHROPIC_API_KEY must name a fake and its key");
 
 const client = new Anthropic({ baseURL, apiKey, maxRetries: 0, timeout: 10_000 });
 
@@ -59,7 +59,7 @@ test("a stream is assembled by the client", async () => {
   assert.equal(again.usage.cache_creation_input_tokens, 0);
 });
 
-test("the same prompt without streaming gives the same words", async () => {
+test("the same prompt without streaming gives the same text", async () => {
   const { data, response, request_id } = await client.messages.create(ask("Art is useless.")).withResponse();
   const streamed = await client.messages.stream(ask("Art is useless.")).finalMessage();
   assert.equal(data.type, "message");
@@ -74,7 +74,7 @@ test("the same prompt without streaming gives the same words", async () => {
   }
 });
 
-test("tokens are counted and models listed", async () => {
+test("tokens are counted and models are listed", async () => {
   const { model, system, messages } = ask("Art is useless.");
   const { input_tokens } = await client.messages.countTokens({ model, system, messages });
   const { usage } = await client.messages.create(ask("Art is useless."));
@@ -87,7 +87,7 @@ test("tokens are counted and models listed", async () => {
   assert.deepEqual(models.find(([id]) => id === model), [model, "active"]);
 });
 
-test("each error is of its class", async (t) => {
+test("each error has its class", async (t) => {
   const cases = [
     ["invalid", sdk.BadRequestError, 400, "invalid_request_error"],
     ["own_spend_limit", sdk.BadRequestError, 400, "invalid_request_error"],
@@ -117,7 +117,7 @@ test("each error is of its class", async (t) => {
   }
 });
 
-test("mistakes are refused as the provider refuses them", async () => {
+test("invalid requests get the provider's errors", async () => {
   const wrong = (kind, message) => (error) => error instanceof kind && error.apiMessage.includes(message);
   const stranger = client.withOptions({ apiKey: "sk-ant-wrong" });
   await assert.rejects(stranger.messages.create(ask("Hi")), wrong(sdk.AuthenticationError, "invalid x-api-key"));
@@ -151,7 +151,7 @@ test("cuts, broken JSON and dropped connections are errors", async () => {
   await assert.rejects(client.messages.create(ask("Well [[fault:drop]]")), sdk.APIConnectionError);
 });
 
-test("a model thinks first unless it is told not to, in its own words", async () => {
+test("a model thinks first unless the request disables it", async () => {
   const thought = await client.messages.stream(ask("Well", { thinking: undefined })).finalMessage();
   assert.deepEqual(thought.content.map(({ type }) => type), ["thinking", "text"]);
   const { thinking_tokens } = thought.usage.output_tokens_details;
@@ -163,7 +163,7 @@ test("a model thinks first unless it is told not to, in its own words", async ()
   }
 });
 
-test("odd replies are whole", async () => {
+test("unusual replies are whole", async () => {
   const refused = await client.messages.stream(ask("Well [[fault:refusal]]")).finalMessage();
   assert.deepEqual([refused.stop_reason, refused.stop_details.type], ["refusal", "refusal"]);
   const long = await client.messages.stream(ask("Well [[fault:max_tokens]]")).finalMessage();
@@ -178,10 +178,10 @@ test("odd replies are whole", async () => {
   assert.ok(types.has("message_stop") && !types.has("ping"));
 });
 
-test("the client asks again where and when the answer says so", async (t) => {
+test("the client retries if and when the answer says so", async (t) => {
   const faults = (body) => fetch(`${baseURL}/local/claude/faults`, { method: "POST", body: JSON.stringify(body) });
   const inOneSecond = () => new Date(Date.now() + 1000).toUTCString();
-  // Fault, headers, how often a client with two retries calls, and what it comes to.
+  // Fault, headers, calls of a client with two retries, and the outcome.
   for (const [fault, headers, calls, outcome] of [
     ["overloaded", { "retry-after-ms": "5" }, 2, "answered"],
     ["rate_limited:0", {}, 2, "answered"],
@@ -207,7 +207,7 @@ test("the client asks again where and when the answer says so", async (t) => {
   }
 });
 
-test("a stream that has begun is not asked for again", async () => {
+test("a stream that has started is not retried", async () => {
   let called = 0;
   const counting = (...request) => (called++, fetch(...request));
   const patient = client.withOptions({ maxRetries: 2, fetch: counting });
@@ -217,8 +217,8 @@ test("a stream that has begun is not asked for again", async () => {
   assert.equal(called, 2);
 });
 
-test("keys of one organisation share its name and its limits", async () => {
-  const keys = process.env.ANTHROPIC_API_KEYS_OF_TWO_ORGANISATIONS.split(",");
+test("keys of one organisation share its id and its limits", async () => {
+  const keys = process.env.KEYS_OF_TWO_ORGANISATIONS.split(",");
   const seen = [];
   for (const apiKey of keys) {
     const { response } = await client.withOptions({ apiKey }).messages.create(ask("Well")).withResponse();

@@ -1,31 +1,34 @@
-//! The vendors' own clients against their stand-ins.
+//! The vendors' official clients against their fakes.
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "a test finds its tools by PATH, and serves what they call"
+    reason = "a test finds node by PATH, and serves its requests"
 )]
-#![expect(
-    clippy::unwrap_used,
-    reason = "a helper that fails is a test that fails"
-)]
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use axum::{Json, Router, extract::Request, routing::get};
 use iconoclash::{app::App, config::Config, http::serve, routes};
-use iconoclash_fakes::{claude, proxy::Http, stripe, upstash::Front};
+use iconoclash_fakes::claude::{self, FakeClaude};
+use iconoclash_fakes::proxy::Http;
+use iconoclash_fakes::stripe::{self, FakeStripe};
+use iconoclash_fakes::test_services::needed;
+use iconoclash_fakes::upstash::RestProxy;
+use serde_json::json;
 use tokio::{net::TcpListener, process::Command};
 use tower::ServiceExt;
 
-/// Runs `tests/vendor/{name}.mjs`, which imports that package, with nothing but these settings: clients
-/// take credentials and options from their surroundings too.
+/// Runs `tests/vendor/{name}.mjs`, which imports this package, with these environment variables only,
+/// because the clients also read credentials and options from the environment.
 async fn node(name: &str, package: &str, settings: &[(&str, &str)]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     assert!(
         root.join("node_modules").join(package).is_dir(),
         "the official client is not installed: run `cargo local test`"
     );
-    let ran = Command::new("node")
+
+    let run = Command::new("node")
         .args(["--test", &format!("tests/vendor/{name}.mjs")])
         .current_dir(root)
         .env_clear()
@@ -35,115 +38,114 @@ async fn node(name: &str, package: &str, settings: &[(&str, &str)]) {
         .output()
         .await
         .unwrap();
-    let said = String::from_utf8_lossy(&ran.stdout);
-    assert!(
-        ran.status.success(),
-        "{said}\n{}",
-        String::from_utf8_lossy(&ran.stderr)
-    );
+
+    let stdout = String::from_utf8_lossy(&run.stdout);
+    let stderr = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{stdout}\n{stderr}");
 }
 
-async fn front() -> Front {
-    let redis = std::env::var("ICONOCLASH_TEST_REDIS")
-        .expect("ICONOCLASH_TEST_REDIS is unset: run these tests with `cargo local test`");
-    Front::isolated(redis.parse().unwrap()).await.unwrap()
+async fn start_rest_proxy() -> RestProxy {
+    let redis = needed("ICONOCLASH_TEST_REDIS").parse().unwrap();
+
+    RestProxy::isolated(redis).await.unwrap()
 }
 
 #[tokio::test]
-async fn the_official_client_takes_the_stand_in_for_claude() {
-    let keys = ["sk-ant-local", "sk-a", "sk-b", "sk-c"]
-        .map(str::to_owned)
-        .to_vec();
-    let stand_in = claude::StandIn::start(claude::Config {
-        keys,
+async fn the_official_client_works_with_the_fake_claude() {
+    let keys = ["sk-ant-local", "sk-a", "sk-b", "sk-c"];
+    let config = claude::Config {
+        keys: keys.map(str::to_owned).to_vec(),
         ..claude::Config::default()
-    })
-    .await
-    .unwrap();
-    stand_in.belongs("sk-a", "acme");
-    stand_in.belongs("sk-b", "acme");
+    };
+    let fake = FakeClaude::start(config).await.unwrap();
+    fake.set_organisation("sk-a", "acme");
+    fake.set_organisation("sk-b", "acme");
+
+    let url = fake.url();
     let settings = [
-        ("ANTHROPIC_BASE_URL", stand_in.url()),
-        ("ANTHROPIC_API_KEY", "sk-ant-local".to_owned()),
-        (
-            "ANTHROPIC_API_KEYS_OF_TWO_ORGANISATIONS",
-            "sk-a,sk-b,sk-c".to_owned(),
-        ),
+        ("ANTHROPIC_BASE_URL", url.as_str()),
+        ("ANTHROPIC_API_KEY", "sk-ant-local"),
+        ("KEYS_OF_TWO_ORGANISATIONS", "sk-a,sk-b,sk-c"),
     ];
-    let settings = settings
-        .each_ref()
-        .map(|(name, value)| (*name, value.as_str()));
     node("claude", "@anthropic-ai/sdk", &settings).await;
 }
 
 #[tokio::test]
-async fn the_official_client_takes_the_front_for_upstash() {
-    let front = front().await;
+async fn the_official_client_works_with_the_rest_proxy_of_redis() {
+    let proxy = start_rest_proxy().await;
     let settings = [
-        ("UPSTASH_REDIS_REST_URL", front.url()),
-        ("UPSTASH_REDIS_REST_TOKEN", front.token()),
+        ("UPSTASH_REDIS_REST_URL", proxy.url()),
+        ("UPSTASH_REDIS_REST_TOKEN", proxy.token()),
     ];
+
     node("upstash", "@upstash/redis", &settings).await;
 }
 
 #[tokio::test]
-async fn the_official_rate_limiter_takes_the_front_for_upstash() {
-    let front = front().await;
-    let hanging = Http::start(front.url(), Duration::ZERO).await.unwrap();
+async fn the_official_rate_limiter_works_with_the_rest_proxy_of_redis() {
+    let proxy = start_rest_proxy().await;
+    let hanging = Http::start(proxy.url(), Duration::ZERO).await.unwrap();
     hanging.pause();
+
+    let hanging_url = hanging.url();
     let settings = [
-        ("UPSTASH_REDIS_REST_URL", front.url()),
-        ("UPSTASH_REDIS_REST_TOKEN", front.token()),
-        ("HANGING_URL", &hanging.url()),
+        ("UPSTASH_REDIS_REST_URL", proxy.url()),
+        ("UPSTASH_REDIS_REST_TOKEN", proxy.token()),
+        ("HANGING_URL", &hanging_url),
     ];
     node("ratelimit", "@upstash/ratelimit", &settings).await;
 }
 
 #[tokio::test]
-async fn the_official_client_takes_the_stand_in_for_stripe_and_we_take_the_client_for_stripe() {
+async fn the_official_client_works_with_the_fake_stripe_and_our_webhook_accepts_its_events() {
     let config = stripe::Config::default();
-    let (key, secret) = (config.key.clone(), config.webhook_secret.clone());
-    let stand_in = Arc::new(stripe::StandIn::start(config).await.unwrap());
+    let key = config.key.clone();
+    let secret = config.webhook_secret.clone();
+    let fake = Arc::new(FakeStripe::start(config).await.unwrap());
+
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let settings = [
-        ("STRIPE_BASE_URL", stand_in.url()),
+        ("STRIPE_BASE_URL", fake.url()),
         ("STRIPE_SECRET_KEY", key),
         ("STRIPE_WEBHOOK_SECRET", secret),
         ("STRIPE_PRICE_PRO", stripe::PRICE.to_owned()),
         ("WEBHOOK_URL", format!("{address}/api/billing/webhook")),
         ("EVENTS_URL", format!("{address}/events")),
     ];
-    // Of all settings the webhook needs no other, as long as an event concerns nobody.
-    let known = settings.clone();
-    let config = Config::from_lookup(|name| {
-        known
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, v)| v.clone())
-    });
-    let functions = serve::stack(
-        routes::all().into(),
-        App::new(config, stripe::Config::default().clock),
-    );
-    let background = serve::Background::in_process();
-    let events = get(async move || {
-        let signed = stand_in.take_events().into_iter().map(|event| {
-            let signature = stand_in.sign(&event.payload);
-            serde_json::json!({"payload": event.payload, "signature": signature})
-        });
-        Json(signed.collect::<Vec<_>>())
-    });
-    let router =
-        Router::new()
-            .route("/events", events)
-            .fallback(async move |mut request: Request| {
-                request.extensions_mut().insert(background);
-                functions.oneshot(request).await
-            });
+
+    let router = webhook_and_events(&settings, fake);
     tokio::spawn(async move { axum::serve(listener, router).await });
+
     let settings = settings
         .each_ref()
         .map(|(name, value)| (*name, value.as_str()));
     node("stripe", "stripe", &settings).await;
+}
+
+/// Serves the application's webhook, and the signed events of the fake at `/events`.
+fn webhook_and_events(settings: &[(&str, String)], fake: Arc<FakeStripe>) -> Router {
+    // The webhook needs no other setting as long as no event concerns a user.
+    let config = Config::from_lookup(|name| {
+        let found = settings.iter().find(|(known, _)| *known == name);
+        found.map(|(_, value)| value.clone())
+    });
+    let app = App::new(config, stripe::Config::default().clock);
+    let functions = serve::stack(routes::all().into(), app);
+    let background = serve::Background::in_process();
+
+    let events = get(async move || {
+        let signed = fake.take_events().into_iter().map(|event| {
+            let signature = fake.sign(&event.payload);
+            json!({"payload": event.payload, "signature": signature})
+        });
+        Json(signed.collect::<Vec<_>>())
+    });
+
+    Router::new()
+        .route("/events", events)
+        .fallback(async move |mut request: Request| {
+            request.extensions_mut().insert(background);
+            functions.oneshot(request).await
+        })
 }

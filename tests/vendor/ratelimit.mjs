@@ -1,6 +1,6 @@
-// The vendor's own rate limiter against UPSTASH_REDIS_REST_URL: its scripts are flagged, and their SHA-1s are written
-// into it. `cargo local test official_rate_limiter` starts a front before an empty database, another that never
-// answers, and runs this.
+// The vendor's rate limiter against UPSTASH_REDIS_REST_URL: its scripts are flagged, and it contains their SHA-1s.
+// `cargo local test official_rate_limiter` starts a REST proxy with an empty database and one that never answers, and
+// runs this file.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -18,11 +18,11 @@ const DAY = 24 * 3600 * 1000;
 /** The start of a window of a day. */
 const MIDNIGHT = 20_000 * DAY;
 
-// Without its cache every decision is the server's; without its timeout a busy machine lets nobody in.
+// Without the cache the server makes every decision; with a timeout a busy machine would change them.
 const limiter = (algorithm, more = {}) =>
   new Ratelimit({ redis, limiter: algorithm, prefix: "limit", ephemeralCache: false, timeout: 0, analytics: false, ...more });
 
-/** The limiter tells the time to its scripts, so a clock that stands still makes its answers exact. */
+/** The limiter sends the time to its scripts, so a fixed clock makes the answers exact. */
 const at = (t, now) => {
   t.mock.restoreAll();
   t.mock.method(Date, "now", () => now);
@@ -55,7 +55,7 @@ for (const [name, algorithm] of Object.entries(ALGORITHMS)) {
     }
   });
 
-  test(`${name}: what is left is told without being taken, and can be given back`, async (t) => {
+  test(`${name}: the rest is read without being used, and can be returned`, async (t) => {
     at(t, MIDNIGHT);
     const limit = limiter(algorithm(), { prefix: "left" });
     const left = async () => (await limit.getRemaining(name)).remaining;
@@ -74,7 +74,7 @@ for (const [name, algorithm] of Object.entries(ALGORITHMS)) {
     assert.equal(await left(), 10);
   });
 
-  test(`${name}: a dynamic limit goes before the one in the code`, async (t) => {
+  test(`${name}: a dynamic limit overrides the one in the code`, async (t) => {
     at(t, MIDNIGHT);
     const limit = limiter(algorithm(), { prefix: `dynamic ${name}`, dynamicLimits: true });
     assert.deepEqual(await limit.getDynamicLimit(), { dynamicLimit: null });
@@ -88,7 +88,7 @@ for (const [name, algorithm] of Object.entries(ALGORITHMS)) {
   });
 }
 
-// Redis forgets by its own clock, so windows are long and it is ours that jumps.
+// Redis expires keys by its own clock, so windows are long and the test's clock jumps.
 test("a fixed window ends all at once", async (t) => {
   const limit = limiter(Ratelimit.fixedWindow(10, "1 d"), { prefix: "ends" });
   at(t, MIDNIGHT + DAY - 1);
@@ -99,7 +99,7 @@ test("a fixed window ends all at once", async (t) => {
   assert.equal(answers[0].reset, MIDNIGHT + 2 * DAY);
 });
 
-test("a sliding window lets go of the last one by and by", async (t) => {
+test("a sliding window releases the last window gradually", async (t) => {
   const limit = limiter(Ratelimit.slidingWindow(10, "1 d"), { prefix: "slides" });
   at(t, MIDNIGHT);
   assert.equal(admitted(await many(limit, "ada", 20)), 10);
@@ -111,7 +111,7 @@ test("a sliding window lets go of the last one by and by", async (t) => {
   }
 });
 
-test("a token bucket is refilled in whole intervals, and no further than it is deep", async (t) => {
+test("a token bucket is refilled in whole intervals up to its capacity", async (t) => {
   const limit = limiter(Ratelimit.tokenBucket(4, "1 d", 10), { prefix: "bucket" });
   at(t, MIDNIGHT);
   assert.equal(admitted(await many(limit, "ada", 20)), 10);
@@ -121,7 +121,7 @@ test("a token bucket is refilled in whole intervals, and no further than it is d
   }
 });
 
-test("its scripts are known by the SHA-1s that it has of them", async (t) => {
+test("the server knows its scripts by their SHA-1s", async (t) => {
   at(t, MIDNIGHT);
   const sent = [];
   const { fetch } = globalThis;
@@ -139,14 +139,14 @@ test("its scripts are known by the SHA-1s that it has of them", async (t) => {
       await work();
       await work();
       const known = ["evalsha", 200];
-      // All of them reset by the same script.
+      // All algorithms share the script that resets.
       assert.ok(sent.length === 3 || sent.length === 2, name);
       assert.deepEqual(sent, sent.length === 2 ? [known, known] : [["evalsha", 400], ["eval", 200], known], name);
     }
   }
 });
 
-test("the cache answers for those who are over, without a request", async (t) => {
+test("the cache refuses those over the limit without a request", async (t) => {
   at(t, MIDNIGHT);
   const cache = new Map();
   const limit = limiter(Ratelimit.fixedWindow(1, "1 d"), { prefix: "cached", ephemeralCache: cache });
@@ -160,18 +160,18 @@ test("the cache answers for those who are over, without a request", async (t) =>
   assert.deepEqual(answer(await without.limit("ada")), refused);
 });
 
-test("a store that hangs lets everybody in: why ours is not this limiter", async () => {
+test("a store that hangs admits all requests, which is why the application has its own limiter", async () => {
   const leave = new AbortController();
   const away = client({ url: hanging, signal: leave.signal });
   const limit = limiter(Ratelimit.fixedWindow(1, "1 d"), { redis: away, prefix: "hangs", timeout: 20 });
   for (const answered of await many(limit, "ada", 3)) {
     assert.deepEqual(answer(answered), { success: true, limit: 0, remaining: 0, reset: 0, reason: "timeout" });
   }
-  // Requests that nobody waits for would keep this process.
+  // Open requests would keep this process running.
   leave.abort();
 });
 
-test("a store that is away is an error, not an answer", async () => {
+test("an unreachable store is an error, not an answer", async () => {
   // Nothing listens on port 1.
   const limit = limiter(Ratelimit.fixedWindow(1, "1 d"), { redis: client({ url: "http://127.0.0.1:1" }) });
   await assert.rejects(limit.limit("ada"), TypeError);

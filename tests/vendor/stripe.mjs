@@ -1,13 +1,13 @@
-// The vendor's own client against STRIPE_BASE_URL, to prove that the stand-in speaks the real format; and events that it
-// signs against WEBHOOK_URL, to prove that we believe Stripe and nobody else.
-// `cargo test -p iconoclash-local --test vendor` starts both and runs this.
+// The vendor's official client against STRIPE_BASE_URL: the fake has the real wire format. Events that the client signs
+// against WEBHOOK_URL: the application accepts Stripe's signatures and no others.
+// `cargo local test the_official_client_works_with_the_fake_stripe` starts both and runs this file.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import Stripe from "stripe";
 
 const { STRIPE_BASE_URL, STRIPE_SECRET_KEY, STRIPE_WEBHOOK_SECRET, STRIPE_PRICE_PRO, WEBHOOK_URL } = process.env;
-assert.ok(STRIPE_BASE_URL && WEBHOOK_URL, "STRIPE_BASE_URL and WEBHOOK_URL must name a stand-in and our webhook");
+assert.ok(STRIPE_BASE_URL && WEBHOOK_URL, "STRIPE_BASE_URL and WEBHOOK_URL must name a fake and the webhook");
 
 const { hostname, port } = new URL(STRIPE_BASE_URL);
 const options = { host: hostname, port, protocol: "http", maxNetworkRetries: 0, telemetry: false, timeout: 10_000 };
@@ -44,7 +44,7 @@ const subscribe = async () => {
   return { customer, session, subscription: data[0] };
 };
 
-test("a checkout is opened, paid and leads back", async () => {
+test("a checkout is opened, is paid and redirects to the success page", async () => {
   const { customer, session } = await open();
   assert.match(customer.id, /^cus_/);
   assert.match(session.id, /^cs_test_/);
@@ -75,7 +75,7 @@ test("a period belongs to a subscription's item", async () => {
   assert.equal(item.price.id, STRIPE_PRICE_PRO);
 });
 
-test("a subscription is cancelled at its period's end, kept after all, and cancelled at once", async () => {
+test("a subscription is cancelled at its period's end, resumed, and cancelled at once", async () => {
   const { subscription } = await subscribe();
   const ending = await stripe.subscriptions.update(subscription.id, { cancel_at_period_end: true });
   assert.equal(ending.cancel_at_period_end, true);
@@ -86,7 +86,7 @@ test("a subscription is cancelled at its period's end, kept after all, and cance
   assert.ok(ended.ended_at);
 });
 
-test("lists are walked page by page", async () => {
+test("lists have pages", async () => {
   const { customer } = await subscribe();
   for (let more = 0; more < 4; more += 1) await act("subscribe", customer.id);
   const ids = [];
@@ -97,14 +97,14 @@ test("lists are walked page by page", async () => {
   assert.equal(ids.length, 5);
 });
 
-test("the portal shows what there is", async () => {
+test("the portal shows the subscription", async () => {
   const { customer } = await subscribe();
   const portal = await stripe.billingPortal.sessions.create({ customer: customer.id, return_url: "http://localhost/" });
   assert.match(portal.id, /^bps_/);
   assert.match(await (await fetch(portal.url)).text(), /Cancel at the period’s end/);
 });
 
-test("a key gives the first answer again, and only to the same question", async () => {
+test("an idempotency key replays the first answer to the same request only", async () => {
   const idempotencyKey = "once";
   const [first, second] = await Promise.all([
     stripe.customers.create({ email: "a@example.org" }, { idempotencyKey }),
@@ -115,7 +115,7 @@ test("a key gives the first answer again, and only to the same question", async 
   await assert.rejects(other, Stripe.errors.StripeIdempotencyError);
 });
 
-test("what the version does not know is an error", async () => {
+test("parameters and objects that the version does not know are errors", async () => {
   const removed = open({ payment_method_types: ["card"] });
   await assert.rejects(removed, { code: "parameter_unknown", param: "payment_method_types", statusCode: 400 });
   await assert.rejects(open({ line_items: [{ price: "price_other", quantity: 1 }] }), { code: "resource_missing" });
@@ -137,7 +137,7 @@ const post = async (payload, signature) => {
 const sign = (payload, more = {}) =>
   stripe.webhooks.generateTestHeaderString({ payload, secret: STRIPE_WEBHOOK_SECRET, ...more });
 
-test("an event that Stripe's own library signs is believed, and no other", async () => {
+test("only an event that Stripe's library signed correctly is accepted", async () => {
   const payload = JSON.stringify({ id: "evt_1", object: "event", type: "payout.paid", data: { object: {} } }, null, 2);
   assert.deepEqual(await post(payload, sign(payload)), [200, { outcome: "ignored" }]);
   const now = Math.floor(Date.now() / 1000);
@@ -156,7 +156,7 @@ test("an event that Stripe's own library signs is believed, and no other", async
   }
 });
 
-test("an event of the stand-in is believed by Stripe's own library", async () => {
+test("Stripe's library accepts the events of the fake", async () => {
   await subscribe();
   const seen = await (await fetch(process.env.EVENTS_URL)).json();
   assert.ok(seen.length >= 3);

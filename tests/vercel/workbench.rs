@@ -1,16 +1,20 @@
-//! Processes to talk to, and a client that remembers what it asked.
+//! Servers, and a client that remembers the routes it called.
 
+use iconoclash_local::{
+    ports::loopback,
+    process::{Identity, Stop, stop_all, wait_until},
+};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fs,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::Mutex,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 pub(crate) fn root() -> PathBuf {
@@ -20,26 +24,17 @@ pub(crate) fn root() -> PathBuf {
         .unwrap()
 }
 
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
-/// The real CLI, pinned in package.json.
-pub(crate) fn vercel(folder: &Path) -> Command {
-    let program = root().join("node_modules/.bin/vercel");
-    assert!(
-        program.exists(),
-        "the Vercel CLI is not installed: run `cargo local test`"
-    );
-    let mut command = Command::new(program);
-    command
+/// Builds the functions before the CLI builds them one by one: on all processors, and to the same
+/// files.
+pub(crate) fn build_functions(folder: &Path, arguments: &[&str]) {
+    let mut build = Command::new("cargo");
+    build
+        .args(["build", "--quiet", "--bins"])
+        .args(arguments)
         .current_dir(folder)
-        .env("VERCEL_TELEMETRY_DISABLED", "1");
-    command
+        // The CLI sets this, and cargo builds again for other flags.
+        .env("RUSTFLAGS", std::env::var("RUSTFLAGS").unwrap_or_default());
+    assert!(build.status().unwrap().success(), "cargo build failed");
 }
 
 /// The functions' source files, by their path from the root.
@@ -68,8 +63,10 @@ fn tracked() -> Vec<String> {
         .collect()
 }
 
-/// A copy of what a deployment would upload, below `target`: a build needs a link to a project, which `vercel dev` must
-/// not find. Files that did not change keep their time, so that cargo builds only what did.
+/// Copies the files of a deployment to a folder in `target`: `vercel build` needs a link to a
+/// project, which `vercel dev` must not find.
+///
+/// Unchanged files keep their modification times, so that cargo builds only what changed.
 pub(crate) fn copy_of_the_checkout() -> PathBuf {
     let copy = root().join("target/vercel-build");
     for file in tracked() {
@@ -83,29 +80,27 @@ pub(crate) fn copy_of_the_checkout() -> PathBuf {
     copy
 }
 
-/// A process that listens; dropping it ends it with all that it started.
+/// A process that listens on a port. Dropping it stops its process group.
 pub(crate) struct Server(Child);
 
 impl Server {
-    pub(crate) async fn start(mut command: Command, port: u16) -> Self {
+    pub(crate) fn start(mut command: Command, port: u16) -> Self {
         let mut server = Self(command.process_group(0).spawn().unwrap());
-        let started = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(server.0.try_wait().unwrap().is_none(), "the server ended");
-            assert!(
-                started.elapsed() < Duration::from_secs(60),
-                "the server does not listen"
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let address = loopback(port);
+        wait_until(&mut server.0, || Ok(TcpStream::connect(address).map(drop)?)).unwrap();
+
         server
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let group = format!("-{}", self.0.id());
-        let _already_gone = Command::new("kill").args(["-TERM", "--", &group]).status();
+        if let Some(identity) = Identity::from_pid(self.0.id()) {
+            stop_all(
+                [(&identity, Stop::Terminate)].into_iter(),
+                Duration::from_secs(20),
+            );
+        }
         let _reaped = self.0.wait();
     }
 }
@@ -120,7 +115,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(port: u16) -> Self {
         let base = format!("http://127.0.0.1:{port}");
-        // `vercel dev` builds a function when it is first asked.
+        // `vercel dev` builds a function at its first request.
         let http = reqwest::Client::builder()
             .timeout(Duration::from_secs(600))
             .build()
@@ -133,7 +128,7 @@ impl Client {
         }
     }
 
-    /// Every route that was asked, its id as in the document.
+    /// Every route that was called, with `{id}` for ids, as in the OpenAPI document.
     pub(crate) fn routes(&self) -> BTreeSet<String> {
         self.called.lock().unwrap().clone()
     }
@@ -160,7 +155,7 @@ impl Client {
         request.send().await.unwrap().status().as_u16()
     }
 
-    /// Sends bytes as they were signed.
+    /// Sends a signed payload unchanged.
     pub(crate) async fn webhook(&self, path: &str, payload: String, signature: String) -> u16 {
         let request = self
             .request(Method::POST, path, Value::Null)
@@ -174,7 +169,7 @@ impl Client {
             .as_u16()
     }
 
-    /// The events that a message is answered with, or, without a body, those of a reply's stream.
+    /// The events of the answer to a message or, without a body, of a reply's stream.
     pub(crate) async fn stream(&self, path: &str, body: Value) -> String {
         let method = if body.is_null() {
             Method::GET

@@ -1,7 +1,7 @@
 //! /api/discussions/{id}/messages
 //!
-//! GET   its owner   what was said, newest first; `?limit=&cursor=`   200 · 400 · 401 · 404
-//! POST  its owner   say something: a stream of events, or one JSON answer   200 · 201 · 401 · 404 · 409 · 422 · 429 · 503
+//! GET   its owner  the messages, newest first; `?limit=&cursor=`   200 · 400 · 401 · 404
+//! POST  its owner  send a message; streams the reply, or sends it as one JSON body   200 · 201 · 401 · 402 · 404 · 409 · 422 · 429 · 502 · 503
 //!
 //! Logic: `iconoclash::routes::messages`.
 

@@ -1,6 +1,6 @@
 //! /api/messages/{id}/stop
 //!
-//! POST  its owner   end a running reply at the provider   202 · 401 · 404 · 409
+//! POST  its owner  stop a running reply at the provider   202 · 401 · 404 · 409
 //!
 //! Logic: `iconoclash::routes::messages`.
 

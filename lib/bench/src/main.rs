@@ -1,4 +1,4 @@
-//! `cargo local bench`: what must be cheap or quick, measured, with the bar that it is held to.
+//! The benchmarks: each prints its figures and the bar that they must keep.
 
 #![expect(
     clippy::disallowed_methods,
@@ -13,30 +13,27 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use iconoclash_local::{places::Places, profile::Profile, with_profile};
+use iconoclash_local::{Internal, bench::Bench, instance::Instance, paths::Paths, with_instance};
 use tokio::runtime::{Handle, Runtime};
 
-/// Measures something that must be cheap or quick.
+/// Measure what must be fast or cheap
 #[derive(Debug, Parser)]
 #[command(name = "cargo local bench", bin_name = "cargo local bench")]
 struct Cli {
     #[command(subcommand)]
-    bench: Bench,
+    task: Task,
 }
 
-/// What is measured.
 #[derive(Debug, Subcommand)]
-enum Bench {
-    /// Admissions a second, and the commands that Redis bills for each
-    Admission,
-    /// Simulate a day of conversations and print what it costs, by the real prompts and prices
-    Costs(costs::Costs),
-    /// Relay many replies at once and print what that takes of processor and memory
-    Relay(relay::Relay),
+enum Task {
+    #[command(flatten)]
+    Bench(Bench),
+    #[command(flatten)]
+    Internal(Internal),
 }
 
 fn main() -> ExitCode {
-    match start(&Cli::parse().bench) {
+    match run(&Cli::parse().task) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -46,21 +43,24 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(bench: &Bench) -> Result<bool> {
-    let places = Places::find()?;
+fn run(task: &Task) -> Result<bool> {
+    let paths = Paths::find()?;
     let runtime = Runtime::new()?;
     let handle = runtime.handle();
 
-    with_profile(handle, Profile::open(&places, "bench")?, |profile| {
-        run(handle, profile, bench)
-    })
+    match task {
+        Task::Internal(command) => command.run(handle, &paths).map(|()| true),
+        Task::Bench(bench) => with_instance(handle, Instance::open(&paths, "bench")?, |instance| {
+            run_bench(handle, instance, bench)
+        }),
+    }
 }
 
-/// Runs a benchmark on services of its own; true if the bars are met.
-fn run(runtime: &Handle, profile: &Profile, bench: &Bench) -> Result<bool> {
+/// Runs a benchmark on services of its own; true if it keeps its bars.
+fn run_bench(runtime: &Handle, instance: &Instance, bench: &Bench) -> Result<bool> {
     match bench {
-        Bench::Admission => admission::run(runtime, profile).map(|()| true),
-        Bench::Costs(costs) => costs::run(costs),
-        Bench::Relay(relay) => relay::run(runtime, profile, relay),
+        Bench::Admission => admission::run(runtime, instance).map(|()| true),
+        Bench::Costs(options) => costs::run(options),
+        Bench::Relay(options) => relay::run(runtime, instance, options),
     }
 }

@@ -1,68 +1,81 @@
-//! Until when what is left alone: a key, an organisation, or a model with every key. The latest deadline wins.
+//! Cooldowns: until when a key, an organisation or a model gets no calls. The latest deadline wins.
 
 use std::collections::HashMap;
 
-/// A scope and the moment, in epoch milliseconds, at which it may be asked again.
-pub type Deadline = (String, i64);
+/// A cooldown as instances exchange it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cooldown {
+    /// Names the key, the organisation or the model that gets no calls.
+    pub key: String,
+    /// The end, in Unix milliseconds.
+    pub until_ms: i64,
+}
 
-/// The deadlines that this process knows, and which of them others know too.
+/// The cooldowns that this process knows.
 #[derive(Debug, Default)]
-pub(super) struct Cooldowns(HashMap<String, Until>);
+pub(crate) struct Cooldowns(HashMap<String, Until>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Until {
     ms: i64,
-    /// Whether it is known where all instances look.
-    shared: bool,
+    /// Whether the other instances can know it.
+    published: bool,
 }
 
 impl Cooldowns {
-    /// Leaves a scope alone until then, or for longer if that was known already.
-    pub(super) fn raise(&mut self, scope: String, until_ms: i64) {
-        let until = self.0.entry(scope).or_insert(Until {
+    /// Starts a cooldown. A later end that is known already stays.
+    pub(crate) fn extend(&mut self, key: String, until_ms: i64) {
+        let until = self.0.entry(key).or_insert(Until {
             ms: i64::MIN,
-            shared: true,
+            published: true,
         });
         if until.ms < until_ms {
             *until = Until {
                 ms: until_ms,
-                shared: false,
+                published: false,
             };
         }
     }
 
-    /// When a scope may be asked again, if not now.
-    pub(super) fn end(&self, scope: &str, now_ms: i64) -> Option<i64> {
-        self.0
-            .get(scope)
-            .map(|until| until.ms)
-            .filter(|until_ms| *until_ms > now_ms)
+    /// The end of a running cooldown.
+    pub(crate) fn end(&self, key: &str, now_ms: i64) -> Option<i64> {
+        let until_ms = self.0.get(key)?.ms;
+        (until_ms > now_ms).then_some(until_ms)
     }
 
-    /// What others have not been told yet.
-    pub(super) fn untold(&self, now_ms: i64) -> Vec<Deadline> {
-        let untold = self
-            .0
+    /// Running cooldowns that the other instances do not know yet.
+    pub(crate) fn unpublished(&self, now_ms: i64) -> Vec<Cooldown> {
+        self.0
             .iter()
-            .filter(|(_, until)| !until.shared && until.ms > now_ms);
-        untold
-            .map(|(scope, until)| (scope.clone(), until.ms))
+            .filter(|(_, until)| !until.published && until.ms > now_ms)
+            .map(|(key, until)| Cooldown {
+                key: key.clone(),
+                until_ms: until.ms,
+            })
             .collect()
     }
 
-    /// Takes over what all instances know, after they were told `told`: whatever they do not know any more was lifted
-    /// by an operator. What was learned since stands.
-    pub(super) fn follow(&mut self, told: &[Deadline], known: Vec<Deadline>) {
-        for (scope, ms) in told {
-            if let Some(until) = self.0.get_mut(scope).filter(|until| until.ms == *ms) {
-                until.shared = true;
+    /// Takes over the `shared` cooldowns of all instances, after `published` was sent to them.
+    ///
+    /// A published cooldown that is no longer shared was lifted by an operator. Cooldowns that started since stay.
+    pub(crate) fn merge(&mut self, published: &[Cooldown], shared: Vec<Cooldown>) {
+        for cooldown in published {
+            if let Some(until) = self.0.get_mut(&cooldown.key)
+                && until.ms == cooldown.until_ms
+            {
+                until.published = true;
             }
         }
-        self.0.retain(|_, until| !until.shared);
-        for (scope, ms) in known {
-            let until = self.0.entry(scope).or_insert(Until { ms, shared: true });
-            if until.ms <= ms {
-                *until = Until { ms, shared: true };
+        self.0.retain(|_, until| !until.published);
+
+        for cooldown in shared {
+            let shared = Until {
+                ms: cooldown.until_ms,
+                published: true,
+            };
+            let until = self.0.entry(cooldown.key).or_insert(shared);
+            if until.ms <= shared.ms {
+                *until = shared;
             }
         }
     }
@@ -72,60 +85,81 @@ impl Cooldowns {
 mod tests {
     use super::*;
 
-    fn all(cooldowns: &Cooldowns) -> Vec<(&str, i64, bool)> {
-        let mut all: Vec<_> = cooldowns
-            .0
-            .iter()
-            .map(|(scope, it)| (scope.as_str(), it.ms, it.shared))
-            .collect();
-        all.sort_unstable();
+    fn cooldown(key: &str, until_ms: i64) -> Cooldown {
+        Cooldown {
+            key: key.into(),
+            until_ms,
+        }
+    }
+
+    fn published(until_ms: i64) -> Until {
+        Until {
+            ms: until_ms,
+            published: true,
+        }
+    }
+
+    fn unpublished(until_ms: i64) -> Until {
+        Until {
+            ms: until_ms,
+            published: false,
+        }
+    }
+
+    fn all(cooldowns: &Cooldowns) -> Vec<(&str, Until)> {
+        let all = cooldowns.0.iter();
+        let mut all: Vec<_> = all.map(|(key, until)| (key.as_str(), *until)).collect();
+        all.sort_unstable_by_key(|(key, _)| *key);
         all
     }
 
     #[test]
-    fn the_latest_deadline_wins_whoever_knew_it() {
+    fn the_latest_deadline_wins_wherever_it_comes_from() {
         let mut cooldowns = Cooldowns::default();
-        cooldowns.raise("a".into(), 50);
-        cooldowns.raise("a".into(), 40);
-        cooldowns.raise("b".into(), 70);
-        assert_eq!(
-            (cooldowns.end("a", 49), cooldowns.end("a", 50)),
-            (Some(50), None)
-        );
-        let told = cooldowns.untold(0);
-        assert_eq!(told.len(), 2);
-        cooldowns.follow(
-            &told,
-            vec![("a".into(), 60), ("b".into(), 70), ("c".into(), 10)],
-        );
+        cooldowns.extend("a".into(), 50);
+        cooldowns.extend("a".into(), 40);
+        cooldowns.extend("b".into(), 70);
+        assert_eq!(cooldowns.end("a", 49), Some(50));
+        assert_eq!(cooldowns.end("a", 50), None);
+
+        let sent = cooldowns.unpublished(0);
+        assert_eq!(sent.len(), 2);
+        let shared = vec![cooldown("a", 60), cooldown("b", 70), cooldown("c", 10)];
+        cooldowns.merge(&sent, shared);
         assert_eq!(
             all(&cooldowns),
-            [("a", 60, true), ("b", 70, true), ("c", 10, true)]
+            [
+                ("a", published(60)),
+                ("b", published(70)),
+                ("c", published(10))
+            ]
         );
-        cooldowns.raise("a".into(), 55);
-        assert_eq!(cooldowns.untold(0), []);
+
+        cooldowns.extend("a".into(), 55);
+        assert_eq!(cooldowns.unpublished(0), []);
     }
 
     #[test]
-    fn what_was_lifted_ends_and_what_was_learned_meanwhile_stands() {
+    fn a_lifted_cooldown_ends_and_one_that_started_since_stays() {
         let mut cooldowns = Cooldowns::default();
-        cooldowns.raise("lifted".into(), 50);
-        cooldowns.raise("raised".into(), 50);
-        let told = cooldowns.untold(0);
-        cooldowns.raise("raised".into(), 80);
-        cooldowns.raise("learned".into(), 90);
-        cooldowns.follow(&told, vec![]);
+        cooldowns.extend("lifted".into(), 50);
+        cooldowns.extend("extended".into(), 50);
+        let sent = cooldowns.unpublished(0);
+
+        cooldowns.extend("extended".into(), 80);
+        cooldowns.extend("started".into(), 90);
+        cooldowns.merge(&sent, vec![]);
         assert_eq!(
             all(&cooldowns),
-            [("learned", 90, false), ("raised", 80, false)]
+            [("extended", unpublished(80)), ("started", unpublished(90))]
         );
     }
 
     #[test]
-    fn what_nobody_could_be_told_holds_here() {
+    fn a_cooldown_that_could_not_be_published_holds_in_this_process() {
         let mut cooldowns = Cooldowns::default();
-        cooldowns.raise("a".into(), 50);
-        cooldowns.follow(&[], vec![("b".into(), 60)]);
+        cooldowns.extend("a".into(), 50);
+        cooldowns.merge(&[], vec![cooldown("b", 60)]);
         assert_eq!(cooldowns.end("a", 0), Some(50));
     }
 }

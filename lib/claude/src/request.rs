@@ -1,40 +1,40 @@
-//! A prompt as the bytes that the provider reads and caches.
+//! The request body: a prompt as the bytes that the provider caches.
 
 use serde::Serialize;
 
-use super::{Prompt, Role, Turn};
+use crate::{Prompt, Role, Turn};
 
-/// The request as the provider reads it. Field order is fixed, so equal prompts are equal bytes.
+/// The request body. Its field order is fixed, so equal prompts are equal bytes.
 #[derive(Serialize)]
-pub(super) struct Body<'a> {
+pub(crate) struct RequestBody<'a> {
     model: &'a str,
     max_tokens: u32,
     stream: bool,
     metadata: Metadata<'a>,
     #[serde(flatten)]
-    thought: Thought,
+    thinking: Thinking,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     system: Vec<Block<'a>>,
     messages: Vec<Message<'a>>,
 }
 
-/// As little thought as a model can be asked for. What it thinks is billed like what it says, counts in `max_tokens` and
-/// keeps the user waiting, and current models think unless told not to, each in its own words
+/// The setting that makes a model think least. Thinking is billed as output, counts towards `max_tokens` and delays the
+/// text. Current models think by default, and each has a setting of its own
 /// (<https://platform.claude.com/docs/en/build-with-claude/thinking>).
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Thought {
+enum Thinking {
     Thinking { r#type: &'static str },
     OutputConfig { effort: &'static str },
 }
 
-impl Thought {
+impl Thinking {
     fn least(model: &str) -> Self {
         if model.starts_with("claude-opus-5-5") {
-            // Cannot be told not to.
+            // Cannot be switched off.
             Self::OutputConfig { effort: "low" }
         } else if model.starts_with("claude-sonnet-5-5") {
-            // Without tools, nothing is between them.
+            // These prompts have no tools, so the model never thinks.
             Self::Thinking {
                 r#type: "between_tools",
             }
@@ -68,22 +68,16 @@ struct CacheControl {
     r#type: &'static str,
 }
 
-impl<'a> Body<'a> {
-    /// Marks the system text, the recap and the last turn: the next message of the conversation finds this
-    /// one's mark, as the provider looks 20 blocks back.
-    pub(super) fn of(prompt: &'a Prompt) -> Self {
+impl<'a> RequestBody<'a> {
+    /// Marks the system text, the summary and the last turn for the cache. The next message of the conversation hits
+    /// the last mark, because the provider searches 20 blocks back.
+    pub(crate) fn from_prompt(prompt: &'a Prompt) -> Self {
         let last = prompt.turns.len().saturating_sub(1);
-        let message = |(at, turn): (usize, &'a Turn)| {
-            let recap =
-                (at == 0 && !prompt.recap.is_empty()).then(|| Block::new(&prompt.recap, true));
-            Message {
-                role: turn.role,
-                content: recap
-                    .into_iter()
-                    .chain([Block::new(&turn.text, at == last)])
-                    .collect(),
-            }
-        };
+        let messages = prompt.turns.iter().enumerate().map(|(at, turn)| {
+            let summary = (at == 0).then_some(prompt.summary_block.as_str());
+            Message::new(turn, summary.unwrap_or_default(), at == last)
+        });
+
         Self {
             model: &prompt.model,
             max_tokens: prompt.max_tokens,
@@ -91,23 +85,38 @@ impl<'a> Body<'a> {
             metadata: Metadata {
                 user_id: &prompt.user_id,
             },
-            thought: Thought::least(&prompt.model),
-            system: if prompt.system.is_empty() {
-                vec![]
-            } else {
-                vec![Block::new(&prompt.system, true)]
-            },
-            messages: prompt.turns.iter().enumerate().map(message).collect(),
+            thinking: Thinking::least(&prompt.model),
+            system: Block::marked(&prompt.system).into_iter().collect(),
+            messages: messages.collect(),
+        }
+    }
+}
+
+impl<'a> Message<'a> {
+    fn new(turn: &'a Turn, summary: &'a str, is_marked: bool) -> Self {
+        let turn_block = Block::new(&turn.text, is_marked);
+
+        Self {
+            role: turn.role,
+            content: Block::marked(summary)
+                .into_iter()
+                .chain([turn_block])
+                .collect(),
         }
     }
 }
 
 impl<'a> Block<'a> {
-    fn new(text: &'a str, cached: bool) -> Self {
+    /// A block with a cache mark; none for an empty text, which the provider rejects.
+    fn marked(text: &'a str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self::new(text, true))
+    }
+
+    fn new(text: &'a str, is_marked: bool) -> Self {
         Self {
             r#type: "text",
             text,
-            cache_control: cached.then_some(CacheControl {
+            cache_control: is_marked.then_some(CacheControl {
                 r#type: "ephemeral",
             }),
         }
@@ -123,7 +132,7 @@ mod tests {
             model: "claude-haiku-5-5".into(),
             max_tokens: 64,
             system: system.into(),
-            recap: String::new(),
+            summary_block: String::new(),
             turns: turns
                 .iter()
                 .map(|&(role, text)| Turn {
@@ -136,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_system_text_and_the_last_turn_are_marked_for_the_cache() {
+    fn system_text_and_last_turn_are_marked_for_the_cache() {
         let prompt = prompt(
             "You are Socrates.",
             &[
@@ -148,7 +157,7 @@ mod tests {
         let block = |text: &str| serde_json::json!([{"type": "text", "text": text}]);
         let marked = |text: &str| serde_json::json!([{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]);
         assert_eq!(
-            serde_json::to_value(Body::of(&prompt)).unwrap(),
+            serde_json::to_value(RequestBody::from_prompt(&prompt)).unwrap(),
             serde_json::json!({
                 "model": "claude-haiku-5-5", "max_tokens": 64, "stream": true,
                 "metadata": {"user_id": "u1"}, "thinking": {"type": "disabled"},
@@ -163,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_before_comes_first_and_is_marked_apart() {
+    fn the_summary_is_the_first_block_and_has_its_own_mark() {
         let prompt = prompt(
             "You are Socrates.",
             &[
@@ -172,8 +181,8 @@ mod tests {
                 (Role::User, "So"),
             ],
         );
-        let body = serde_json::to_value(Body::of(&Prompt {
-            recap: "Before.".into(),
+        let body = serde_json::to_value(RequestBody::from_prompt(&Prompt {
+            summary_block: "Before.".into(),
             ..prompt
         }))
         .unwrap();
@@ -186,8 +195,8 @@ mod tests {
     }
 
     #[test]
-    fn each_model_is_asked_in_its_own_words_not_to_think() {
-        for (model, thought) in [
+    fn each_model_gets_the_setting_that_makes_it_think_least() {
+        for (model, thinking) in [
             (
                 "claude-haiku-5-5",
                 serde_json::json!({"thinking": {"type": "disabled"}}),
@@ -210,16 +219,20 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                serde_json::to_value(Thought::least(model)).unwrap(),
-                thought,
+                serde_json::to_value(Thinking::least(model)).unwrap(),
+                thinking,
                 "{model}"
             );
         }
     }
 
     #[test]
-    fn an_empty_system_text_is_left_out_because_the_provider_refuses_it() {
-        let body = serde_json::to_value(Body::of(&prompt("", &[(Role::User, "Hello")]))).unwrap();
+    fn an_empty_system_text_is_left_out_because_the_provider_rejects_it() {
+        let body = serde_json::to_value(RequestBody::from_prompt(&prompt(
+            "",
+            &[(Role::User, "Hello")],
+        )))
+        .unwrap();
         assert_eq!(body.get("system"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! `iconoclash budgets`: the spending limits, shown and set in dollars.
+//! `iconoclash budgets`: shows and sets the spending limits in dollars.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use iconoclash::{
     },
 };
 
-/// Micro-dollars that people read and type as dollars.
+/// An amount in micro-dollars, which people read and type in dollars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dollars(pub i64);
 
@@ -19,38 +19,33 @@ impl std::str::FromStr for Dollars {
     type Err = String;
 
     fn from_str(typed: &str) -> Result<Self, String> {
-        let unreadable = || format!("{typed:?} is no amount: give dollars, such as 0.05 or 1500");
-        let (whole, cents) = typed
-            .trim()
-            .trim_start_matches('$')
-            .split_once('.')
-            .unwrap_or((typed.trim().trim_start_matches('$'), ""));
-        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        if whole.is_empty() || !digits(whole) || !digits(cents) || cents.len() > 6 {
-            return Err(unreadable());
+        let malformed = || format!("{typed:?} is no amount: give dollars, such as 0.05 or 1500");
+        let number = typed.trim().trim_start_matches('$');
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+
+        let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if whole.is_empty() || !is_digits(whole) || !is_digits(fraction) || fraction.len() > 6 {
+            return Err(malformed());
         }
-        let micros = format!("{whole}{cents:0<6}")
-            .parse()
-            .map_err(|_| unreadable())?;
-        Ok(Self(micros))
+
+        let micros = format!("{whole}{fraction:0<6}");
+        micros.parse().map(Self).map_err(|_| malformed())
     }
 }
 
 impl fmt::Display for Dollars {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
-        let (whole, micros) = (
-            self.0.unsigned_abs() / 1_000_000,
-            self.0.unsigned_abs() % 1_000_000,
-        );
-        let micros = format!("{micros:06}");
-        // Cents always, and what is less than a cent only where there is any.
-        let digits = 2.max(micros.trim_end_matches('0').len());
-        write!(f, "{sign}${whole}.{}", &micros[..digits])
+        let whole = self.0.unsigned_abs() / 1_000_000;
+        let fraction = format!("{:06}", self.0.unsigned_abs() % 1_000_000);
+
+        // Always two digits, and more only where they are not zero.
+        let digits = 2.max(fraction.trim_end_matches('0').len());
+        write!(f, "{sign}${whole}.{}", &fraction[..digits])
     }
 }
 
-/// The limits as lines, with what is spent of those that everybody shares.
+/// The limits as lines, with the spending so far of those that all users share.
 pub async fn show(app: &App) -> Result<Vec<String>, String> {
     let limits = budgets::read(app).await.map_err(explain)?;
     let spent = ledger::spending(app).await.map_err(explain)?;
@@ -61,27 +56,31 @@ pub async fn show(app: &App) -> Result<Vec<String>, String> {
         day,
         month,
     } = limits;
-    let line = |scope: &str, limit: i64, of: &str| {
-        format!("{scope:<6} {:>12} {of}", Dollars(limit).to_string())
+
+    let line = |scope: &str, limit: i64, applies_to: &str| {
+        let limit = Dollars(limit).to_string();
+        format!("{scope:<6} {limit:>12} {applies_to}")
     };
-    let used = |spent: i64, when: &str| format!("by everybody {when}; {} spent", Dollars(spent));
+    let today = format!("a day for all users; {} spent", Dollars(spent.today));
+    let this_month = format!("a month for all users; {} spent", Dollars(spent.month));
     Ok(vec![
-        line("guest", guest, "by a network a day"),
-        line("free", free, "by a free user a day"),
-        line("pro", pro, "by a paying user a day"),
-        line("day", day, &used(spent.today, "a day")),
-        line("month", month, &used(spent.month, "a month")),
+        line("guest", guest, "a day for the guests of a network"),
+        line("free", free, "a day for a free user"),
+        line("pro", pro, "a day for a paying user"),
+        line("day", day, &today),
+        line("month", month, &this_month),
     ])
 }
 
-/// Sets one limit and says when it holds.
+/// Sets one limit and says from when on it applies.
 pub async fn set(app: &App, scope: &str, limit: Dollars) -> Result<String, String> {
     let followed = budgets::set(app, scope, limit.0).await.map_err(explain)?;
     Ok(match followed {
         Propagation::Immediate => format!("{scope} is {limit} from the next message on"),
         Propagation::OnCacheExpiry(cause) => {
             format!(
-                "{scope} is {limit} within a minute; Redis could not be told to forget the old limit now: {cause}"
+                "{scope} is {limit} within a minute. Redis still has the old limit until then: \
+                 {cause}"
             )
         }
     })
@@ -90,9 +89,9 @@ pub async fn set(app: &App, scope: &str, limit: Dollars) -> Result<String, Strin
 fn explain(error: Error) -> String {
     match error {
         Error::Unavailable { cause, .. } => {
-            format!("{cause}: check DATABASE_URL, and whether `iconoclash migrate` has run")
+            format!("{cause}: check DATABASE_URL, and run `iconoclash migrate`")
         }
-        Error::Internal(cause) => format!("{cause}: has `iconoclash migrate` of this release run?"),
+        Error::Internal(cause) => format!("{cause}: run `iconoclash migrate` of this release"),
         Error::Invalid { .. } => {
             format!("there is no such scope: give one of {}", SCOPES.join(", "))
         }
@@ -114,12 +113,10 @@ mod tests {
             ("0", 0, "$0.00"),
         ] {
             let read: Dollars = typed.parse().unwrap();
-            assert_eq!(
-                (read.0, read.to_string().as_str()),
-                (micros, shown),
-                "{typed}"
-            );
+            assert_eq!(read.0, micros, "{typed}");
+            assert_eq!(read.to_string(), shown, "{typed}");
         }
+
         for typed in [
             "",
             "-1",

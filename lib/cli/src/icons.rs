@@ -1,4 +1,4 @@
-//! The personas that ship with the release, written to the database by one statement.
+//! Writes the personas of this release to the database.
 
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -13,7 +13,7 @@ struct Icon {
     name: String,
     era: String,
     tagline: String,
-    /// Paragraphs.
+    /// The prompt's paragraphs.
     system_prompt: Vec<String>,
 }
 
@@ -28,9 +28,9 @@ struct IconRow {
     position: usize,
 }
 
-/// What seeding did to the table.
+/// The number of rows that seeding changed.
 #[derive(Debug, PartialEq, sqlx::FromRow)]
-pub(crate) struct Seeded {
+pub(crate) struct SeedCounts {
     pub(crate) added: i64,
     pub(crate) changed: i64,
     pub(crate) retired: i64,
@@ -40,8 +40,9 @@ fn built_in() -> Result<Vec<Icon>, serde_json::Error> {
     serde_json::from_str(include_str!("../icons.json"))
 }
 
-/// Makes the table equal to the file; an icon that has left the file is retired, because discussions still name it.
-pub(crate) async fn seed(connection: &mut PgConnection) -> Result<Seeded, Error> {
+/// Makes the table equal to the file. An icon that the file no longer has is retired, because discussions still refer to
+/// it.
+pub(crate) async fn seed(connection: &mut PgConnection) -> Result<SeedCounts, Error> {
     let rows: Vec<_> = built_in()?
         .into_iter()
         .enumerate()
@@ -54,11 +55,13 @@ pub(crate) async fn seed(connection: &mut PgConnection) -> Result<Seeded, Error>
             position,
         })
         .collect();
-    let seeded = sqlx::query_as(
+
+    let counts = sqlx::query_as(
         "with wanted as (
            select slug, name, era, tagline, system_prompt, position, false as retired
            from jsonb_to_recordset($1::text::jsonb)
-             as w(slug text, name text, era text, tagline text, system_prompt text, position smallint)
+             as w(slug text, name text, era text, tagline text, system_prompt text,
+                  position smallint)
          ), written as (
            insert into icons as i (slug, name, era, tagline, system_prompt, position, retired)
            select slug, name, era, tagline, system_prompt, position, retired from wanted
@@ -66,8 +69,8 @@ pub(crate) async fn seed(connection: &mut PgConnection) -> Result<Seeded, Error>
              name = excluded.name, era = excluded.era, tagline = excluded.tagline,
              system_prompt = excluded.system_prompt, position = excluded.position, retired = false
            where (i.name, i.era, i.tagline, i.system_prompt, i.position, i.retired)
-             is distinct from (excluded.name, excluded.era, excluded.tagline, excluded.system_prompt,
-                               excluded.position, false)
+             is distinct from (excluded.name, excluded.era, excluded.tagline,
+                               excluded.system_prompt, excluded.position, false)
            returning xmax = 0 as added
          ), dropped as (
            update icons set retired = true
@@ -81,7 +84,7 @@ pub(crate) async fn seed(connection: &mut PgConnection) -> Result<Seeded, Error>
     .bind(serde_json::to_string(&rows)?)
     .fetch_one(connection)
     .await?;
-    Ok(seeded)
+    Ok(counts)
 }
 
 #[cfg(test)]
@@ -91,15 +94,18 @@ mod tests {
     use super::built_in;
 
     #[test]
-    fn icons_are_complete_and_no_two_alike() {
+    fn icons_are_complete_and_differ_from_each_other() {
         let icons = built_in().unwrap();
         assert!(icons.len() >= 14, "{} icons", icons.len());
+
         let slugs: HashSet<_> = icons.iter().map(|icon| &icon.slug).collect();
         let openings: HashSet<_> = icons
             .iter()
             .map(|icon| icon.system_prompt[0].split(' ').take(4).collect::<Vec<_>>())
             .collect();
-        assert_eq!((slugs.len(), openings.len()), (icons.len(), icons.len()));
+        assert_eq!(slugs.len(), icons.len());
+        assert_eq!(openings.len(), icons.len());
+
         for icon in &icons {
             let words = icon.system_prompt.join(" ").split_whitespace().count();
             assert!((180..=300).contains(&words), "{}: {words} words", icon.slug);

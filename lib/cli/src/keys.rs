@@ -1,43 +1,42 @@
-//! `iconoclash keys`: the Claude API keys that are kept in the database. A secret comes from standard input and never
-//! leaves again: lists show its end.
+//! `iconoclash keys`: the Claude API keys in the database. A secret is read from standard input; only its end is ever
+//! shown.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 
 use clap::{Args, Subcommand};
 use secrecy::SecretString;
 
 use iconoclash::{
-    api_keys::store::{self, Listed, NewKey},
+    api_keys::store::{self, KeyState, KeyTest, NewKey, StoredKey},
     app::App,
     http::{error::Error as Library, request_log},
 };
-use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 use time::{OffsetDateTime, macros::format_description};
 
-/// What is to be done.
+/// A task for the stored keys.
 #[derive(Debug, Subcommand)]
 pub enum Task {
-    /// Store a key; the secret is read from standard input, or asked for
+    /// Store a key; the secret is read from standard input or a prompt
     ///
-    /// It gets calls within a minute. A stored key takes the place of the one with the same label in ANTHROPIC_API_KEYS.
+    /// It gets calls within a minute. A stored key replaces the one with the same label in ANTHROPIC_API_KEYS.
     Add(Add),
     /// Show every key: state, end of the secret, health, last error
     ///
-    /// A key that `cools` is left alone until then, for its own sake or its organisation's; `keys test` ends that early
-    /// where the provider answers.
+    /// A key that `cools` gets no calls until then, because of an error of its own or of its organisation. `keys test` ends
+    /// the cooldown early if the provider answers.
     List,
-    /// Give a key no new calls; those under way end by themselves
+    /// Take a key out of rotation; running calls end by themselves
     Drain(Label),
-    /// Give a drained key calls again
+    /// Put a drained key back into rotation
     Resume(Label),
-    /// Erase a key; calls under way end by themselves
+    /// Erase a key; running calls end by themselves
     ///
-    /// This cannot be undone. It does not disable the key at the provider: do that in its console.
+    /// This cannot be undone. It does not disable the key at the provider; do that in the provider's console.
     Revoke(Label),
-    /// Ask Claude for one token with a key, which costs a few micro-dollars and is not in the ledger
+    /// Ask Claude for one token with a key; costs a few micro-dollars, which the ledger records
     ///
-    /// Where that is answered, every instance uses the key, and its organisation, again. Works for keys of
-    /// ANTHROPIC_API_KEYS, too. Exits with 1 if the key does not work.
+    /// If the provider answers, every instance uses the key and its organisation again. Also accepts keys of
+    /// ANTHROPIC_API_KEYS. Exits with 1 if the key does not work.
     Test(Label),
     /// Seal every key with the first key of CREDENTIALS_KEY, so that the second can be removed
     ///
@@ -48,58 +47,63 @@ pub enum Task {
 /// A key to store.
 #[derive(Debug, Args)]
 pub struct Add {
-    /// What logs and the ledger will call it, such as main-2026-11
+    /// Its name in logs and in the ledger, such as main-2026-11
     label: String,
-    /// Whose limits it shares with other keys; without one they are its own
+    /// The organisation whose limits it shares with other keys; without it, its limits are its own
     #[arg(long, value_name = "NAME")]
     organisation: Option<String>,
-    /// Its share of the conversations against other keys, 1 to 100
+    /// Its share of the conversations, relative to the other keys, 1 to 100
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     weight: u32,
 }
 
-/// Which key.
+/// The label of a key.
 #[derive(Debug, Args)]
 pub struct Label {
     /// As `keys list` shows it
     label: String,
 }
 
-/// Why it was not done; the text says what to do next.
+/// Why a task failed. The text says what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What the library says.
+    /// The library's error.
     #[error("{0}")]
     Failed(String),
-    /// There is no such key.
-    #[error(
-        "there is no stored key with the label {0}; `iconoclash keys list` shows those that there are"
-    )]
+    /// No stored key has this label.
+    #[error("no stored key has the label {0}; `iconoclash keys list` shows all labels")]
     Unknown(String),
-    /// The provider does not answer to this key.
+    /// The provider did not answer.
     #[error("{0} does not work: {1}")]
     Bad(String, String),
     /// No secret was given.
     #[error("no secret was read: {0}")]
     Secret(#[from] io::Error),
-    /// Some keys cannot be read any more.
+    /// Some keys cannot be opened.
     #[error(
-        "no key of CREDENTIALS_KEY opens {0}: put the one that sealed them back, or revoke them and add them anew"
+        "no key of CREDENTIALS_KEY opens {0}: restore the one that sealed them, \
+         or revoke them and add them again"
     )]
     Unreadable(String),
 }
 
 impl Error {
-    fn of(label: &str, error: iconoclash::http::error::Error) -> Self {
+    fn for_label(label: &str, error: Library) -> Self {
         match error {
             Library::NotFound => Self::Unknown(label.to_owned()),
             Library::Invalid { field, message } => Self::Failed(format!("the {field} {message}")),
-            other => Self::Failed(other.cause()),
+            other => Self::from(other),
         }
     }
 }
 
-/// Does it, and tells of it line by line.
+impl From<Library> for Error {
+    fn from(error: Library) -> Self {
+        Self::Failed(error.cause())
+    }
+}
+
+/// Runs a task and reports line by line. `secret` reads the secret of a new key.
 pub async fn run(
     app: &App,
     task: Task,
@@ -107,95 +111,106 @@ pub async fn run(
     say: &mut (dyn FnMut(String) + Send),
 ) -> Result<(), Error> {
     match task {
-        Task::Add(Add {
-            label,
-            organisation,
-            weight,
-        }) => {
-            let new = NewKey {
-                label: label.clone(),
-                organisation,
-                weight,
-                secret: secret()?,
-            };
-            store::add(app, &new)
-                .await
-                .map_err(|error| Error::of(&label, error))?;
-            say(format!(
-                "{label} is stored and gets calls within a minute; `iconoclash keys test {label}` tries it now"
-            ));
-        }
-        Task::List => {
-            let keys = store::list(app)
-                .await
-                .map_err(|error| Error::of("", error))?;
-            table(&keys).into_iter().for_each(say);
-        }
-        Task::Drain(Label { label }) => {
-            store::drain(app, &label)
-                .await
-                .map_err(|error| Error::of(&label, error))?;
-            say(format!(
-                "{label} gets no new calls within a minute; its last replies end within five"
-            ));
-        }
-        Task::Resume(Label { label }) => {
-            store::resume(app, &label)
-                .await
-                .map_err(|error| Error::of(&label, error))?;
-            say(format!("{label} gets calls again within a minute"));
-        }
-        Task::Revoke(Label { label }) => {
-            store::revoke(app, &label)
-                .await
-                .map_err(|error| Error::of(&label, error))?;
-            say(format!(
-                "{label} is erased and gets no new calls within a minute; disable it in the console, too"
-            ));
-        }
-        Task::Test(Label { label }) => {
-            match store::test(app, &label)
-                .await
-                .map_err(|error| Error::of(&label, error))?
-            {
-                Ok(()) => say(format!("{label} works")),
-                Err(error) => return Err(Error::Bad(label, request_log::error_chain(&error))),
-            }
-        }
-        Task::Reseal => {
-            let done = store::reseal(app)
-                .await
-                .map_err(|error| Error::of("", error))?;
-            say(format!(
-                "{} sealed anew, {} already were",
-                done.changed, done.current
-            ));
-            if !done.unreadable.is_empty() {
-                return Err(Error::Unreadable(done.unreadable.join(", ")));
-            }
-        }
+        Task::Add(new) => say(add(app, new, secret).await?),
+        Task::List => table(&store::list(app).await?).into_iter().for_each(say),
+        Task::Drain(Label { label }) => say(drain(app, &label).await?),
+        Task::Resume(Label { label }) => say(resume(app, &label).await?),
+        Task::Revoke(Label { label }) => say(revoke(app, &label).await?),
+        Task::Test(Label { label }) => say(test(app, &label).await?),
+        Task::Reseal => reseal(app, say).await?,
     }
     Ok(())
 }
 
-/// Reads a secret: a line of a pipe, or one that is typed and not shown.
+async fn add(
+    app: &App,
+    new: Add,
+    secret: &dyn Fn() -> io::Result<SecretString>,
+) -> Result<String, Error> {
+    let new = NewKey {
+        label: new.label,
+        organisation: new.organisation,
+        weight: new.weight,
+        secret: secret()?,
+    };
+    let label = &new.label;
+
+    store::add(app, &new)
+        .await
+        .map_err(|error| Error::for_label(label, error))?;
+    Ok(format!(
+        "{label} is stored and gets calls within a minute; \
+         `iconoclash keys test {label}` tries it now"
+    ))
+}
+
+async fn drain(app: &App, label: &str) -> Result<String, Error> {
+    store::drain(app, label)
+        .await
+        .map_err(|error| Error::for_label(label, error))?;
+
+    Ok(format!(
+        "{label} gets no new calls within a minute; its last replies end within five"
+    ))
+}
+
+async fn resume(app: &App, label: &str) -> Result<String, Error> {
+    store::resume(app, label)
+        .await
+        .map_err(|error| Error::for_label(label, error))?;
+
+    Ok(format!("{label} gets calls again within a minute"))
+}
+
+async fn revoke(app: &App, label: &str) -> Result<String, Error> {
+    store::revoke(app, label)
+        .await
+        .map_err(|error| Error::for_label(label, error))?;
+
+    Ok(format!(
+        "{label} is erased and gets no new calls within a minute; \
+         disable it in the provider's console, too"
+    ))
+}
+
+async fn test(app: &App, label: &str) -> Result<String, Error> {
+    let result = store::test(app, label)
+        .await
+        .map_err(|error| Error::for_label(label, error))?;
+
+    match result {
+        KeyTest::Works => Ok(format!("{label} works")),
+        KeyTest::Fails(error) => Err(Error::Bad(
+            label.to_owned(),
+            request_log::error_chain(&error),
+        )),
+    }
+}
+
+async fn reseal(app: &App, say: &mut (dyn FnMut(String) + Send)) -> Result<(), Error> {
+    let result = store::reseal(app).await?;
+    say(format!(
+        "{} resealed, {} already current",
+        result.changed, result.current
+    ));
+
+    match result.unreadable.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Unreadable(result.unreadable.join(", "))),
+    }
+}
+
+/// Reads a secret from a hidden prompt, or from the first line of a pipe.
 pub fn from_terminal() -> io::Result<SecretString> {
     let stdin = io::stdin();
-    let mut line = String::new();
-    if stdin.is_terminal() {
-        let shown = tcgetattr(&stdin)?;
-        let mut hidden = shown.clone();
-        hidden.local_flags.remove(LocalFlags::ECHO);
-        eprint!("Secret (is not shown): ");
-        io::stderr().flush()?;
-        tcsetattr(&stdin, SetArg::TCSAFLUSH, &hidden)?;
-        let read = stdin.lock().read_line(&mut line);
-        tcsetattr(&stdin, SetArg::TCSAFLUSH, &shown)?;
-        eprintln!();
-        read?;
+
+    let line = if stdin.is_terminal() {
+        rpassword::prompt_password("Secret (is not shown): ")?
     } else {
+        let mut line = String::new();
         stdin.lock().read_line(&mut line)?;
-    }
+        line
+    };
     match line.trim() {
         "" => Err(io::Error::other(
             "give it on standard input, as in `iconoclash keys add main < file`",
@@ -204,8 +219,8 @@ pub fn from_terminal() -> io::Result<SecretString> {
     }
 }
 
-/// Columns as wide as what they hold.
-fn table(keys: &[Listed]) -> Vec<String> {
+/// Lines with aligned columns.
+fn table(keys: &[StoredKey]) -> Vec<String> {
     let head = [
         "LABEL",
         "ORGANISATION",
@@ -218,14 +233,13 @@ fn table(keys: &[Listed]) -> Vec<String> {
     ];
     let mut rows = vec![head.map(str::to_owned)];
     rows.extend(keys.iter().map(row));
-    let widths: Vec<usize> = (0..head.len())
-        .map(|column| {
-            rows.iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or_default()
-        })
-        .collect();
+
+    let width = |column: usize| {
+        let widths = rows.iter().map(|row| row[column].chars().count());
+        widths.max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+
     let line = |row: &[String; 8]| {
         let cells = row
             .iter()
@@ -236,29 +250,29 @@ fn table(keys: &[Listed]) -> Vec<String> {
     rows.iter().map(line).collect()
 }
 
-fn row(key: &Listed) -> [String; 8] {
-    let health = match (key.state.as_str(), key.cooling_until) {
-        ("revoked", _) => "-".to_owned(),
+fn row(key: &StoredKey) -> [String; 8] {
+    let organisation = key.organisation.as_deref().unwrap_or("(its own)");
+    let hint = match key.hint.as_str() {
+        "" => "-".to_owned(),
+        hint => format!("…{hint}"),
+    };
+    let health = match key.cooling_until {
+        _ if key.state == KeyState::Revoked => "-".to_owned(),
         _ if !key.opens => "CANNOT BE OPENED".to_owned(),
-        (_, Some(until)) => format!("cools until {}", minute(until)),
-        _ => "ok".to_owned(),
+        Some(until) => format!("cools until {}", minute(until)),
+        None => "ok".to_owned(),
     };
     let error = match (&key.last_error, key.last_error_at) {
         (Some(error), Some(at)) => format!("{} {error}", minute(at)),
         _ => "-".to_owned(),
     };
+
     [
         key.label.clone(),
-        key.organisation
-            .clone()
-            .unwrap_or_else(|| "(its own)".to_owned()),
+        organisation.to_owned(),
         key.weight.to_string(),
-        key.state.clone(),
-        if key.hint.is_empty() {
-            "-".to_owned()
-        } else {
-            format!("…{}", key.hint)
-        },
+        key.state.to_string(),
+        hint,
         health,
         key.last_ok_at.map_or_else(|| "-".to_owned(), minute),
         error,
@@ -278,11 +292,11 @@ mod tests {
     #[test]
     fn a_list_shows_health_and_the_last_error() {
         let now = datetime!(2026-11-24 12:00:30 UTC);
-        let main = Listed {
+        let main = StoredKey {
             label: "main".to_owned(),
             organisation: Some("acme".to_owned()),
             weight: 2,
-            state: "active".to_owned(),
+            state: KeyState::Active,
             hint: "WXYZ".to_owned(),
             opens: true,
             cooling_until: Some(now + time::Duration::MINUTE),
@@ -291,12 +305,13 @@ mod tests {
             last_error_at: Some(now),
             created_at: now,
         };
-        let old = Listed {
+        let old = StoredKey {
             label: "old".to_owned(),
             organisation: None,
-            state: "revoked".to_owned(),
+            state: KeyState::Revoked,
             ..main.clone()
         };
+
         let lines = table(&[main, old]);
         assert!(
             lines[0].starts_with("LABEL  ORGANISATION  WEIGHT  STATE    ENDS IN  HEALTH"),

@@ -1,7 +1,7 @@
-//! What the operators' tool does, for its binary, for `cargo local` and for tests.
+//! The commands of the operators' tool, for its binary, for `cargo local` and for tests.
 //!
-//! Nothing here prints or reads the environment: progress goes to a function of the caller's, line by line. Only
-//! `keys::from_terminal` asks a person for something.
+//! Commands neither print nor read the environment: they pass their progress to a function of the caller, line by line.
+//! Only `keys::from_terminal` reads from the terminal.
 
 pub mod billing;
 pub mod budgets;

@@ -7,11 +7,13 @@ use iconoclash::app::App;
 use iconoclash_cli::{
     billing,
     budgets::{self, Dollars},
-    doctor::{Verdict, doctor},
+    doctor::{Severity, doctor},
     keys,
 };
 
-/// Looks after an Iconoclash deployment.
+/// Operates a deployment of Iconoclash
+///
+/// Each command names the environment variables that it needs; they are the same as those of the functions.
 #[derive(Parser)]
 #[command(name = "iconoclash", version, arg_required_else_help = true)]
 struct Cli {
@@ -23,39 +25,43 @@ struct Cli {
 enum Command {
     /// Bring the database up to this release: schema, icons, timeouts of the role
     ///
+    /// Run it before you deploy the functions of the same release. It is safe to run it twice and several times at once.
+    ///
     /// Needs DATABASE_URL_UNPOOLED, the direct URL of Postgres: a migration's lock belongs to a session, which a
-    /// transaction-mode pooler does not give. Safe to run twice and by several at once; run it before the functions
-    /// of the same release are deployed. The role of DATABASE_URL, if that is set, gets its timeouts.
+    /// transaction-mode pooler does not have. With DATABASE_URL, the role of the functions gets its timeouts.
     Migrate {
         #[command(flatten)]
         database: Database,
     },
-    /// Check the settings of the database and say what to do about each fault
+    /// Check the database URLs and the schema, and say how to repair each fault
     ///
-    /// Changes nothing. Exits with 1 if Iconoclash would not work with what it found.
+    /// Changes nothing. Needs DATABASE_URL and DATABASE_URL_UNPOOLED. Exits with 1 if Iconoclash does not work with these
+    /// settings.
     Doctor {
         #[command(flatten)]
         database: Database,
     },
-    /// Show the spending limits and what is spent of them, or set one
+    /// Show the spending limits and the spending so far, or set a limit
     ///
-    /// Needs DATABASE_URL. With UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN a new limit holds at once, else
-    /// within a minute. Days and months are UTC.
+    /// Needs DATABASE_URL. With UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN a new limit applies to the next
+    /// message, otherwise within a minute. Days and months are UTC.
     Budgets {
         #[command(subcommand)]
         action: Option<Budgets>,
     },
-    /// Look after subscriptions
+    /// Repair subscriptions
     #[command(subcommand)]
     Billing(Billing),
-    /// Add, rotate and look after the Claude API keys that are kept in the database
+    /// Add, test, rotate and revoke the Claude API keys in the database
     ///
-    /// Needs the settings of the functions: DATABASE_URL and CREDENTIALS_KEY, for `list` and `test` also
-    /// UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN. Every instance follows within a minute, with no deployment.
+    /// Needs DATABASE_URL and CREDENTIALS_KEY, for `list` and `test` also UPSTASH_REDIS_REST_URL and
+    /// UPSTASH_REDIS_REST_TOKEN. Every instance uses a change within a minute, without a deployment.
     ///
-    /// To rotate a key: make the new one in the provider's console, `keys add` it under a new label, `keys test` it,
-    /// `keys drain` the old one, and once its last replies have ended, after five minutes at the most, `keys revoke` it
-    /// and disable it in the console.
+    /// To rotate a key:
+    ///   1. create the new key in the provider's console
+    ///   2. `keys add` it under a new label, and `keys test` it
+    ///   3. `keys drain` the old key, and wait five minutes for its last replies to end
+    ///   4. `keys revoke` the old key, and disable it in the console
     #[command(verbatim_doc_comment)]
     Keys {
         #[command(subcommand)]
@@ -65,27 +71,29 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Budgets {
-    /// Set one limit; every instance follows with its next message
+    /// Set a limit, for every instance
     Set {
-        /// guest, free or pro: of one user a day; day or month: of everybody together
+        /// guest, free or pro: a day for one user (guests: for one network); day or month: for all users together
         #[arg(value_parser = iconoclash::spending::budgets::SCOPES)]
         scope: String,
-        /// In dollars, such as 0.05 or 1500; 0 stops all spending of the scope
+        /// The limit in dollars, such as 0.05 or 1500; 0 stops all spending of the scope
         dollars: Dollars,
     },
 }
 
 #[derive(Subcommand)]
 enum Billing {
-    /// Ask Stripe about one customer and write what it answers
+    /// Copy one customer's subscriptions from Stripe
     ///
-    /// For a user whose plan is not what Stripe says: fetches all of the customer's subscriptions, writes them and the
-    /// plan that follows, and prints what changed. Needs DATABASE_URL and STRIPE_SECRET_KEY, and
-    /// UPSTASH_REDIS_REST_URL with its token to drop what is cached. Safe to run at any time and twice. The cron does
-    /// the same by itself for customers of whom nothing was heard for a day.
+    /// For a user whose plan differs from Stripe. Fetches all subscriptions of the customer, stores them with the plan
+    /// that they grant, and prints the changes. It is safe to run it at any time and twice. The cron does the same every
+    /// day for customers without news from Stripe.
+    ///
+    /// Needs DATABASE_URL and STRIPE_SECRET_KEY. With UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN the change
+    /// applies at once, because cached sessions are dropped.
     #[command(arg_required_else_help = true)]
     Sync {
-        /// The customer's id at Stripe, as in users.stripe_customer_id
+        /// The customer's id at Stripe, stored in users.stripe_customer_id
         #[arg(long, value_name = "cus_…")]
         customer: String,
     },
@@ -93,10 +101,10 @@ enum Billing {
 
 #[derive(Args)]
 struct Database {
-    /// The pooled URL, which the functions use
+    /// The pooled URL of the database, which the functions use
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
     database_url: Option<String>,
-    /// The direct URL, which migrations use
+    /// The direct URL of the database, which migrations use
     #[arg(
         long,
         env = "DATABASE_URL_UNPOOLED",
@@ -120,8 +128,9 @@ async fn main() -> ExitCode {
 async fn migrate(database: Database) -> ExitCode {
     let Some(direct) = set(&database.database_url_unpooled) else {
         eprintln!(
-            "DATABASE_URL_UNPOOLED is not set: give the direct URL of Postgres. DATABASE_URL will not do, because a \
-             pooler leaves a migration's lock behind on a server connection, where the next migration waits for ever."
+            "DATABASE_URL_UNPOOLED is not set: set it to the direct URL of Postgres. DATABASE_URL \
+             does not serve, because a pooler keeps a migration's lock on a server connection, and \
+             every later migration waits for it."
         );
         return ExitCode::FAILURE;
     };
@@ -149,38 +158,39 @@ async fn look_after_keys(task: keys::Task) -> ExitCode {
 async fn diagnose(database: Database) -> ExitCode {
     let pooled = set(&database.database_url);
     let findings = doctor(pooled, set(&database.database_url_unpooled)).await;
+
     for finding in &findings {
-        let mark = match finding.verdict {
-            Verdict::Fine => "ok    ",
-            Verdict::Notice => "notice",
-            Verdict::Failure => "FAIL  ",
+        let mark = match finding.severity {
+            Severity::Fine => "ok    ",
+            Severity::Notice => "notice",
+            Severity::Failure => "FAIL  ",
         };
         say(&format!("{mark} {}", finding.text));
     }
-    match findings
-        .iter()
-        .any(|finding| finding.verdict == Verdict::Failure)
-    {
-        true => ExitCode::FAILURE,
-        false => ExitCode::SUCCESS,
+
+    let severities = findings.iter().map(|finding| finding.severity);
+    match severities.max() {
+        Some(Severity::Failure) => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
     }
 }
 
 async fn budgets(action: Option<Budgets>) -> ExitCode {
     let app = App::from_env();
-    let told = match action {
+    let outcome = match action {
         None => budgets::show(&app).await,
         Some(Budgets::Set { scope, dollars }) => budgets::set(&app, &scope, dollars)
             .await
             .map(|line| vec![line]),
     };
-    match told {
+
+    match outcome {
         Ok(lines) => {
             lines.iter().for_each(|line| say(line));
             ExitCode::SUCCESS
         }
-        Err(problem) => {
-            eprintln!("{problem}");
+        Err(error) => {
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
@@ -196,12 +206,12 @@ async fn sync(customer: &str) -> ExitCode {
     }
 }
 
-/// A variable that is set to nothing is not set.
+/// An empty variable counts as unset.
 fn set(variable: &Option<String>) -> Option<&str> {
     variable.as_deref().filter(|value| !value.is_empty())
 }
 
-#[expect(clippy::print_stdout, reason = "what a command says is its result")]
+#[expect(clippy::print_stdout, reason = "a command prints its result")]
 fn say(line: &str) {
     println!("{line}");
 }

@@ -1,9 +1,9 @@
-//! The pooled URL, asked the way the functions ask it.
+//! Asks the database behind the pooled URL, the way the functions do.
 
-use pooled_postgres::{Access, Db, Error, Sql, Type};
+use pooled_postgres::{Db, Error};
 
 pooled_postgres::row! {
-    /// Who answers at the other end of a URL.
+    /// The server, database and role that a URL leads to.
     pub(crate) struct Server {
         role: String,
         database: String,
@@ -13,16 +13,17 @@ pooled_postgres::row! {
     }
 }
 
-const SERVER: Sql<Server> = Sql::unchecked(
-    Access::Read,
-    &[] as &[Type],
-    "select current_user::text as role,
-            current_database()::text as database,
-            pg_postmaster_start_time()::text as started_at,
-            current_setting('server_version_num')::int / 10000 as version,
-            current_setting('statement_timeout') as statement_timeout",
-);
+pooled_postgres::sql! {
+    read DescribeServer -> Server = "
+        select current_user::text as role,
+               current_database()::text as database,
+               pg_postmaster_start_time()::text as started_at,
+               current_setting('server_version_num')::int / 10000 as version,
+               current_setting('statement_timeout') as statement_timeout";
+}
 
-pub(crate) async fn server(url: &str) -> Result<Server, Error> {
-    Db::new(url, 1)?.old_one(&SERVER, &[]).await
+pub(crate) async fn describe_server(url: &str) -> Result<Server, Error> {
+    Db::named("iconoclash-cli", url, 1)?
+        .one(DescribeServer)
+        .await
 }

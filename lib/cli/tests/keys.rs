@@ -1,4 +1,4 @@
-//! The binary itself: what its pages say, and where it reads a secret.
+//! `iconoclash keys` as a process: its help pages, and how it reads a secret.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +16,8 @@ fn iconoclash(arguments: &[&str], input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It may end without reading.
+
+    // The process may end without reading.
     let _unread = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }
@@ -26,7 +27,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn every_task_has_a_page() {
+fn every_task_has_a_help_page() {
     let page = text(&iconoclash(&["keys", "--help"], "").stdout);
     for task in ["add", "list", "drain", "resume", "revoke", "test", "reseal"] {
         assert!(page.contains(&format!("\n  {task} ")), "{task}: {page}");
@@ -40,28 +41,30 @@ fn every_task_has_a_page() {
 }
 
 #[test]
-fn a_secret_is_taken_from_standard_input_and_from_nowhere_else() {
+fn a_secret_is_read_from_standard_input_only() {
     let ran = iconoclash(&["keys", "add", "main", "sk-ant-secret"], "");
     assert!(
         !ran.status.success() && text(&ran.stderr).contains("unexpected argument"),
         "{ran:?}"
     );
+
     let empty = iconoclash(&["keys", "add", "main"], "\n");
     assert!(
         text(&empty.stderr).contains("no secret was read"),
         "{empty:?}"
     );
+
     let without_settings = iconoclash(&["keys", "add", "main"], "sk-ant-secret\n");
-    let said = text(&without_settings.stderr);
+    let error = text(&without_settings.stderr);
     assert!(
-        !without_settings.status.success() && said.contains("CREDENTIALS_KEY is not set"),
-        "{said}"
+        !without_settings.status.success() && error.contains("CREDENTIALS_KEY is not set"),
+        "{error}"
     );
-    assert!(!said.contains("sk-ant-secret"), "{said}");
+    assert!(!error.contains("sk-ant-secret"), "{error}");
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn a_missing_setting_is_named() {
     for (arguments, missing) in [
         (&["keys", "list"][..], "DATABASE_URL is not set"),
         (&["keys", "drain", "main"], "DATABASE_URL is not set"),

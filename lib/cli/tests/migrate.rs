@@ -1,27 +1,20 @@
-//! `migrate` and `doctor` on databases of their own, next to the one that ICONOCLASH_TEST_DATABASE names.
+//! `migrate` and `doctor` on new databases of the server that ICONOCLASH_TEST_DATABASE names.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-#[expect(dead_code, reason = "its other half serves the tests of the library")]
-#[path = "../../../tests/pooling/bouncer.rs"]
-mod bouncer;
-#[path = "../../../tests/pooling/support.rs"]
-mod support;
 
 use std::time::Duration;
 
 use iconoclash_cli::{
     Error,
-    doctor::{Finding, Verdict, doctor},
+    doctor::{Finding, Severity, doctor},
     migrate,
 };
+use iconoclash_fakes::pooler::{Pooler, test_database};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::{task::JoinSet, time::timeout};
 use uuid::Uuid;
 
-use self::{bouncer::Bouncer, support::test_database};
-
-/// An empty database, dropped with its test.
+/// A new, empty database.
 struct Scratch {
     name: String,
     url: String,
@@ -38,6 +31,7 @@ impl Scratch {
             .execute(AssertSqlSafe(format!("create database {name}")))
             .await
             .unwrap();
+
         let base = test_database();
         let (address, query) = base.split_once('?').unwrap_or((&base, ""));
         let (server, _) = address.rsplit_once('/').unwrap();
@@ -49,7 +43,7 @@ impl Scratch {
         PgConnection::connect(&self.url).await.unwrap()
     }
 
-    async fn drop(self) {
+    async fn remove(self) {
         let mut server = PgConnection::connect(&test_database()).await.unwrap();
         server
             .execute(AssertSqlSafe(format!(
@@ -61,30 +55,31 @@ impl Scratch {
     }
 }
 
-async fn migrated(direct: &str, pooled: Option<&str>) -> Result<Vec<String>, Error> {
+async fn run_migrate(direct: &str, pooled: Option<&str>) -> Result<Vec<String>, Error> {
     let mut lines = Vec::new();
     migrate(direct, pooled, &mut |line| lines.push(line)).await?;
     Ok(lines)
 }
 
-async fn number(connection: &mut PgConnection, sql: &'static str) -> i64 {
+async fn query_number(connection: &mut PgConnection, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(connection).await.unwrap()
 }
 
-fn said(findings: &[Finding], verdict: Verdict, text: &str) -> bool {
+fn has_finding(findings: &[Finding], severity: Severity, text: &str) -> bool {
     findings
         .iter()
-        .any(|finding| finding.verdict == verdict && finding.text.contains(text))
+        .any(|finding| finding.severity == severity && finding.text.contains(text))
 }
 
 #[tokio::test]
-async fn four_at_once_on_an_empty_database_all_succeed() {
+async fn four_runs_at_once_on_an_empty_database_all_succeed() {
     let scratch = Scratch::create().await;
     let mut runs = JoinSet::new();
     for _ in 0..4 {
         let url = scratch.url.clone();
-        runs.spawn(async move { migrated(&url, Some(&url)).await });
+        runs.spawn(async move { run_migrate(&url, Some(&url)).await });
     }
+
     let runs = timeout(Duration::from_secs(60), runs.join_all())
         .await
         .unwrap();
@@ -99,17 +94,18 @@ async fn four_at_once_on_an_empty_database_all_succeed() {
 
     let mut connection = scratch.connect().await;
     assert!(
-        number(
+        query_number(
             &mut connection,
             "select count(*) from icons where not retired"
         )
         .await
             >= 14
     );
-    // Of this database: other tests migrate theirs on the same server.
+    // Only locks of this database: other tests migrate theirs on the same server.
     let held = "select count(*) from pg_locks l join pg_database d on d.oid = l.database
          where l.locktype = 'advisory' and d.datname = current_database()";
-    assert_eq!(number(&mut connection, held).await, 0);
+    assert_eq!(query_number(&mut connection, held).await, 0);
+
     let timeouts: Vec<String> = sqlx::query_scalar(
         "select current_setting(name) from unnest(array['statement_timeout', 'lock_timeout',
          'idle_in_transaction_session_timeout']) as name",
@@ -118,14 +114,15 @@ async fn four_at_once_on_an_empty_database_all_succeed() {
     .await
     .unwrap();
     assert_eq!(timeouts, ["5s", "3s", "10s"]);
-    scratch.drop().await;
+
+    scratch.remove().await;
 }
 
 #[tokio::test]
-async fn seeding_again_mends_icons_and_retires_what_the_file_lacks() {
+async fn seeding_again_repairs_icons_and_retires_those_that_the_file_lacks() {
     let scratch = Scratch::create().await;
-    migrated(&scratch.url, None).await.unwrap();
-    let again = migrated(&scratch.url, None).await.unwrap();
+    run_migrate(&scratch.url, None).await.unwrap();
+    let again = run_migrate(&scratch.url, None).await.unwrap();
     assert!(
         again.contains(&"schema: up to date".to_owned()),
         "{again:?}"
@@ -149,20 +146,20 @@ async fn seeding_again_mends_icons_and_retires_what_the_file_lacks() {
         )
         .await
         .unwrap();
-    let mended = migrated(&scratch.url, None).await.unwrap();
+    let repaired = run_migrate(&scratch.url, None).await.unwrap();
     assert!(
-        mended.contains(&"icons: 1 added, 2 changed, 1 retired".to_owned()),
-        "{mended:?}"
+        repaired.contains(&"icons: 1 added, 2 changed, 1 retired".to_owned()),
+        "{repaired:?}"
     );
-    let kept = "select count(*) from icons where slug = 'nobody' and retired";
-    assert_eq!(number(&mut connection, kept).await, 1);
-    scratch.drop().await;
+    let retired = "select count(*) from icons where slug = 'nobody' and retired";
+    assert_eq!(query_number(&mut connection, retired).await, 1);
+    scratch.remove().await;
 }
 
 #[tokio::test]
-async fn a_role_that_may_not_set_timeouts_is_told_what_to_ask_for() {
+async fn a_role_without_permission_to_set_timeouts_gets_the_statement_to_ask_for() {
     let scratch = Scratch::create().await;
-    migrated(&scratch.url, None).await.unwrap();
+    run_migrate(&scratch.url, None).await.unwrap();
     let mut connection = scratch.connect().await;
     let owner = format!("owner_{}", &scratch.name[11..27]);
     connection
@@ -172,10 +169,12 @@ async fn a_role_that_may_not_set_timeouts_is_told_what_to_ask_for() {
         )))
         .await
         .unwrap();
+
     let (scheme, rest) = scratch.url.split_once("://").unwrap();
     let (_, address) = rest.split_once('@').unwrap();
     let direct = format!("{scheme}://{owner}:of%20a%20test@{address}");
-    let lines = migrated(&direct, Some(&scratch.url)).await.unwrap();
+
+    let lines = run_migrate(&direct, Some(&scratch.url)).await.unwrap();
     assert!(
         lines
             .iter()
@@ -188,28 +187,28 @@ async fn a_role_that_may_not_set_timeouts_is_told_what_to_ask_for() {
         )))
         .await
         .unwrap();
-    scratch.drop().await;
+    scratch.remove().await;
 }
 
 #[tokio::test]
-async fn a_pooler_is_refused_before_anything_is_done() {
+async fn a_pooler_is_refused_before_anything_changes() {
     let scratch = Scratch::create().await;
-    let bouncer = Bouncer::start().await;
-    let refused = migrated(&bouncer.url_of(&scratch.name), None)
+    let pooler = Pooler::start().await;
+    let refused = run_migrate(&pooler.url_of(&scratch.name), None)
         .await
         .unwrap_err();
     assert!(matches!(refused, Error::Pooler(_)), "{refused:?}");
     let mut connection = scratch.connect().await;
     let tables = "select count(*) from pg_tables where schemaname = 'public'";
-    assert_eq!(number(&mut connection, tables).await, 0);
-    drop(bouncer);
-    scratch.drop().await;
+    assert_eq!(query_number(&mut connection, tables).await, 0);
+    drop(pooler);
+    scratch.remove().await;
 }
 
 #[tokio::test]
-async fn a_history_that_is_not_ours_is_refused() {
+async fn a_history_of_migrations_that_differs_from_this_release_is_refused() {
     let scratch = Scratch::create().await;
-    migrated(&scratch.url, None).await.unwrap();
+    run_migrate(&scratch.url, None).await.unwrap();
     let mut connection = scratch.connect().await;
     for (fault, expected) in [
         (
@@ -223,27 +222,30 @@ async fn a_history_that_is_not_ours_is_refused() {
         ),
     ] {
         connection.execute(fault).await.unwrap();
-        let refused = migrated(&scratch.url, None).await.unwrap_err().to_string();
+        let refused = run_migrate(&scratch.url, None)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains(expected), "{refused}");
     }
-    scratch.drop().await;
+    scratch.remove().await;
 }
 
 #[tokio::test]
-async fn the_doctor_says_what_to_do_next() {
+async fn the_doctor_says_how_to_repair_each_fault() {
     let scratch = Scratch::create().await;
-    let bouncer = Bouncer::start().await;
-    let pooled = bouncer.url_of(&scratch.name);
+    let pooler = Pooler::start().await;
+    let pooled = pooler.url_of(&scratch.name);
 
     let findings = doctor(None, None).await;
     assert!(
-        said(&findings, Verdict::Failure, "DATABASE_URL is not set"),
+        has_finding(&findings, Severity::Failure, "DATABASE_URL is not set"),
         "{findings:?}"
     );
     assert!(
-        said(
+        has_finding(
             &findings,
-            Verdict::Failure,
+            Severity::Failure,
             "DATABASE_URL_UNPOOLED is not set"
         ),
         "{findings:?}"
@@ -251,45 +253,52 @@ async fn the_doctor_says_what_to_do_next() {
 
     let findings = doctor(Some(&pooled), Some(&scratch.url)).await;
     assert!(
-        said(&findings, Verdict::Failure, "run `iconoclash migrate`"),
+        has_finding(&findings, Severity::Failure, "run `iconoclash migrate`"),
         "{findings:?}"
     );
     assert!(
-        said(&findings, Verdict::Fine, "does not track named statements"),
+        has_finding(&findings, Severity::Fine, "does not track named statements"),
         "{findings:?}"
     );
 
-    migrated(&scratch.url, Some(&pooled)).await.unwrap();
+    run_migrate(&scratch.url, Some(&pooled)).await.unwrap();
     let findings = doctor(Some(&pooled), Some(&scratch.url)).await;
-    assert!(!said(&findings, Verdict::Failure, ""), "{findings:?}");
     assert!(
-        said(&findings, Verdict::Fine, "the same database"),
+        !has_finding(&findings, Severity::Failure, ""),
+        "{findings:?}"
+    );
+    assert!(
+        has_finding(&findings, Severity::Fine, "the same database"),
         "{findings:?}"
     );
 
     let swapped = doctor(Some(&scratch.url), Some(&pooled)).await;
-    assert!(said(&swapped, Verdict::Notice, "no pooler"), "{swapped:?}");
     assert!(
-        said(&swapped, Verdict::Failure, "leads to a pooler"),
+        has_finding(&swapped, Severity::Notice, "no pooler"),
+        "{swapped:?}"
+    );
+    assert!(
+        has_finding(&swapped, Severity::Failure, "leads to a pooler"),
         "{swapped:?}"
     );
 
-    let elsewhere = doctor(Some(&bouncer.url()), Some(&scratch.url)).await;
+    let elsewhere = doctor(Some(&pooler.url()), Some(&scratch.url)).await;
     assert!(
-        said(&elsewhere, Verdict::Failure, "different databases"),
+        has_finding(&elsewhere, Severity::Failure, "different databases"),
         "{elsewhere:?}"
     );
+
     let nonsense = doctor(Some("postgres://u:secret@127.0.0.1:1/d"), Some("nonsense")).await;
     assert!(
-        said(&nonsense, Verdict::Failure, "DATABASE_URL: "),
+        has_finding(&nonsense, Severity::Failure, "DATABASE_URL: "),
         "{nonsense:?}"
     );
     assert!(
-        said(&nonsense, Verdict::Failure, "no Postgres URL"),
+        has_finding(&nonsense, Severity::Failure, "no Postgres URL"),
         "{nonsense:?}"
     );
     assert!(!format!("{nonsense:?}").contains("secret"), "{nonsense:?}");
 
-    drop(bouncer);
-    scratch.drop().await;
+    drop(pooler);
+    scratch.remove().await;
 }

@@ -1,23 +1,34 @@
-//! A stand-in for Claude: the wire format of API version 2026-10-21, a prompt cache, and faults on demand.
+//! A fake Claude: the wire format of API version 2026-10-21, a prompt cache, and faults on demand.
 //!
-//! A test scripts it by [`StandIn::next`] and [`StandIn::always`]. A person writes `[[fault:overloaded]]`
-//! into a message, or calls `POST /local/claude/faults` with `{"fault": "stall:3", "times": 2}` (or
-//! `"always": true`; `key`, `model` and `organisation` narrow it, `text` gives the words, `headers` those of an
-//! error), `DELETE` of the same to forget all, and `POST /local/claude/release` to let one held stream go on. [`NAMES`] lists the faults.
+//! A test scripts it with [`FakeClaude::next`] and [`FakeClaude::always`]. A developer writes
+//! `[[fault:overloaded]]` into a message, or calls
+//!
+//! - `POST /local/claude/faults` with `{"fault": "stall:3", "times": 2}`, or with `"always": true`;
+//!   `key`, `model` and `organisation` narrow it, `text` sets the reply, `headers` those of errors;
+//! - `DELETE /local/claude/faults` to remove all scripts;
+//! - `POST /local/claude/release` to let one held stream go on.
+//!
+//! [`NAMES`] lists the faults.
 
 mod behaviour;
 mod cache;
+mod content;
 mod control;
+mod conversation;
+mod limits;
+mod models;
 mod prose;
 mod reply;
 mod request;
+mod script;
 mod serve;
+mod stream;
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
@@ -25,103 +36,110 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-pub use behaviour::{Behaviour, Failure, NAMES, Only, Script, UnknownBehaviour};
+pub use behaviour::{Behaviour, Failure, NAMES, UnknownBehaviour};
+pub use script::{Only, Script};
 
-use crate::wire::Server;
-use behaviour::Scripts;
+use crate::faulty_http::Server;
+use crate::sync::lock;
 use cache::Cache;
+use script::Scripts;
 
-/// How a stand-in is started.
+/// How a fake is started.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where it listens; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free port.
     pub listen: SocketAddr,
-    /// The keys it accepts.
+    /// The keys that are accepted.
     pub keys: Vec<String>,
-    /// The pause between two pieces of text.
+    /// The pause between two words of a reply.
     pub pace: Duration,
+    /// The replies to requests without a script.
+    pub style: Style,
+}
+
+/// The kind of reply to a request without a script.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Style {
+    /// Three sentences that name the persona and quote the user, for tests.
+    #[default]
+    Terse,
+    /// About two hundred words in the voices that the system text introduces, for people.
+    Conversation,
 }
 
 impl Default for Config {
-    /// For tests: a free port, the key `sk-ant-local` and no pauses.
+    /// For tests: a free port, the key `sk-ant-local`, no pauses and terse replies.
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             keys: vec!["sk-ant-local".to_owned()],
             pace: Duration::ZERO,
+            style: Style::Terse,
         }
     }
 }
 
-/// A running stand-in; dropping it stops it and closes its connections.
-pub struct StandIn {
+/// A running fake. Dropping it stops it and closes its connections.
+pub struct FakeClaude {
     server: Server,
     shared: Arc<Shared>,
 }
 
-/// A request as it came, answered or not.
+/// A request that was received, answered or not.
 #[derive(Clone, Debug)]
-pub struct Recorded {
-    /// When it came.
+pub struct RecordedRequest {
+    /// The time of arrival.
     pub at: Instant,
-    /// Its method.
+    /// The method.
     pub method: Method,
-    /// Its path.
+    /// The path.
     pub path: String,
-    /// Its headers.
+    /// The headers.
     pub headers: HeaderMap,
-    /// Its JSON body, `null` if there is none.
+    /// The JSON body; `null` if it is missing or not JSON.
     pub body: Value,
 }
 
-impl Recorded {
-    /// The key that was sent.
+impl RecordedRequest {
+    /// The API key in the headers.
     pub fn key(&self) -> Option<&str> {
-        key(&self.headers)
+        api_key(&self.headers)
     }
 }
 
-/// The provider takes a key in either header: its documentation moved to the second, and so did its own clients.
-fn key(headers: &HeaderMap) -> Option<&str> {
+/// The provider documents two headers for the key and accepts either.
+fn api_key(headers: &HeaderMap) -> Option<&str> {
     let text = |name: &str| headers.get(name)?.to_str().ok();
+
     text("x-api-key").or_else(|| text("authorization")?.strip_prefix("Bearer "))
 }
 
 struct Shared {
     keys: Mutex<Vec<String>>,
     pace: Duration,
+    style: Style,
     scripts: Mutex<Scripts>,
     cache: Mutex<Cache>,
-    /// By organisation, as the provider limits.
+    /// Requests left in the minute, by organisation.
     remaining: Mutex<HashMap<String, u64>>,
     organisations: Mutex<HashMap<String, String>>,
-    begun: AtomicUsize,
-    requests: watch::Sender<Vec<Recorded>>,
+    replies_started: AtomicUsize,
+    requests: watch::Sender<Vec<RecordedRequest>>,
     cancelled: watch::Sender<usize>,
     releases: Semaphore,
     ids: AtomicU64,
 }
 
-impl StandIn {
+impl FakeClaude {
     /// Listens and answers until it is dropped.
     pub async fn start(config: Config) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            keys: Mutex::new(config.keys),
-            pace: config.pace,
-            scripts: Mutex::default(),
-            cache: Mutex::default(),
-            remaining: Mutex::default(),
-            organisations: Mutex::default(),
-            begun: AtomicUsize::new(0),
-            requests: watch::Sender::new(Vec::new()),
-            cancelled: watch::Sender::new(0),
-            releases: Semaphore::new(0),
-            ids: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared::new(config.keys, config.pace, config.style));
+
         let handler = {
             let shared = Arc::clone(&shared);
             move |request| serve::handle(Arc::clone(&shared), request)
         };
+
         Ok(Self {
             server: Server::start(config.listen, handler).await?,
             shared,
@@ -130,7 +148,7 @@ impl StandIn {
 
     /// The base URL, without `/v1`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.server.addr)
+        self.server.url()
     }
 
     /// Scripts the next request that has no script yet.
@@ -138,7 +156,7 @@ impl StandIn {
         self.next_for(Only::default(), script);
     }
 
-    /// Scripts the next request of a kind.
+    /// Scripts the next matching request.
     pub fn next_for(&self, only: Only, script: impl Into<Script>) {
         lock(&self.shared.scripts).next(only, script.into());
     }
@@ -148,100 +166,114 @@ impl StandIn {
         self.always_for(Only::default(), script);
     }
 
-    /// Scripts every request of a kind.
+    /// Scripts every matching request.
     pub fn always_for(&self, only: Only, script: impl Into<Script>) {
         lock(&self.shared.scripts).always(only, script.into());
     }
 
-    /// Forgets all scripts.
+    /// Removes all scripts.
     pub fn clear(&self) {
         *lock(&self.shared.scripts) = Scripts::default();
     }
 
-    /// Accepts these keys and no others from now on.
-    pub fn accept(&self, keys: Vec<String>) {
+    /// Replaces the keys that are accepted.
+    pub fn accept_keys(&self, keys: Vec<String>) {
         *lock(&self.shared.keys) = keys;
     }
 
-    /// Sets how many requests the limit headers of an organisation say are left; that of a key of no other is named
-    /// by the key.
-    pub fn remaining(&self, organisation: impl Into<String>, requests: u64) {
+    /// Sets the number of requests that the limit headers of an organisation report as left.
+    ///
+    /// A key without an organisation is an organisation named like the key.
+    pub fn set_remaining_requests(&self, organisation: impl Into<String>, requests: u64) {
         lock(&self.shared.remaining).insert(organisation.into(), requests);
     }
 
-    /// Has a key share its organisation's limits with other keys; otherwise its organisation is its own.
-    pub fn belongs(&self, key: impl Into<String>, organisation: impl Into<String>) {
+    /// Assigns a key to an organisation, whose keys share their limits.
+    pub fn set_organisation(&self, key: impl Into<String>, organisation: impl Into<String>) {
         lock(&self.shared.organisations).insert(key.into(), organisation.into());
     }
 
-    /// How many replies began, which is what the provider bills.
-    pub fn begun(&self) -> usize {
-        self.shared.begun.load(Ordering::Relaxed)
+    /// The number of replies that were started. The provider bills each of them.
+    pub fn replies_started(&self) -> usize {
+        self.shared.replies_started.load(Ordering::Relaxed)
     }
 
-    /// Lets one stream that is held, or the next that will be, go on.
+    /// Lets one held stream go on: one that is held now, or else the next.
     pub fn release(&self) {
         self.shared.releases.add_permits(1);
     }
 
     /// The requests so far, oldest first.
-    pub fn requests(&self) -> Vec<Recorded> {
+    pub fn requests(&self) -> Vec<RecordedRequest> {
         self.shared.requests.borrow().clone()
     }
 
-    /// Waits until there were this many requests.
-    pub async fn wait_for_requests(&self, count: usize) -> Vec<Recorded> {
+    /// Waits for this number of requests in total and returns them.
+    pub async fn wait_for_requests(&self, count: usize) -> Vec<RecordedRequest> {
         let mut requests = self.shared.requests.subscribe();
         let seen = requests.wait_for(|requests| requests.len() >= count).await;
+
         seen.map(|requests| requests.clone()).unwrap_or_default()
     }
 
-    /// How many clients went away before they had their whole answer.
+    /// The number of clients that left before the end of their answer.
     pub fn cancelled(&self) -> usize {
         *self.shared.cancelled.borrow()
     }
 
-    /// Waits until this many clients went away before they had their whole answer.
+    /// Waits until this number of clients left before the end of their answer.
     pub async fn wait_for_cancelled(&self, count: usize) {
-        let _ = self
-            .shared
-            .cancelled
-            .subscribe()
-            .wait_for(|cancelled| *cancelled >= count)
-            .await;
+        let mut cancelled = self.shared.cancelled.subscribe();
+        let _ = cancelled.wait_for(|cancelled| *cancelled >= count).await;
     }
 }
 
 impl Shared {
-    async fn held(&self) {
+    fn new(keys: Vec<String>, pace: Duration, style: Style) -> Self {
+        Self {
+            keys: Mutex::new(keys),
+            pace,
+            style,
+            scripts: Mutex::default(),
+            cache: Mutex::default(),
+            remaining: Mutex::default(),
+            organisations: Mutex::default(),
+            replies_started: AtomicUsize::new(0),
+            requests: watch::Sender::new(Vec::new()),
+            cancelled: watch::Sender::new(0),
+            releases: Semaphore::new(0),
+            ids: AtomicU64::new(0),
+        }
+    }
+
+    async fn wait_for_release(&self) {
         if let Ok(permit) = self.releases.acquire().await {
             permit.forget();
         }
     }
 
     fn organisation(&self, key: &str) -> String {
-        lock(&self.organisations)
-            .get(key)
-            .cloned()
-            .unwrap_or_else(|| key.to_owned())
+        let organisations = lock(&self.organisations);
+        let found = organisations.get(key).cloned();
+
+        found.unwrap_or_else(|| key.to_owned())
     }
 
-    fn id(&self, prefix: &str) -> String {
-        format!(
-            "{prefix}_local{:012}",
-            self.ids.fetch_add(1, Ordering::Relaxed)
-        )
+    fn new_id(&self, prefix: &str) -> String {
+        let number = self.ids.fetch_add(1, Ordering::Relaxed);
+
+        format!("{prefix}_local{number:012}")
     }
 }
 
-/// Counts a client that went away, unless it was served.
-struct Cancelled {
+/// Counts a client as cancelled when it is dropped before [`served`](Self::served).
+struct CancelGuard {
     shared: Arc<Shared>,
     served: bool,
 }
 
-impl Cancelled {
-    fn watch(shared: &Arc<Shared>) -> Self {
+impl CancelGuard {
+    fn new(shared: &Arc<Shared>) -> Self {
         Self {
             shared: Arc::clone(shared),
             served: false,
@@ -253,16 +285,10 @@ impl Cancelled {
     }
 }
 
-impl Drop for Cancelled {
+impl Drop for CancelGuard {
     fn drop(&mut self) {
         if !self.served {
-            self.shared
-                .cancelled
-                .send_modify(|cancelled| *cancelled += 1);
+            self.shared.cancelled.send_modify(|count| *count += 1);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Measuring proxies for tests: they count round trips, add a delay to each, and fail on demand.
+//! Proxies for tests: they count round trips, add a delay to each, and fail on demand.
 
 #![expect(
     clippy::disallowed_methods,
@@ -10,4 +10,4 @@ mod postgres;
 mod tcp;
 
 pub use http::{Http, Mode};
-pub use tcp::{Flights, Tcp};
+pub use tcp::{RoundTrips, Tcp};

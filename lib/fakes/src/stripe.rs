@@ -1,66 +1,73 @@
-//! A stand-in for Stripe: the wire format of API version 2026-10-28.endive for what we call, pages that a person can
-//! click through, a clock that can be moved, and signed events that come twice, late, out of order or never.
+//! A fake Stripe: the wire format of API version 2026-10-28.endive for the application's calls,
+//! pages for a developer, a clock that can be moved, and signed events that arrive twice, late, out
+//! of order or never.
 //!
-//! A test acts by [`StandIn::act`], takes the events with [`StandIn::take_events`] and delivers them itself; with an
-//! address to send to, the stand-in delivers them as [`Delivery`] says. A person opens `/local/stripe`, or calls
-//! `POST /local/stripe/deliveries` with `{"how": "twice", "times": 3}` (or `"always": true`),
-//! `POST /local/stripe/faults` with `{"fault": "status:500", "times": 2}`, `DELETE` of either to forget them, and
-//! `POST /local/stripe/release` to let a held answer go.
+//! A test acts with [`FakeStripe::act`], takes the events with [`FakeStripe::take_events`] and
+//! delivers them itself. With a webhook URL the fake delivers them as [`Delivery`] says.
+//! A developer opens `/local/stripe`, or calls
+//!
+//! - `POST /local/stripe/deliveries` with `{"how": "twice", "times": 3}`, or with `"always": true`;
+//! - `POST /local/stripe/faults` with `{"fault": "status:500", "times": 2}`;
+//! - `DELETE` of either to remove them;
+//! - `POST /local/stripe/release` to release a held answer;
+//! - `POST /local/stripe/act` with `{"action": "fail_payment", "target": "sub_…"}`.
 
-mod act;
+mod account;
+mod action;
+mod api;
 mod control;
-mod deliver;
+mod delivery;
 mod fault;
-mod object;
-mod page;
+mod objects;
+mod pages;
 mod params;
 mod serve;
-mod world;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use http::Method;
 
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 
-pub use act::{Action, UnknownAction};
-pub use deliver::{Delivery, Event, sign};
+pub use action::{Action, UnknownAction};
+pub use delivery::{Delivery, Event, sign};
 pub use fault::Fault;
 pub use stripe::API_VERSION;
 
-use crate::wire::Server;
-use deliver::Deliveries;
+use crate::faulty_http::Server;
+use crate::sync::lock;
+use account::Account;
+use delivery::Deliveries;
 use fault::Faults;
-use world::World;
 
-/// Where the time of the fake comes from.
+/// The clock of the fake.
 pub type Clock = Arc<dyn Fn() -> OffsetDateTime + Send + Sync>;
 
-/// The price that is sold: Pro for a month.
+/// The price of a month of Pro.
 pub const PRICE: &str = "price_local_pro";
-/// What it may be sold for next.
+/// A later price of the same product.
 pub const NEXT_PRICE: &str = "price_local_next";
 
-/// How a stand-in is started.
+/// How a fake is started.
 #[derive(Clone)]
 pub struct Config {
-    /// Where it listens; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free port.
     pub listen: SocketAddr,
-    /// The secret key that it takes.
+    /// The secret key that is accepted.
     pub key: String,
-    /// What it signs events with.
+    /// The secret that signs events.
     pub webhook_secret: String,
-    /// Where it sends events; without, a test takes them.
+    /// The address that receives events; without one, a test takes them.
     pub webhook_url: Option<String>,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
 }
 
 impl Default for Config {
-    /// For tests: a free port, `sk_test_local`, `whsec_local`, events that are taken, the clock on the wall.
+    /// For tests: a free port, `sk_test_local`, `whsec_local`, no webhook and the wall clock.
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -72,22 +79,22 @@ impl Default for Config {
     }
 }
 
-/// A running stand-in; dropping it stops it and closes its connections.
-pub struct StandIn {
+/// A running fake. Dropping it stops it and closes its connections.
+pub struct FakeStripe {
     server: Server,
     shared: Arc<Shared>,
 }
 
-/// A request as it came.
+/// A request that was received.
 #[derive(Clone, Debug)]
-pub struct Recorded {
-    /// Its method.
+pub struct RecordedRequest {
+    /// The method.
     pub method: Method,
-    /// Its path.
+    /// The path.
     pub path: String,
-    /// Its query or form, as it was sent.
+    /// The query or the form.
     pub params: Vec<(String, String)>,
-    /// What makes it the same request when it comes again.
+    /// The `Idempotency-Key` header.
     pub idempotency_key: Option<String>,
 }
 
@@ -95,102 +102,87 @@ struct Shared {
     key: String,
     webhook_secret: String,
     clock: Mutex<Clock>,
-    world: Mutex<World>,
+    account: Mutex<Account>,
     faults: Mutex<Faults>,
     deliveries: Deliveries,
-    requests: watch::Sender<Vec<Recorded>>,
+    requests: watch::Sender<Vec<RecordedRequest>>,
     releases: Semaphore,
-    /// Where its pages are seen, if not at its own address.
-    pages: Mutex<Option<String>>,
+    /// The base URL of the pages, if it is not the fake's own address.
+    pages_url: Mutex<Option<String>>,
 }
 
-impl StandIn {
+impl FakeStripe {
     /// Listens and answers until it is dropped.
     pub async fn start(config: Config) -> io::Result<Self> {
-        let deliveries = Deliveries::new(config.webhook_url, config.webhook_secret.clone());
-        let shared = Arc::new(Shared {
-            key: config.key,
-            webhook_secret: config.webhook_secret,
-            clock: Mutex::new(config.clock),
-            world: Mutex::default(),
-            faults: Mutex::default(),
-            deliveries,
-            requests: watch::Sender::new(Vec::new()),
-            releases: Semaphore::new(0),
-            pages: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(&config));
+
         let handler = {
             let shared = Arc::clone(&shared);
             move |request| serve::handle(Arc::clone(&shared), request)
         };
         let server = Server::start(config.listen, handler).await?;
-        let this = Self { server, shared };
-        this.pages_at(this.url());
-        Ok(this)
+
+        let fake = Self { server, shared };
+        fake.set_pages_url(fake.url());
+        Ok(fake)
     }
 
     /// The base URL, without `/v1`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.server.addr)
+        self.server.url()
     }
 
-    /// Says where its pages are seen, where that is not its own address.
-    pub fn pages_at(&self, url: String) {
-        *lock(&self.shared.pages) = Some(url);
+    /// Sets the base URL of the pages, for a server that passes them on.
+    pub fn set_pages_url(&self, url: String) {
+        *lock(&self.shared.pages_url) = Some(url);
     }
 
-    /// Keeps this time from now on.
-    pub fn keep_time(&self, clock: Clock) {
+    /// Replaces the clock.
+    pub fn set_clock(&self, clock: Clock) {
         *lock(&self.shared.clock) = clock;
     }
 
-    /// Does what a customer, the dashboard or time itself does.
+    /// Acts as a customer, an operator at the dashboard, or a bank.
     pub fn act(&self, action: Action<'_>) {
         self.shared.act(action);
     }
 
-    /// A customer who was made elsewhere, such as before a test.
+    /// Adds a customer that was created before the test.
     pub fn add_customer(&self, id: &str, email: &str) {
         self.shared
-            .with_world(|world| world.add_customer(id, email));
+            .with_account(|account| account.add_customer(id, email));
     }
 
     /// Ids of the customers.
     pub fn customers(&self) -> Vec<String> {
-        self.shared.with_world(|world| {
-            world
-                .customers
-                .iter()
-                .map(|it| object::id(it).to_owned())
-                .collect()
+        self.shared.with_account(|account| {
+            let ids = account.customers.iter().map(objects::id);
+            ids.map(str::to_owned).collect()
         })
     }
 
     /// Ids and statuses of a customer's subscriptions, newest first.
     pub fn subscriptions(&self, customer: &str) -> Vec<(String, String)> {
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        self.shared.with_world(|world| {
-            let theirs = world
-                .subscriptions
-                .iter()
-                .rev()
-                .filter(|it| it["customer"] == customer);
-            theirs
-                .map(|it| (text(&it["id"]), text(&it["status"])))
+
+        self.shared.with_account(|account| {
+            account
+                .subscriptions_of(customer)
+                .map(|subscription| (text(&subscription["id"]), text(&subscription["status"])))
                 .collect()
         })
     }
 
-    /// Takes the events that have not been taken yet, in the order in which they happened.
+    /// Takes the events that were not taken yet, oldest first.
     pub fn take_events(&self) -> Vec<Event> {
-        self.shared.with_world(|_| ());
+        self.shared.with_account(|_| ());
         self.shared.deliveries.take()
     }
 
-    /// Takes only those about one customer, which leaves the others to whom they concern.
-    pub fn take_events_of(&self, customer: &str) -> Vec<Event> {
-        self.shared.with_world(|_| ());
-        self.shared.deliveries.take_of(customer)
+    /// Takes the events about one customer and leaves the others.
+    pub fn take_events_for(&self, customer: &str) -> Vec<Event> {
+        self.shared.with_account(|_| ());
+        self.shared.deliveries.take_for(customer)
     }
 
     /// The `Stripe-Signature` of a payload that is sent now.
@@ -198,7 +190,7 @@ impl StandIn {
         sign(&self.shared.webhook_secret, self.shared.now(), payload)
     }
 
-    /// Treats the next event that has no treatment yet like this.
+    /// Sets the delivery of the next event that has none yet.
     pub fn deliver_next(&self, delivery: Delivery) {
         self.shared.deliveries.next(delivery);
     }
@@ -208,65 +200,76 @@ impl StandIn {
         self.shared.deliveries.idle().await;
     }
 
-    /// Treats the next request that has no fault yet like this.
+    /// Sets the fault of the next request that has none yet.
     pub fn next(&self, fault: Fault) {
         lock(&self.shared.faults).next.push_back(fault);
     }
 
-    /// Treats every request like this, until the next call.
+    /// Sets the fault of every request, until the next call.
     pub fn always(&self, fault: Option<Fault>) {
         lock(&self.shared.faults).always = fault;
     }
 
-    /// Lets one answer that is held, or the next that will be, go.
+    /// Releases one held answer: one that is held now, or else the next.
     pub fn release(&self) {
         self.shared.releases.add_permits(1);
     }
 
     /// The requests so far, oldest first.
-    pub fn requests(&self) -> Vec<Recorded> {
+    pub fn requests(&self) -> Vec<RecordedRequest> {
         self.shared.requests.borrow().clone()
     }
 
-    /// Waits until there were this many requests.
+    /// Waits for this number of requests in total.
     pub async fn wait_for_requests(&self, count: usize) {
-        let _ = self
-            .shared
-            .requests
-            .subscribe()
-            .wait_for(|requests| requests.len() >= count)
-            .await;
+        let mut requests = self.shared.requests.subscribe();
+        let _ = requests.wait_for(|requests| requests.len() >= count).await;
     }
 }
 
 impl Shared {
+    fn new(config: &Config) -> Self {
+        let webhook_url = config.webhook_url.clone();
+        let webhook_secret = config.webhook_secret.clone();
+
+        Self {
+            key: config.key.clone(),
+            webhook_secret: webhook_secret.clone(),
+            clock: Mutex::new(Arc::clone(&config.clock)),
+            account: Mutex::default(),
+            faults: Mutex::default(),
+            deliveries: Deliveries::new(webhook_url, webhook_secret),
+            requests: watch::Sender::new(Vec::new()),
+            releases: Semaphore::new(0),
+            pages_url: Mutex::default(),
+        }
+    }
+
     fn now(&self) -> i64 {
         let clock = Arc::clone(&lock(&self.clock));
         clock().unix_timestamp()
     }
 
-    /// Looks at the world as it is now, after what time has brought, and sends off what happens.
-    fn with_world<T>(&self, look: impl FnOnce(&mut World) -> T) -> T {
+    /// Runs `work` on the account as of now, and sends the events that result.
+    fn with_account<T>(&self, work: impl FnOnce(&mut Account) -> T) -> T {
         let now = self.now();
-        let mut world = lock(&self.world);
-        world.pass_time(now);
-        let seen = look(&mut world);
-        self.deliveries.send(world.events.split_off(0));
-        seen
+        let mut account = lock(&self.account);
+        account.advance_to(now);
+        let result = work(&mut account);
+
+        self.deliveries.send(account.events.split_off(0));
+        result
     }
 
     fn act(&self, action: Action<'_>) {
-        self.with_world(|world| world.act(action));
+        self.with_account(|account| account.act(action));
     }
 
     fn page_url(&self, path: &str) -> String {
+        let base = lock(&self.pages_url);
         format!(
             "{}/local/stripe/{path}",
-            lock(&self.pages).as_deref().unwrap_or_default()
+            base.as_deref().unwrap_or_default()
         )
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

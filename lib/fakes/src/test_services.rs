@@ -1,5 +1,10 @@
 //! The services of one test, and the settings that point an app at them.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose services do not start fails"
+)]
+
 use crate::{claude, mail, stripe, upstash};
 use sqlx::{Connection, Executor, PgConnection};
 use std::{collections::HashMap, time::Duration};
@@ -7,37 +12,39 @@ use uuid::Uuid;
 
 const CLAUDE_KEY: &str = "sk-ant-test";
 
-/// Services that one test has to itself.
+/// The services of one test, isolated from those of other tests.
 pub struct TestServices {
     /// Claude's API.
-    pub claude: claude::StandIn,
+    pub claude: claude::FakeClaude,
     /// Stripe's API.
-    pub stripe: stripe::StandIn,
+    pub stripe: stripe::FakeStripe,
     /// The mail provider's API.
-    pub mail: mail::StandIn,
-    /// Redis behind Upstash's REST API, with a key space of its own.
-    pub redis: upstash::Front,
+    pub mail: mail::FakeMail,
+    /// Redis behind Upstash's REST API, with a database of its own.
+    pub redis: upstash::RestProxy,
     /// The name of the test's own database.
     pub database: String,
-    /// The environment of an app on these services.
+    /// The environment of an app that uses these services.
     pub settings: HashMap<String, String>,
 }
 
 impl TestServices {
-    /// Starts all of them. The fake Claude waits `pace` between two pieces of a reply.
+    /// Starts all services. The fake Claude waits `pace` between two words of a reply.
     pub async fn start(pace: Duration) -> Self {
-        let redis = upstash::Front::isolated(needed("ICONOCLASH_TEST_REDIS").parse().unwrap())
-            .await
-            .unwrap();
-        let listen = "127.0.0.1:0".parse().unwrap();
-        let keys = vec![CLAUDE_KEY.to_owned()];
-        let claude = claude::StandIn::start(claude::Config { listen, keys, pace })
-            .await
-            .unwrap();
-        let stripe = stripe::StandIn::start(stripe::Config::default())
-            .await
-            .unwrap();
-        let mail = mail::StandIn::start(listen).await.unwrap();
+        let redis = needed("ICONOCLASH_TEST_REDIS").parse().unwrap();
+        let redis = upstash::RestProxy::isolated(redis).await.unwrap();
+
+        let claude = claude::Config {
+            keys: vec![CLAUDE_KEY.to_owned()],
+            pace,
+            ..claude::Config::default()
+        };
+        let claude = claude::FakeClaude::start(claude).await.unwrap();
+        let stripe = stripe::FakeStripe::start(stripe::Config::default());
+        let stripe = stripe.await.unwrap();
+        let mail = mail::FakeMail::start("127.0.0.1:0".parse().unwrap());
+        let mail = mail.await.unwrap();
+
         let database = own_database().await;
         let settings = [
             (
@@ -65,7 +72,7 @@ impl TestServices {
                 "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=".to_owned(),
             ),
             ("CRON_SECRET", "a-cron-secret-of-32-characters!!".to_owned()),
-            // Tests are quicker than people; those of the burst set their own.
+            // Tests send faster than people. A test of the burst sets its own limit.
             ("BURST_PER_MINUTE", "6000".to_owned()),
             ("PUBLIC_URL", "https://iconoclash.test".to_owned()),
             (
@@ -98,10 +105,12 @@ async fn own_database() -> String {
     let name = format!("t_{}", Uuid::now_v7().simple());
     let server = format!("{}/postgres", needed("ICONOCLASH_TEST_POSTGRES"));
     let mut connection = PgConnection::connect(&server).await.unwrap();
+
     let create = format!("create database {name} template iconoclash_template");
     connection
         .execute(sqlx::AssertSqlSafe(create))
         .await
         .unwrap();
+
     name
 }

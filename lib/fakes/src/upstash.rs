@@ -1,13 +1,14 @@
 //! Upstash's REST interface in front of a real Redis or Valkey.
 //!
-//! Requests, answers, errors and refusals are those that Upstash documents; what a command does is
-//! Redis's own business. Each front sees one numbered database, so that tests do not notice each other.
+//! Requests, answers and errors have the format that Upstash documents; Redis itself executes the
+//! commands. Each proxy serves one numbered database, so that tests do not affect each other.
 #![expect(
     clippy::disallowed_methods,
     reason = "a server on the developer's machine: no platform freezes its tasks"
 )]
 
 mod dialect;
+mod request;
 mod resp;
 mod rest;
 
@@ -25,28 +26,29 @@ use self::{
     rest::Shared,
 };
 
-/// As many requests as this run at once; more wait.
+/// The most requests that run at once; more wait.
 const CONNECTIONS: usize = 32;
+/// The key in database 0 that counts isolated proxies, to assign their databases.
+const COUNTER: &str = "rest-proxy:isolated";
+/// The fewest databases of a Redis that gives each test its own.
+const MIN_DATABASES: i64 = 1_000;
 
-/// Isolated fronts take their database number from this key of database 0, which none of them is.
-const COUNTER: &str = "upstash-front:isolated";
-
-/// What a front stands before, and where it listens.
+/// The Redis behind a proxy, and the address of the proxy.
 #[derive(Clone, Debug)]
-pub struct FrontConfig {
-    /// The Redis or Valkey to stand before.
+pub struct RestProxyConfig {
+    /// The Redis or Valkey.
     pub redis: SocketAddr,
-    /// The one database of it that is seen.
+    /// The one database that is served.
     pub database: u32,
     /// The token that requests must carry.
     pub token: String,
-    /// Where to listen; port 0 takes any free one.
+    /// The address to listen on; port 0 takes a free port.
     pub listen: SocketAddr,
 }
 
-/// A running front. Dropping it stops it; [`stop`](Front::stop) also waits until it has.
+/// A running proxy. Dropping it stops it; [`stop`](Self::stop) also waits for the end.
 #[derive(Debug)]
-pub struct Front {
+pub struct RestProxy {
     url: String,
     token: String,
     database: u32,
@@ -54,20 +56,23 @@ pub struct Front {
     served: JoinHandle<io::Result<()>>,
 }
 
-impl Front {
-    /// Listens, and sees that Redis is there and has that database.
-    pub async fn start(config: FrontConfig) -> io::Result<Self> {
+impl RestProxy {
+    /// Checks that Redis has the database, and listens.
+    pub async fn start(config: RestProxyConfig) -> io::Result<Self> {
         Connection::open(config.redis, config.database).await?;
         let listener = TcpListener::bind(config.listen).await?;
         let url = format!("http://{}", listener.local_addr()?);
+
         let pool = Pool::new(config.redis, config.database, CONNECTIONS);
         let shared = Arc::new(Shared::new(config.token.clone(), pool));
         let router = Router::new().fallback(rest::serve).with_state(shared);
+
         let (stop, stopped) = oneshot::channel::<()>();
         let server = axum::serve(listener, router).with_graceful_shutdown(async move {
             // An error means that the sender was dropped, which is the usual way to stop.
             let _ = stopped.await;
         });
+
         Ok(Self {
             url,
             token: config.token,
@@ -77,34 +82,16 @@ impl Front {
         })
     }
 
-    /// A front on a free port before a database of its own, empty.
+    /// A proxy on a free port with an empty database of its own.
     ///
-    /// Numbers are handed out in turn by a counter in database 0, so no other front may stand before
-    /// that one, and Redis must have been started with `--databases 10000` or so.
+    /// A counter in database 0 assigns the databases, so no other proxy may serve that one, and
+    /// Redis must be started with `--databases 10000` or similar.
     pub async fn isolated(redis: SocketAddr) -> io::Result<Self> {
-        let mut counter = Connection::open(redis, 0).await?;
-        let ask = [
-            words(&["CONFIG", "GET", "databases"]),
-            words(&["INCR", COUNTER]),
-        ];
-        let replies = counter.call(&ask).await?;
-        let [Reply::Array(setting), Reply::Integer(turn)] = &replies[..] else {
-            return Err(io::Error::other(format!("no database number: {replies:?}")));
-        };
-        let databases: i64 = match &setting[..] {
-            [_, Reply::Bulk(number)] => String::from_utf8_lossy(number).parse().unwrap_or(0),
-            _ => 0,
-        };
-        if databases < 1000 {
-            return Err(io::Error::other(format!(
-                "the Redis at {redis} has {databases} databases, too few to give each test its own: \
-                 start it with --databases 10000"
-            )));
-        }
-        let database = u32::try_from(1 + turn % (databases - 1)).map_err(io::Error::other)?;
-        let mut own = Connection::open(redis, database).await?;
-        own.call(&[words(&["FLUSHDB"])]).await?;
-        Self::start(FrontConfig {
+        let database = next_database(redis).await?;
+        let mut connection = Connection::open(redis, database).await?;
+        connection.call(&[words(&["FLUSHDB"])]).await?;
+
+        Self::start(RestProxyConfig {
             redis,
             database,
             token: format!("token-of-database-{database}"),
@@ -113,17 +100,17 @@ impl Front {
         .await
     }
 
-    /// Where it listens, as `UPSTASH_REDIS_REST_URL` wants it.
+    /// The value of `UPSTASH_REDIS_REST_URL`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// What `UPSTASH_REDIS_REST_TOKEN` must be.
+    /// The value of `UPSTASH_REDIS_REST_TOKEN`.
     pub fn token(&self) -> &str {
         &self.token
     }
 
-    /// The number of the database that it stands before.
+    /// The number of the database that is served.
     pub fn database(&self) -> u32 {
         self.database
     }
@@ -133,4 +120,31 @@ impl Front {
         drop(self.stop);
         self.served.await?
     }
+}
+
+/// The number of a database that no recent proxy uses.
+async fn next_database(redis: SocketAddr) -> io::Result<u32> {
+    let mut connection = Connection::open(redis, 0).await?;
+    let commands = [
+        words(&["CONFIG", "GET", "databases"]),
+        words(&["INCR", COUNTER]),
+    ];
+    let replies = connection.call(&commands).await?;
+    let [Reply::Array(setting), Reply::Integer(count)] = &replies[..] else {
+        return Err(io::Error::other(format!("no database number: {replies:?}")));
+    };
+
+    let databases: i64 = match &setting[..] {
+        [_, Reply::Bulk(number)] => String::from_utf8_lossy(number).parse().unwrap_or(0),
+        _ => 0,
+    };
+    if databases < MIN_DATABASES {
+        return Err(io::Error::other(format!(
+            "the Redis at {redis} has {databases} databases, too few to give each test one of \
+             its own: start it with --databases 10000"
+        )));
+    }
+
+    // Database 0 holds the counter.
+    u32::try_from(1 + count % (databases - 1)).map_err(io::Error::other)
 }

@@ -1,4 +1,4 @@
-//! Events on their way from the stand-in: repeated, lost, late and out of order, as a test or a person asks for it.
+//! The fake's deliveries of events: repeated, lost, late and out of order, on request.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![expect(
@@ -12,50 +12,30 @@ use std::sync::{
 };
 
 use axum::{Router, http::StatusCode, routing::post};
-use iconoclash_fakes::stripe::{Action, Config, Delivery, StandIn};
+use iconoclash_fakes::stripe::{Action, Config, Delivery, FakeStripe};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-/// A stand-in, and what came of its events.
-struct Delivered {
-    stripe: StandIn,
+/// A fake with a webhook that records the events.
+struct Webhook {
+    stripe: FakeStripe,
     kinds: Arc<Mutex<Vec<String>>>,
     refusals: Arc<AtomicU32>,
 }
 
-impl Delivered {
+impl Webhook {
     async fn start() -> Self {
-        let (kinds, refusals) = (
-            Arc::new(Mutex::new(Vec::new())),
-            Arc::new(AtomicU32::new(0)),
-        );
-        let (heard, refusing) = (Arc::clone(&kinds), Arc::clone(&refusals));
-        let receive = post(async move |body: String| {
-            if refusing
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
-                    left.checked_sub(1)
-                })
-                .is_ok()
-            {
-                return StatusCode::INTERNAL_SERVER_ERROR;
-            }
-            let event: Value = serde_json::from_str(&body).unwrap();
-            heard
-                .lock()
-                .unwrap()
-                .push(event["type"].as_str().unwrap().to_owned());
-            StatusCode::OK
-        });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let webhook_url = Some(format!("http://{}/", listener.local_addr().unwrap()));
-        tokio::spawn(async move { axum::serve(listener, Router::new().route("/", receive)).await });
-        let stripe = StandIn::start(Config {
-            webhook_url,
+        let kinds = Arc::new(Mutex::new(Vec::new()));
+        let refusals = Arc::new(AtomicU32::new(0));
+        let url = serve(Arc::clone(&kinds), Arc::clone(&refusals)).await;
+
+        let config = Config {
+            webhook_url: Some(url),
             ..Config::default()
-        })
-        .await
-        .unwrap();
+        };
+        let stripe = FakeStripe::start(config).await.unwrap();
         stripe.add_customer("cus_1", "ada@example.org");
+
         Self {
             stripe,
             kinds,
@@ -63,7 +43,7 @@ impl Delivered {
         }
     }
 
-    /// The kinds of the events of a new subscription, as they came.
+    /// Creates a subscription and returns the kinds of its events in the order of arrival.
     async fn subscribe(&self) -> Vec<String> {
         self.stripe.act(Action::Subscribe("cus_1"));
         self.stripe.delivered().await;
@@ -72,15 +52,33 @@ impl Delivered {
 
     async fn control(&self, path: &str, body: Value) -> u16 {
         let url = format!("{}/local/stripe/{path}", self.stripe.url());
-        reqwest::Client::new()
-            .post(url)
-            .json(&body)
-            .send()
-            .await
-            .unwrap()
-            .status()
-            .as_u16()
+        let request = reqwest::Client::new().post(url).json(&body);
+
+        request.send().await.unwrap().status().as_u16()
     }
+}
+
+/// Serves a webhook that refuses the first `refusals` events and records the kinds of the others.
+async fn serve(kinds: Arc<Mutex<Vec<String>>>, refusals: Arc<AtomicU32>) -> String {
+    let receive = post(async move |body: String| {
+        let refused = refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+            left.checked_sub(1)
+        });
+        if refused.is_ok() {
+            return StatusCode::INTERNAL_SERVER_ERROR;
+        }
+
+        let event: Value = serde_json::from_str(&body).unwrap();
+        let kind = event["type"].as_str().unwrap().to_owned();
+        kinds.lock().unwrap().push(kind);
+        StatusCode::OK
+    });
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, Router::new().route("/", receive)).await });
+
+    url
 }
 
 const CREATED: &str = "customer.subscription.created";
@@ -88,9 +86,9 @@ const PAID: &str = "invoice.paid";
 const CHARGED: &str = "charge.succeeded";
 
 #[tokio::test]
-async fn events_come_as_they_are_asked_to() {
-    let it = Delivered::start().await;
-    assert_eq!(it.subscribe().await, [CREATED, PAID, CHARGED]);
+async fn events_arrive_as_requested() {
+    let webhook = Webhook::start().await;
+    assert_eq!(webhook.subscribe().await, [CREATED, PAID, CHARGED]);
     for (delivery, expected) in [
         (Delivery::Twice, &[CREATED, CREATED, PAID, CHARGED][..]),
         (Delivery::Never, &[PAID, CHARGED]),
@@ -98,59 +96,63 @@ async fn events_come_as_they_are_asked_to() {
         (Delivery::Late(300), &[PAID, CHARGED, CREATED]),
         (Delivery::Once, &[CREATED, PAID, CHARGED]),
     ] {
-        it.stripe.deliver_next(delivery);
-        assert_eq!(it.subscribe().await, expected, "{delivery:?}");
+        webhook.stripe.deliver_next(delivery);
+        assert_eq!(webhook.subscribe().await, expected, "{delivery:?}");
     }
 }
 
 #[tokio::test]
-async fn a_refused_event_comes_again() {
-    let it = Delivered::start().await;
-    it.refusals.store(1, Ordering::SeqCst);
-    assert_eq!(it.subscribe().await, [PAID, CHARGED, CREATED]);
+async fn a_refused_event_is_sent_again() {
+    let webhook = Webhook::start().await;
+    webhook.refusals.store(1, Ordering::SeqCst);
+    assert_eq!(webhook.subscribe().await, [PAID, CHARGED, CREATED]);
 }
 
 #[tokio::test]
-async fn a_person_asks_for_disorder_too() {
-    let it = Delivered::start().await;
+async fn a_developer_can_ask_for_disorder() {
+    let webhook = Webhook::start().await;
     assert_eq!(
-        it.control("deliveries", json!({"how": "twice", "always": true}))
+        webhook
+            .control("deliveries", json!({"how": "twice", "always": true}))
             .await,
         200
     );
     assert_eq!(
-        it.subscribe().await,
+        webhook.subscribe().await,
         [CREATED, CREATED, PAID, PAID, CHARGED, CHARGED]
     );
     assert_eq!(
-        it.control("deliveries", json!({"how": "once", "always": true}))
+        webhook
+            .control("deliveries", json!({"how": "once", "always": true}))
             .await,
         200
     );
     assert_eq!(
-        it.control("act", json!({"action": "refund", "target": "cus_1"}))
+        webhook
+            .control("act", json!({"action": "refund", "target": "cus_1"}))
             .await,
         200
     );
-    it.stripe.delivered().await;
-    assert_eq!(*it.kinds.lock().unwrap(), ["charge.refunded"]);
+    webhook.stripe.delivered().await;
+    assert_eq!(*webhook.kinds.lock().unwrap(), ["charge.refunded"]);
     for (path, body) in [
         ("deliveries", json!({"how": "sideways"})),
         ("faults", json!({"fault": "status:200"})),
         ("act", json!({"action": "steal"})),
         ("nothing", json!({})),
     ] {
-        assert_eq!(it.control(path, body).await, 400, "{path}");
+        assert_eq!(webhook.control(path, body).await, 400, "{path}");
     }
 }
 
 #[tokio::test]
-async fn the_pages_show_what_there_is_and_escape_what_people_wrote() {
-    let it = Delivered::start().await;
-    it.stripe
+async fn the_pages_show_the_account_and_escape_its_texts() {
+    let webhook = Webhook::start().await;
+    webhook
+        .stripe
         .add_customer("cus_2", "<script>alert(1)</script>@example.org");
-    it.subscribe().await;
-    let page = reqwest::get(format!("{}/local/stripe", it.stripe.url()))
+    webhook.subscribe().await;
+    let page = reqwest::get(format!("{}/local/stripe", webhook.stripe.url()))
         .await
         .unwrap()
         .text()
@@ -161,8 +163,11 @@ async fn the_pages_show_what_there_is_and_escape_what_people_wrote() {
         "{page}"
     );
     assert!(!page.contains("<script>"), "{page}");
-    let missing = reqwest::get(format!("{}/local/stripe/checkout/cs_none", it.stripe.url()))
-        .await
-        .unwrap();
+    let missing = reqwest::get(format!(
+        "{}/local/stripe/checkout/cs_none",
+        webhook.stripe.url()
+    ))
+    .await
+    .unwrap();
     assert_eq!(missing.status(), 404);
 }

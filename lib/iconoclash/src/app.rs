@@ -101,7 +101,11 @@ impl App {
     pub fn db(&self) -> Result<&Db> {
         get_or_create(&self.0.db, || {
             let settings = self.config().database()?;
-            Ok(Db::new(settings.url.expose_secret(), settings.pool_size)?)
+            Ok(Db::named(
+                "iconoclash",
+                settings.url.expose_secret(),
+                settings.pool_size,
+            )?)
         })
     }
 

@@ -1,5 +1,6 @@
 //! The edges of a request: serving, errors, extractors, idempotency and the request log.
 
+mod cors;
 pub mod error;
 pub mod extract;
 pub mod idempotency;

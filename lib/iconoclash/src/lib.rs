@@ -34,4 +34,5 @@ pub mod clock;
 pub mod config;
 pub mod crash_point;
 mod database;
+mod digest;
 pub mod redis;

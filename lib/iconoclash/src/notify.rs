@@ -1,4 +1,4 @@
 //! Mail to users and alerts to operators.
 
-pub mod alert;
+pub(crate) mod alert;
 pub mod mail;

@@ -8,16 +8,16 @@ use crate::app::App;
 pub mod accounts;
 pub mod billing;
 pub mod catalog;
-pub mod contract;
 pub mod cron;
 pub mod discussions;
 pub mod messages;
+pub mod openapi;
 pub mod operations;
 
 /// Every route, for one process that serves them all, and for the document that describes them.
 pub fn all() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(contract::Contract::openapi())
-        .merge(contract::router())
+    OpenApiRouter::with_openapi(openapi::Head::openapi())
+        .merge(openapi::router())
         .merge(operations::router())
         .merge(cron::router())
         .merge(catalog::router())

@@ -1,11 +1,13 @@
-//! Ctrl-C and its likes: everything that was started is ended first.
+//! Signals: Ctrl-C, SIGTERM and SIGHUP stop everything that was started before the program exits.
 
 use std::{
+    io,
     process::exit,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
 };
 
 use anyhow::Result;
@@ -14,46 +16,49 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::profile::Profile;
+use crate::instance::Instance;
 
-/// Does the work, and ends all that it started however it ends.
-pub fn with_profile<T>(
+/// Runs `work` and closes the instance afterwards, also when a signal interrupts it.
+pub fn with_instance<T>(
     runtime: &Handle,
-    profile: Arc<Profile>,
-    work: impl FnOnce(&Profile) -> Result<T>,
+    instance: Arc<Instance>,
+    work: impl FnOnce(&Instance) -> Result<T>,
 ) -> Result<T> {
-    let told = Arc::new(AtomicBool::new(false));
-    runtime.spawn(end_on_signal(Arc::clone(&profile), Arc::clone(&told)));
-    let result = work(&profile);
-    while told.load(Ordering::Acquire) {
-        // What ended now ended because of the signal; the other task ends the process when all of it has.
-        std::thread::park();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    runtime.spawn(exit_on_signal(
+        Arc::clone(&instance),
+        Arc::clone(&interrupted),
+    ));
+
+    let result = work(&instance);
+    while interrupted.load(Ordering::Acquire) {
+        // The signal's task stops everything and exits; the result only reflects that.
+        thread::park();
     }
-    profile.close();
+    instance.close();
+
     result
 }
 
-async fn end_on_signal(profile: Arc<Profile>, told: Arc<AtomicBool>) {
-    let kinds = [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ];
-    let Ok([mut interrupt, mut terminate, mut hangup]) = <[_; 3]>::try_from(
-        kinds
-            .into_iter()
-            .filter_map(|kind| signal(kind).ok())
-            .collect::<Vec<_>>(),
-    ) else {
+async fn exit_on_signal(instance: Arc<Instance>, interrupted: Arc<AtomicBool>) {
+    let Ok(code) = exit_code_of_next_signal().await else {
         return;
     };
-    let code = tokio::select! {
+    interrupted.store(true, Ordering::Release);
+
+    eprintln!("\nstopping what was started");
+    instance.close();
+    exit(code);
+}
+
+async fn exit_code_of_next_signal() -> io::Result<i32> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    Ok(tokio::select! {
         _ = interrupt.recv() => 130,
         _ = terminate.recv() => 143,
         _ = hangup.recv() => 129,
-    };
-    told.store(true, Ordering::Release);
-    eprintln!("\nending what was started");
-    profile.close();
-    exit(code);
+    })
 }

@@ -1,26 +1,30 @@
-//! The local stack: services, stand-ins and the development server.
+//! `cargo local`: services, the development server and the test runner, for development only.
 //!
-//! In reading order: where things lie (`places`), what must not outlive us (`process`, `profile`),
-//! how missing programs are got (`install`), the services themselves (`services` and one file each),
-//! what stands in for vendors (`upstash`, `claude`, `stripe`, `mail`) and measures (`proxy`),
-//! the environment made of them (`stack`), and the commands on top (`up`, `serve`, `vercel`, `suite`, `bench`).
+//! The modules, from the bottom up: directories ([`paths`]), processes that must not outlive this
+//! program ([`process`], [`instance`]), installation of programs ([`install`]), the services
+//! ([`postgres`], [`pgbouncer`], [`redis`], [`services`]), the development stack ([`stack`]), and
+//! the commands ([`up`], [`serve`], [`vercel`], [`suite`], [`bench`]).
 //!
-//! Development only: no function depends on this crate.
+//! No function depends on this crate.
 #![expect(
     clippy::disallowed_methods,
-    reason = "a developer's tool reads its own environment and the clock, and has no platform to ask for leave to spawn"
+    reason = "a developer's tool reads its environment, spawns tasks and has clients of its own"
 )]
 
-pub mod places;
+pub mod paths;
 pub mod process;
-pub mod profile;
+pub mod progress;
 
+mod record;
+mod registry;
+
+mod reaper;
+
+pub mod instance;
 mod interrupt;
-pub use interrupt::with_profile;
 
 pub mod install;
 pub mod ports;
-pub mod progress;
 pub mod secrets;
 
 pub mod pgbouncer;
@@ -28,12 +32,23 @@ pub mod postgres;
 pub mod redis;
 pub mod services;
 
+mod settings;
 pub mod stack;
 
-mod pages;
+mod fake_pages;
+mod home;
 pub mod serve;
+
+mod internal;
+mod tally;
+mod watch;
+
+pub mod bench;
 pub mod suite;
-pub mod summary;
 pub mod up;
 pub mod vercel;
-pub mod watch;
+
+pub use internal::Internal;
+pub use interrupt::with_instance;
+pub use record::{Record, StartedProcess};
+pub use registry::running;

@@ -1,32 +1,41 @@
-//! `cargo local`.
+//! The command line of `cargo local`.
 
 use std::{
-    collections::BTreeMap,
+    env,
     io::{Write, stdout},
-    process::{Command, ExitCode},
+    process::ExitCode,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use iconoclash_local::{
-    places::Places,
-    profile::{self, Profile},
+    Internal,
+    bench::{self, Bench},
+    instance::Instance,
+    paths::Paths,
     progress::note,
-    serve,
+    running,
     stack::Stack,
-    suite, up, vercel, with_profile,
+    suite, up, vercel, with_instance,
 };
 use tokio::runtime::{Handle, Runtime};
 
-/// The local Iconoclash: Postgres 18, PgBouncer, Redis behind an Upstash front, stand-ins and the server.
+/// The name of the instance that `cargo local` runs.
+const DEV: &str = "dev";
+
+/// Run Iconoclash on this machine: Postgres, PgBouncer, Redis, fake vendors and every route
 ///
 /// Without a command it starts all of that and serves the application at http://localhost:3000.
-/// Whatever is missing is installed below target/local; nothing needs root, Docker or an account.
+/// Missing programs are installed into target/local. It needs Rust, Node and Python 3, but no
+/// root, no Docker and no account.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo local",
     bin_name = "cargo local",
-    args_conflicts_with_subcommands = true
+    args_conflicts_with_subcommands = true,
+    after_help = AFTER_HELP
 )]
 struct Cli {
     #[command(subcommand)]
@@ -34,6 +43,13 @@ struct Cli {
     #[command(flatten)]
     up: Up,
 }
+
+const AFTER_HELP: &str = "\
+Settings come from the shell and from .env; .env.example lists them all. Without keys of Claude,
+Stripe and Resend, fake vendors answer. Databases and secrets are never taken from the shell.
+
+Data and logs are in target/local/dev; data of root may be in target/local/store/dev. Remove them to
+start with an empty database.";
 
 #[derive(Debug, Args)]
 struct Up {
@@ -44,7 +60,7 @@ struct Up {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Start the stack and the development server, and run until Ctrl-C (the default)
+    /// Start the stack and the development server, until Ctrl-C (the default)
     Up(Up),
     /// Print the environment of the running stack
     Env {
@@ -52,7 +68,7 @@ enum Task {
         #[arg(long)]
         export: bool,
     },
-    /// Run the real `vercel dev` on the running stack, or on one of its own
+    /// Run the real `vercel dev`, on the running stack or on one of its own
     Vercel {
         /// Where it listens; the next free port if this one is taken
         #[arg(long, default_value_t = 3000)]
@@ -61,38 +77,34 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Run every test on fresh services: cargo's, the vendors' own clients, the Vercel CLI
+    /// Run the tests on pinned services of their own
+    ///
+    /// Without a name all of them: cargo's tests, with the vendors' own clients; a part of them
+    /// on the oldest supported Postgres and Redis; the Vercel CLI. The last line counts them.
     Test {
         /// Only cargo's tests whose names contain this
-        filter: Option<String>,
+        name: Option<String>,
         /// After `--`: passed on to the test binaries
         #[arg(last = true)]
         arguments: Vec<String>,
     },
-    /// Measure something that must be cheap or quick
-    #[command(disable_help_flag = true)]
+    /// Measure what must be fast or cheap, in release mode
     Bench {
-        /// What to measure; `cargo local bench --help` lists it
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
+        #[command(subcommand)]
+        bench: Bench,
     },
-    /// Start only what the tests need, print where it is, and run until Ctrl-C
+    /// Start the services of the tests, print their environment, and run until Ctrl-C
     #[command(hide = true)]
     Services,
-    /// Serve every route and public/ (the child of `up`)
-    #[command(hide = true)]
-    Serve {
-        #[arg(long)]
-        port: u16,
-    },
-    /// End what the owner of a profile leaves behind when it dies
-    #[command(hide = true)]
-    Guard { profile: String },
+    #[command(flatten)]
+    Internal(Internal),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli.command.unwrap_or(Task::Up(cli.up))) {
+    let task = cli.command.unwrap_or(Task::Up(cli.up));
+
+    match run(task) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -103,91 +115,85 @@ fn main() -> ExitCode {
 }
 
 fn run(task: Task) -> Result<bool> {
-    let places = Places::find()?;
+    let paths = Paths::find()?;
+    if let Task::Bench { .. } = task {
+        // Checked by this program's parser, and passed on as they are.
+        return Err(bench::exec(&paths, env::args_os().skip(2)));
+    }
+
     let runtime = Runtime::new()?;
     let handle = runtime.handle();
     match task {
-        Task::Up(Up { port }) => with_profile(handle, Profile::open(&places, "dev")?, |it| {
-            up::run(handle, it, port)
-        })
-        .map(|never| match never {}),
-        Task::Env { export } => {
-            let record =
-                profile::running(&places, "dev").filter(|record| !record.environment.is_empty());
-            print(
-                &record
-                    .context("nothing runs here: start `cargo local` in another terminal")?
-                    .environment,
-                export,
-            )
-        }
-        Task::Vercel { port, arguments } => run_vercel(handle, &places, port, &arguments),
-        Task::Test { filter, arguments } => {
-            with_profile(handle, Profile::open_test(&places)?, |it| {
-                suite::run(handle, it, filter.as_slice(), &arguments)
+        Task::Up(Up { port }) => run_up(handle, &paths, port),
+        Task::Env { export } => print_environment(&paths, export),
+        Task::Vercel { port, arguments } => run_vercel(handle, &paths, port, &arguments),
+        Task::Test { name, arguments } => {
+            with_instance(handle, Instance::open_test(&paths)?, |instance| {
+                suite::run(handle, instance, name.as_deref(), &arguments)
             })
         }
-        Task::Bench { arguments } => run_bench(&places, &arguments),
-        Task::Services => with_profile(handle, Profile::open_test(&places)?, |it| {
-            let (mut services, environment) = suite::prepare(handle, it)?;
-            print(
-                &environment
-                    .into_iter()
-                    .map(|(name, value)| (name.to_owned(), value))
-                    .collect(),
-                true,
-            )?;
-            note("the services are up; Ctrl-C ends them");
-            loop {
-                std::thread::sleep(std::time::Duration::from_millis(250));
-                services.check(it)?;
-            }
-        }),
-        Task::Serve { port } => serve::run(handle, &places.root, port).map(|()| true),
-        Task::Guard { profile } => profile::guard(&places, &profile).map(|()| true),
+        Task::Services => run_services(handle, &paths),
+        Task::Internal(command) => command.run(handle, &paths).map(|()| true),
+        Task::Bench { .. } => unreachable!("the benchmarks replaced this process"),
     }
 }
 
-/// The benchmarks are a release build of their own.
-fn run_bench(places: &Places, arguments: &[String]) -> Result<bool> {
-    let status = Command::new("cargo")
-        .args([
-            "run",
-            "--quiet",
-            "--release",
-            "--package",
-            "iconoclash-bench",
-            "--",
-        ])
-        .args(arguments)
-        .current_dir(&places.root)
-        .status()
-        .context("cargo does not start")?;
-    Ok(status.success())
+fn run_up(runtime: &Handle, paths: &Paths, port: u16) -> Result<bool> {
+    with_instance(runtime, Instance::open(paths, DEV)?, |instance| {
+        up::run(runtime, instance, port)
+    })
+    .map(|never| match never {})
 }
 
-fn run_vercel(runtime: &Handle, places: &Places, port: u16, arguments: &[String]) -> Result<bool> {
-    vercel::prepare(places)?;
-    match profile::running(places, "dev") {
+fn print_environment(paths: &Paths, export: bool) -> Result<bool> {
+    let record = running(paths, DEV)
+        .filter(|record| !record.environment.is_empty())
+        .context("nothing runs here: start `cargo local` in another terminal")?;
+    print(&record.environment, export)?;
+
+    Ok(true)
+}
+
+fn run_vercel(runtime: &Handle, paths: &Paths, port: u16, arguments: &[String]) -> Result<bool> {
+    iconoclash_local::install::node_modules(paths)?;
+
+    match running(paths, DEV) {
         Some(record) => {
             note(&format!(
                 "on the running stack of process {}",
                 record.owner.pid
             ));
-            let own = Profile::open(places, "vercel")?;
-            with_profile(runtime, own, |it| {
-                vercel::run(it, &record.environment, port, arguments)
+            let own = Instance::open(paths, "vercel")?;
+            with_instance(runtime, own, |instance| {
+                vercel::run_dev(instance, &record.environment, port, arguments)
             })
         }
-        None => with_profile(runtime, Profile::open(places, "dev")?, |it| {
-            let stack = Stack::start(runtime, it, port)?;
-            vercel::run(it, &stack.environment, port, arguments)
+        None => with_instance(runtime, Instance::open(paths, DEV)?, |instance| {
+            let stack = Stack::start(runtime, instance, port)?;
+            vercel::run_dev(instance, &stack.environment, port, arguments)
         }),
     }
 }
 
-fn print(environment: &BTreeMap<String, String>, export: bool) -> Result<bool> {
+fn run_services(runtime: &Handle, paths: &Paths) -> Result<bool> {
+    with_instance(runtime, Instance::open_test(paths)?, |instance| {
+        let (mut services, environment) = suite::prepare(runtime, instance)?;
+        print(&environment, true)?;
+        note("the services are up; Ctrl-C stops them");
+
+        loop {
+            thread::sleep(Duration::from_millis(250));
+            services.check(instance)?;
+        }
+    })
+}
+
+fn print<'a, N: std::fmt::Display + 'a>(
+    environment: impl IntoIterator<Item = (&'a N, &'a String)>,
+    export: bool,
+) -> Result<()> {
     let mut out = stdout().lock();
+
     for (name, value) in environment {
         if export {
             writeln!(out, "export {name}='{}'", value.replace('\'', r"'\''"))?;
@@ -195,5 +201,6 @@ fn print(environment: &BTreeMap<String, String>, export: bool) -> Result<bool> {
             writeln!(out, "{name}={value}")?;
         }
     }
-    Ok(true)
+
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! PgBouncer in transaction mode before our Postgres: what production has between functions and database.
+//! PgBouncer in transaction mode in front of Postgres, as in production.
 
 use std::{
     fs::{self, OpenOptions},
@@ -12,53 +12,47 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    install,
-    places::Places,
+    install::{self, Need},
+    instance::Instance,
+    paths::Paths,
     ports,
     postgres::{ROLE, answers, base_url},
     process,
-    process::Stop,
-    profile::Profile,
+    process::{Stop, wait_until},
     progress::{note, step},
-    services::wait_until,
 };
 
 /// A running pooler.
 #[derive(Debug)]
 pub struct PgBouncer {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     /// Its process.
     pub child: Child,
 }
 
-/// What to do where there is no PgBouncer and none can be installed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
-    /// Go on without: the application works on Postgres itself too.
-    Wanted,
-    /// Fail: what the tests prove is that everything works through a pooler.
-    Required,
-}
+/// Finds PgBouncer, or installs it if possible.
+pub fn program(paths: &Paths, need: Need) -> Result<Option<PathBuf>> {
+    const HOW: &str = "install it with `apt-get install pgbouncer`, `dnf install pgbouncer` or \
+                       `brew install pgbouncer`";
 
-/// Finds PgBouncer, or installs it where that is ours to do.
-pub fn program(places: &Places, need: Need) -> Result<Option<PathBuf>> {
-    const HOW: &str = "install it with `apt-get install pgbouncer`, `dnf install pgbouncer` or `brew install pgbouncer`";
     if let Some(program) = install::find(&["pgbouncer"]) {
         return Ok(Some(program));
     }
     if install::can_apt() {
-        match (install::apt(places, "pgbouncer"), need) {
+        match (install::apt(paths, "pgbouncer"), need) {
             (Ok(()), _) => return Ok(install::find(&["pgbouncer"])),
             (Err(error), Need::Required) => return Err(error),
             (Err(error), Need::Wanted) => note(&format!("{error:#}")),
         }
     }
+
     match need {
         Need::Required => bail!("the tests need PgBouncer: {HOW}"),
         Need::Wanted => {
             note(&format!(
-                "no PgBouncer here, so the server talks to Postgres directly; to work as production does, {HOW}"
+                "there is no PgBouncer here, so the server uses Postgres directly; \
+                 to work as production does, {HOW}"
             ));
             Ok(None)
         }
@@ -66,59 +60,60 @@ pub fn program(places: &Places, need: Need) -> Result<Option<PathBuf>> {
 }
 
 impl PgBouncer {
-    /// Starts it before the server at `postgres`, for every database there.
+    /// Starts it in front of the server at `postgres`, for every database there.
     pub fn start(
-        profile: &Profile,
+        instance: &Instance,
         program: &Path,
         postgres: SocketAddr,
         password: &str,
     ) -> Result<Self> {
-        step("PgBouncer: starting", || {
-            profile
-                .places
-                .private_dir(&profile.data.join("pgbouncer"))?;
-            ports::with_kept(
-                &profile.data.join("pgbouncer.port"),
-                &profile.log("pgbouncer"),
-                |address| Self::start_at(profile, program, postgres, password, address),
-            )
+        let version = install::version(program)?;
+        let dir = instance.data.join("pgbouncer");
+        let port = instance.data.join("pgbouncer.port");
+
+        step(&format!("{version}: starting"), || {
+            instance.paths.create_private_dir(&dir)?;
+            ports::start_on_sticky_port(&port, &instance.log("pgbouncer"), |address| {
+                Self::start_at(instance, program, postgres, password, address)
+            })
         })
     }
 
     fn start_at(
-        profile: &Profile,
+        instance: &Instance,
         program: &Path,
         postgres: SocketAddr,
         password: &str,
         address: SocketAddr,
     ) -> Result<Self> {
-        let dir = profile.data.join("pgbouncer");
+        let dir = instance.data.join("pgbouncer");
         let users = dir.join("users.txt");
-        write(profile, &users, &format!("\"{ROLE}\" \"{password}\"\n"))?;
+        write(instance, &users, &format!("\"{ROLE}\" \"{password}\"\n"))?;
         let config = dir.join("pgbouncer.ini");
-        write(profile, &config, &configuration(address, postgres, &users))?;
+        write(instance, &config, &configuration(address, postgres, &users))?;
 
         let mut command = Command::new(program);
         command.arg(&config).current_dir(&dir);
-        let child = profile.spawn_service("pgbouncer", &mut command, Stop::Kill)?;
+        let child = instance.spawn_service("pgbouncer", &mut command, Stop::Kill)?;
         let mut pooler = Self { address, child };
+
         let url = format!("{}/postgres", base_url(address, password));
         wait_until(&mut pooler.child, || answers(&url)).with_context(|| {
-            let log = profile.log("pgbouncer");
+            let log = instance.log("pgbouncer");
             format!(
                 "PgBouncer did not start; the end of {}:\n{}",
                 log.display(),
                 process::tail(&log)
             )
         })?;
+
         Ok(pooler)
     }
 }
 
 fn configuration(address: SocketAddr, postgres: SocketAddr, users: &Path) -> String {
-    // md5 between client and pooler: it knows the password in clear, and a SCRAM exchange costs an unoptimised
-    // test binary a tenth of a second a connection. Databases come and go with the tests, hence the short idle time:
-    // one with connections cannot be dropped.
+    // - md5: a SCRAM exchange costs an unoptimised test binary 0.1 s per connection.
+    // - server_idle_timeout: tests drop databases, which fails while connections to them exist.
     format!(
         "[databases]
 * = host={host} port={port}
@@ -147,7 +142,7 @@ log_disconnections = 0
     )
 }
 
-fn write(profile: &Profile, path: &Path, text: &str) -> Result<()> {
+fn write(instance: &Instance, path: &Path, text: &str) -> Result<()> {
     let _ = fs::remove_file(path);
     OpenOptions::new()
         .create_new(true)
@@ -155,5 +150,6 @@ fn write(profile: &Profile, path: &Path, text: &str) -> Result<()> {
         .mode(0o600)
         .open(path)?
         .write_all(text.as_bytes())?;
-    profile.places.give(path)
+
+    instance.paths.give_to_services(path)
 }

@@ -12,53 +12,59 @@ use anyhow::{Context, Result};
 
 use crate::process::tail;
 
-/// The port kept in this file if it is still free, else a free one, which is then kept:
-/// what a developer wrote down about the last run stays true.
-pub fn kept(file: &Path) -> Result<SocketAddr> {
-    let last = fs::read_to_string(file)
+/// The port recorded in `file` if it is free, else a free one, which is recorded. A developer's
+/// notes of the addresses of the last run stay valid this way.
+pub fn sticky_port(file: &Path) -> Result<SocketAddr> {
+    let recorded = fs::read_to_string(file)
         .ok()
         .and_then(|text| text.trim().parse().ok());
-    let port = match last {
+    let port = match recorded {
         Some(port) if is_free(port) => port,
-        _ => free()?,
+        _ => free_port()?,
     };
     fs::write(file, port.to_string())?;
+
     Ok(loopback(port))
 }
 
-/// The first free port from `first` on.
-pub fn from(first: u16) -> Result<u16> {
-    (first..=u16::MAX)
-        .take(100)
-        .find(|port| is_free(*port))
-        .context("none of 100 ports is free")
-}
-
-/// A free port, from below those that systems give to outgoing connections: of these the tests make thousands,
-/// and one could take the port in the moment before its server does.
-pub fn free() -> Result<u16> {
-    let mut some = iter::repeat_with(|| rand::random_range(15_000..32_000));
-    some.by_ref()
-        .take(1000)
-        .find(|port| is_free(*port))
-        .context("no port seems to be free")
-}
-
-/// Starts a server on the kept port, and on another one if somebody else was faster.
-pub fn with_kept<T>(
+/// Starts a server on the sticky port; on another one if a process took it in the meantime.
+pub fn start_on_sticky_port<T>(
     file: &Path,
     log: &Path,
     mut start: impl FnMut(SocketAddr) -> Result<T>,
 ) -> Result<T> {
-    let mut tries = 3;
+    const ATTEMPTS: usize = 3;
+    let mut attempt = 1;
+
     loop {
-        let started = start(kept(file)?);
-        tries -= 1;
-        // All our servers end at once then, with the system's own words.
-        if started.is_ok() || tries == 0 || !tail(log).contains("already in use") {
+        let started = start(sticky_port(file)?);
+        // All servers log the system's own message when their port is taken.
+        let can_retry = attempt < ATTEMPTS && tail(log).contains("already in use");
+        if started.is_ok() || !can_retry {
             return started;
         }
+        attempt += 1;
     }
+}
+
+/// The first free port from `first` on.
+pub fn next_free_port(first: u16) -> Result<u16> {
+    (first..=u16::MAX)
+        .take(100)
+        .find(|port| is_free(*port))
+        .with_context(|| format!("the 100 ports from {first} on are taken: choose another one"))
+}
+
+/// A free port below the range of outgoing connections: the tests make thousands of those, and
+/// one could take the port before its server does.
+pub fn free_port() -> Result<u16> {
+    let mut candidates = iter::repeat_with(|| rand::random_range(15_000..32_000));
+
+    candidates
+        .by_ref()
+        .take(1000)
+        .find(|port| is_free(*port))
+        .context("there is no free port from 15000 to 32000")
 }
 
 /// This port on the loopback interface.
@@ -66,7 +72,7 @@ pub fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// `localhost` may mean either loopback address, so both must be free.
+/// `localhost` can mean either loopback address, so both must be free.
 fn is_free(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
         && TcpListener::bind((Ipv6Addr::LOCALHOST, port))
@@ -78,23 +84,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kept_port_is_kept_until_it_is_taken() {
+    fn a_sticky_port_changes_only_when_it_is_taken() {
         let file = std::env::temp_dir().join(format!("iconoclash-port-{}", std::process::id()));
-        let first = kept(&file).unwrap();
-        assert_eq!(kept(&file).unwrap(), first);
+        let first = sticky_port(&file).unwrap();
+        assert_eq!(sticky_port(&file).unwrap(), first);
+
         let taken = TcpListener::bind(first).unwrap();
-        let second = kept(&file).unwrap();
+        let second = sticky_port(&file).unwrap();
         assert_ne!(second, first);
+
         drop(taken);
-        assert_eq!(kept(&file).unwrap(), second);
+        assert_eq!(sticky_port(&file).unwrap(), second);
         fs::remove_file(file).unwrap();
     }
 
     #[test]
-    fn a_server_that_comes_too_late_gets_another_port() {
+    fn a_server_whose_port_was_taken_starts_on_another_one() {
         let dir = std::env::temp_dir().join(format!("iconoclash-late-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        let (file, log) = (dir.join("port"), dir.join("log"));
+        let file = dir.join("port");
+        let log = dir.join("log");
         let mut squatters = Vec::new();
         let start = |address: SocketAddr| {
             if squatters.is_empty() {
@@ -104,15 +113,22 @@ mod tests {
             }
             Ok(TcpListener::bind(address)?)
         };
-        let server = with_kept(&file, &log, start).unwrap();
-        assert_ne!(
-            server.local_addr().unwrap(),
-            squatters[0].local_addr().unwrap()
-        );
 
+        let server = start_on_sticky_port(&file, &log, start).unwrap();
+        let squatter = squatters[0].local_addr().unwrap();
+        assert_ne!(server.local_addr().unwrap(), squatter);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_server_that_fails_for_another_reason_is_not_started_again() {
+        let dir = std::env::temp_dir().join(format!("iconoclash-fails-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let log = dir.join("log");
         fs::write(&log, "some other trouble").unwrap();
+
         let mut starts = 0;
-        let failed: Result<()> = with_kept(&file, &log, |_| {
+        let failed: Result<()> = start_on_sticky_port(&dir.join("port"), &log, |_| {
             starts += 1;
             anyhow::bail!("it ended")
         });
@@ -121,9 +137,9 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_port_is_passed_over() {
+    fn a_taken_port_is_skipped() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        assert!(from(port).unwrap() > port);
+        assert!(next_free_port(port).unwrap() > port);
     }
 }

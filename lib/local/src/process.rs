@@ -1,55 +1,60 @@
-//! Processes, told apart for good: a pid alone may belong to a stranger by the time it is looked at again.
+//! Processes that are identified by pid and start time, because a pid alone may be reused.
 
 use std::{
-    fs,
+    env, fs,
     path::Path,
+    process::{Child, Command},
     thread,
     time::{Duration, Instant},
 };
 
+use anyhow::{Result, bail};
 use nix::{sys::signal, unistd::Pid};
 use serde::{Deserialize, Serialize};
 
-/// A process, known by its pid and by when it started.
+/// Time that a process has to start answering.
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A process, identified by its pid and its start time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The process id, which is its process group's too for all that we start.
+    /// The process id. Every process that we start also leads a process group of this id.
     pub pid: u32,
-    /// When it started, in whatever words the system has for it.
+    /// When it started, in the system's own notation.
     pub started: String,
 }
 
-/// How a process is asked to end.
+/// The signal that stops a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stop {
     /// SIGTERM: most programs.
     Terminate,
-    /// SIGINT: Postgres' "fast" end, which does not wait for clients.
+    /// SIGINT: Postgres' fast shutdown, which disconnects its clients.
     Interrupt,
-    /// SIGQUIT: Postgres' "immediate" end, for data that nobody needs again.
+    /// SIGQUIT: Postgres' immediate shutdown, for data that is thrown away.
     Quit,
-    /// SIGKILL: PgBouncer, which keeps nothing, and whose versions disagree on what any other signal means.
+    /// SIGKILL: PgBouncer, which stores nothing and whose versions disagree on the other signals.
     Kill,
 }
 
 impl Identity {
-    /// The process that has this pid now, unless it is gone or a zombie.
-    pub fn of(pid: u32) -> Option<Self> {
-        started(pid).map(|started| Self { pid, started })
+    /// The process that has this pid now; `None` if there is none or it is a zombie.
+    pub fn from_pid(pid: u32) -> Option<Self> {
+        start_time(pid).map(|started| Self { pid, started })
     }
 
     /// This process.
-    pub fn own() -> Option<Self> {
-        Self::of(std::process::id())
+    pub fn current() -> Option<Self> {
+        Self::from_pid(std::process::id())
     }
 
-    /// Whether that very process still runs.
-    pub fn alive(&self) -> bool {
-        started(self.pid).as_ref() == Some(&self.started)
+    /// Whether this process still runs.
+    pub fn is_alive(&self) -> bool {
+        start_time(self.pid).as_ref() == Some(&self.started)
     }
 
-    /// Signals its process group, if it is still the same process.
+    /// Signals its process group if it still runs.
     fn signal(&self, stop: Stop) {
         let signal = match stop {
             Stop::Terminate => signal::SIGTERM,
@@ -57,61 +62,106 @@ impl Identity {
             Stop::Quit => signal::SIGQUIT,
             Stop::Kill => signal::SIGKILL,
         };
+
         if let Ok(pid) = i32::try_from(self.pid)
-            && self.alive()
+            && self.is_alive()
         {
-            // It may end between the look and the signal, which is what we want anyway.
+            // An error means that it ended since the check, which is the goal.
             let _ = signal::killpg(Pid::from_raw(pid), signal);
         }
     }
 }
 
-/// Ends these processes, each in its own way first and by force after `patience`.
-pub fn end_all<'a>(processes: impl Iterator<Item = (&'a Identity, Stop)>, patience: Duration) {
-    let processes: Vec<_> = processes.filter(|(identity, _)| identity.alive()).collect();
+/// Stops these processes: first each with its own signal, after `grace_period` with SIGKILL.
+pub fn stop_all<'a>(processes: impl Iterator<Item = (&'a Identity, Stop)>, grace_period: Duration) {
+    let processes: Vec<_> = processes
+        .filter(|(identity, _)| identity.is_alive())
+        .collect();
+
     for (identity, stop) in &processes {
         identity.signal(*stop);
     }
-    wait_for(&processes, patience);
+    wait_for_end(&processes, grace_period);
+
     for (identity, _) in &processes {
         identity.signal(Stop::Kill);
     }
-    wait_for(&processes, Duration::from_secs(2));
+    wait_for_end(&processes, Duration::from_secs(2));
 }
 
-fn wait_for(processes: &[(&Identity, Stop)], patience: Duration) {
-    let deadline = Instant::now() + patience;
-    while processes.iter().any(|(identity, _)| identity.alive()) && Instant::now() < deadline {
+fn wait_for_end(processes: &[(&Identity, Stop)], timeout: Duration) {
+    let deadline = Instant::now() + timeout;
+
+    while processes.iter().any(|(identity, _)| identity.is_alive()) && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// The last lines of a log, for a message about why its program failed.
+/// Polls `ready` until it succeeds. Fails if the process ends first or does not answer in time.
+pub fn wait_until(child: &mut Child, mut ready: impl FnMut() -> Result<()>) -> Result<()> {
+    let deadline = Instant::now() + STARTUP_TIMEOUT;
+
+    loop {
+        let Err(error) = ready() else { return Ok(()) };
+        if let Some(status) = child.try_wait()? {
+            bail!("the process ended ({status})");
+        }
+        if Instant::now() > deadline {
+            return Err(error.context("the process does not answer after a minute"));
+        }
+
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Removes the variables that `cargo run` sets: a nested cargo would run build scripts again.
+pub(crate) fn clear_cargo_environment(command: &mut Command) {
+    const PREFIXES: [&str; 2] = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+    const NAMES: [&str; 3] = [
+        "LD_LIBRARY_PATH",
+        "DYLD_FALLBACK_LIBRARY_PATH",
+        "CARGO_BIN_NAME",
+    ];
+
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        let is_of_cargo = PREFIXES.iter().any(|prefix| text.starts_with(prefix));
+        if is_of_cargo || NAMES.contains(&text.as_ref()) {
+            command.env_remove(&name);
+        }
+    }
+}
+
+/// The last lines of a log, for error messages.
 pub fn tail(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let last = &lines[lines.len().saturating_sub(15)..];
+
     if last.is_empty() {
-        "(it wrote nothing)".into()
+        "(empty)".into()
     } else {
         last.join("\n")
     }
 }
 
 #[cfg(target_os = "linux")]
-fn started(pid: u32) -> Option<String> {
+fn start_time(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Start times count from boot, so they mean nothing after the next one.
+    // Start times count from boot, so the boot id is part of the identity.
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+
     Some(format!("{}-{}", boot.trim(), start_ticks(&stat)?))
 }
 
-/// Field 22 of /proc/pid/stat, or nothing for a zombie. The name in field 2 may hold spaces and brackets.
+/// Field 22 of /proc/pid/stat; `None` for a zombie. The name in field 2 may contain spaces and
+/// brackets.
 #[cfg(target_os = "linux")]
 fn start_ticks(stat: &str) -> Option<&str> {
     let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
     let state = fields.next()?;
+
     if matches!(state, "Z" | "X") {
         None
     } else {
@@ -120,64 +170,68 @@ fn start_ticks(stat: &str) -> Option<&str> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn started(pid: u32) -> Option<String> {
-    let output = std::process::Command::new("ps")
+fn start_time(pid: u32) -> Option<String> {
+    let output = Command::new("ps")
         .args(["-o", "stat=,lstart=", "-p", &pid.to_string()])
         .env("LC_ALL", "C")
         .output()
         .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let (state, started) = text.trim().split_once(' ')?;
+
     (!state.starts_with('Z')).then(|| started.trim().to_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::process::CommandExt, process::Command};
+    use std::os::unix::process::CommandExt;
 
     use super::*;
 
     #[test]
-    fn a_process_is_itself_until_it_ends() {
-        let mut child = Command::new("sleep")
-            .arg("60")
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        let identity = Identity::of(child.id()).unwrap();
-        assert!(identity.alive());
-        end_all(
+    fn an_identity_is_alive_until_its_process_ends() {
+        let mut child = sleep();
+        let identity = Identity::from_pid(child.id()).unwrap();
+        assert!(identity.is_alive());
+
+        stop_all(
             [(&identity, Stop::Terminate)].into_iter(),
             Duration::from_secs(5),
         );
-        assert!(!identity.alive(), "a zombie counts as ended");
+        assert!(!identity.is_alive(), "a zombie counts as ended");
+
         child.wait().unwrap();
-        assert_eq!(Identity::of(identity.pid), None);
+        assert_eq!(Identity::from_pid(identity.pid), None);
     }
 
     #[test]
-    fn a_stranger_with_the_same_pid_is_left_alone() {
-        let mut child = Command::new("sleep")
-            .arg("60")
-            .process_group(0)
-            .spawn()
-            .unwrap();
+    fn another_process_with_the_same_pid_is_not_stopped() {
+        let mut child = sleep();
         let stale = Identity {
             pid: child.id(),
             started: "another time".into(),
         };
-        end_all(
+
+        stop_all(
             [(&stale, Stop::Kill)].into_iter(),
             Duration::from_millis(50),
         );
         assert_eq!(child.try_wait().unwrap(), None, "it still runs");
+
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
+    #[test]
+    fn waiting_ends_when_the_process_ends() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let error = wait_until(&mut child, || bail!("not ready")).unwrap_err();
+        assert!(error.to_string().contains("ended"), "{error}");
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
-    fn the_start_time_is_found_behind_odd_names() {
+    fn the_start_time_is_found_after_names_with_brackets() {
         let rest = "1 1 1 0 -1 4194560 1 0 0 0 1 1 0 0 20 0 1 0 777 1000";
         assert_eq!(start_ticks(&format!("42 (a) b) (c) S {rest}")), Some("777"));
         assert_eq!(start_ticks(&format!("42 (gone) Z {rest}")), None);
@@ -185,15 +239,21 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_is_short() {
+    fn a_tail_has_fifteen_lines() {
         let log = std::env::temp_dir().join(format!("iconoclash-tail-{}", std::process::id()));
-        fs::write(
-            &log,
-            (0..100).map(|n| format!("line {n}\n")).collect::<String>(),
-        )
-        .unwrap();
+        let lines: String = (0..100).map(|n| format!("line {n}\n")).collect();
+        fs::write(&log, lines).unwrap();
         assert!(tail(&log).starts_with("line 85\n") && tail(&log).ends_with("line 99"));
+
         fs::remove_file(&log).unwrap();
-        assert_eq!(tail(&log), "(it wrote nothing)");
+        assert_eq!(tail(&log), "(empty)");
+    }
+
+    fn sleep() -> Child {
+        Command::new("sleep")
+            .arg("60")
+            .process_group(0)
+            .spawn()
+            .unwrap()
     }
 }

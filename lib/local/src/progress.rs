@@ -1,4 +1,4 @@
-//! One line a step on standard error, with how long it took.
+//! Progress on standard error: one line per step, with its duration.
 
 use std::{
     io::{IsTerminal, Write, stderr},
@@ -7,33 +7,34 @@ use std::{
 
 use anyhow::Result;
 
-/// Runs one step and says how it went.
+/// Runs a step and prints its result and duration.
 pub fn step<T>(label: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let begun = Instant::now();
-    let live = stderr().is_terminal();
-    if live {
+    let started_at = Instant::now();
+    let is_terminal = stderr().is_terminal();
+    if is_terminal {
         eprint!("  … {label}");
         let _ = stderr().flush();
     }
+
     let result = work();
     let mark = if result.is_ok() { "✓" } else { "✗" };
-    let clear = if live { "\r\x1b[K" } else { "" };
-    eprintln!(
-        "{clear}  {mark} {label} ({:.1} s)",
-        begun.elapsed().as_secs_f32()
-    );
+    let clear = if is_terminal { "\r\x1b[K" } else { "" };
+    let seconds = started_at.elapsed().as_secs_f32();
+    eprintln!("{clear}  {mark} {label} ({seconds:.1} s)");
+
     result
 }
 
-/// Runs a step that takes long enough to be announced where lines cannot be rewritten.
+/// Runs a step that takes long: it is announced even where lines cannot be rewritten.
 pub fn long_step<T>(label: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     if !stderr().is_terminal() {
         eprintln!("  … {label}");
     }
+
     step(label, work)
 }
 
-/// Says something that took no time.
+/// Prints a line that is not a step.
 pub fn note(text: &str) {
     eprintln!("  · {text}");
 }

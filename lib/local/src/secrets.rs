@@ -1,4 +1,4 @@
-//! Passwords and keys of one local stack, made once and kept beside its data.
+//! Passwords and keys of an instance, generated once and stored with its data.
 
 use std::{
     fs::{self, OpenOptions},
@@ -8,19 +8,19 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use base64::{Engine, engine::general_purpose::STANDARD};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 
-/// What a stack needs that nobody else should know; dropping the database drops them with it.
+/// The secrets of an instance. They live as long as its database.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Secrets {
-    /// Of the database's only role.
+    /// Password of the database's only role.
     pub postgres_password: String,
-    /// Of the Upstash front.
+    /// Token of the Upstash REST proxy.
     pub redis_token: String,
-    /// Base64 of the Ed25519 seed that signs tokens.
+    /// Base64 of the Ed25519 seed that signs session tokens.
     pub jwt_seed: String,
-    /// What Vercel's cron would send.
+    /// The secret that Vercel's cron would send.
     pub cron_secret: String,
     /// Base64 of the key that seals stored credentials.
     pub credentials_key: String,
@@ -32,24 +32,25 @@ impl std::fmt::Debug for Secrets {
     }
 }
 
-/// The secrets kept in this directory; made when there are none.
-pub fn kept(dir: &Path) -> Result<Secrets> {
+/// Loads the secrets in `dir`, or generates them if there are none.
+pub fn load_or_create(dir: &Path) -> Result<Secrets> {
     let path = dir.join("secrets.json");
     if path.is_file() {
         return serde_json::from_slice(&fs::read(&path)?).with_context(|| {
             format!(
-                "{} is broken: remove {} to begin afresh",
+                "{} is damaged: remove {} to start with an empty database",
                 path.display(),
                 dir.display()
             )
         });
     }
+
     let secrets = Secrets {
-        postgres_password: hex(),
-        redis_token: hex(),
-        jwt_seed: STANDARD.encode(rand::random::<[u8; 32]>()),
-        cron_secret: hex(),
-        credentials_key: STANDARD.encode(rand::random::<[u8; 32]>()),
+        postgres_password: random_hex(),
+        redis_token: random_hex(),
+        jwt_seed: BASE64.encode(rand::random::<[u8; 32]>()),
+        cron_secret: random_hex(),
+        credentials_key: BASE64.encode(rand::random::<[u8; 32]>()),
     };
     let mut file = OpenOptions::new()
         .create_new(true)
@@ -57,12 +58,10 @@ pub fn kept(dir: &Path) -> Result<Secrets> {
         .mode(0o600)
         .open(&path)?;
     file.write_all(&serde_json::to_vec_pretty(&secrets)?)?;
+
     Ok(secrets)
 }
 
-fn hex() -> String {
-    rand::random::<[u8; 16]>()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+fn random_hex() -> String {
+    hex::encode(rand::random::<[u8; 16]>())
 }

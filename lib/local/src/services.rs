@@ -1,21 +1,16 @@
-//! Postgres, PgBouncer and Redis together.
-
-use std::{
-    process::Child,
-    thread,
-    time::{Duration, Instant},
-};
+//! Postgres, PgBouncer and Redis of one instance.
 
 use anyhow::{Result, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::{
-    install, pgbouncer,
-    pgbouncer::{Need, PgBouncer},
+    install::{self, Need},
+    instance::Instance,
+    pgbouncer,
+    pgbouncer::PgBouncer,
     postgres,
     postgres::Postgres,
     process,
-    profile::Profile,
     progress::note,
     redis,
     redis::Redis,
@@ -23,96 +18,73 @@ use crate::{
     secrets::Secrets,
 };
 
-/// The running services of one profile.
+/// The running services.
 #[derive(Debug)]
 pub struct Services {
-    /// Postgres 18.
+    /// The pinned Postgres.
     pub postgres: Postgres,
     /// The pooler, where there is one.
     pub pgbouncer: Option<PgBouncer>,
-    /// Redis or Valkey.
+    /// The pinned Valkey, or another Redis.
     pub redis: Redis,
-    /// Debian's Postgres 15, for tests only and where there is one.
-    pub postgres_15: Option<Postgres>,
-    /// What opens them.
+    /// Their passwords.
     pub secrets: Secrets,
 }
 
 impl Services {
-    /// What `cargo local` needs.
-    pub fn start(profile: &Profile) -> Result<Self> {
-        Self::start_with(profile, Need::Wanted)
-    }
-
-    /// What the tests need: the pooler whatever it takes, and the oldest Postgres that we promise.
-    pub fn start_for_tests(profile: &Profile) -> Result<Self> {
-        let mut services = Self::start_with(profile, Need::Required)?;
-        match install::debian_postgres_15(&profile.places) {
-            Ok(bin) => {
-                let version = postgres::version_15(&bin);
-                let server =
-                    Postgres::start(profile, &version, &services.secrets.postgres_password)?;
-                services.postgres_15 = Some(server);
-            }
-            Err(error) => note(&format!(
-                "no Postgres 15 here, so the tests run on Postgres 18 alone: {error:#}"
-            )),
-        }
-        Ok(services)
-    }
-
-    fn start_with(profile: &Profile, need: Need) -> Result<Self> {
+    /// Starts the services. With `Need::Required` exactly the pinned ones, with a pooler.
+    pub fn start(instance: &Instance, need: Need) -> Result<Self> {
         allow_many_files();
-        let places = &profile.places;
-        if let Some(account) = &places.account {
+        let paths = &instance.paths;
+        if let Some(account) = &paths.account {
             note(&format!(
-                "as root, the services run as {}, below {}",
+                "this runs as root, so the services run as {}, in {}",
                 account.name,
-                places.store.display()
+                paths.store.display()
             ));
         }
-        let native = install::postgres_package(places)?;
-        let bouncer = pgbouncer::program(places, need)?;
-        let redis = redis::program(places)?;
 
-        let secrets = secrets::kept(&profile.data)?;
+        let native = install::postgres_package(paths)?;
+        let postgres_program = postgres::pinned(&native)?;
+        let pgbouncer_program = pgbouncer::program(paths, need)?;
+        let redis_program = redis::pinned(paths, need)?;
+
+        let secrets = secrets::load_or_create(&instance.data)?;
         let password = secrets.postgres_password.as_str();
-        let postgres = Postgres::start(profile, &postgres::version_18(&native), password)?;
-        let pgbouncer = bouncer
-            .map(|program| PgBouncer::start(profile, &program, postgres.address, password))
+        let postgres = Postgres::start(instance, &postgres_program, password)?;
+        let pgbouncer = pgbouncer_program
+            .map(|program| PgBouncer::start(instance, &program, postgres.address, password))
             .transpose()?;
-        let redis = Redis::start(profile, &redis)?;
+        let redis = Redis::start(instance, &redis_program)?;
+
         Ok(Self {
             postgres,
             pgbouncer,
             redis,
-            postgres_15: None,
             secrets,
         })
     }
 
     /// The pooled URL without a database; the direct one where there is no pooler.
     pub fn pooled_base_url(&self) -> String {
-        let address = self
-            .pgbouncer
-            .as_ref()
-            .map_or(self.postgres.address, |pooler| pooler.address);
+        let pooler = self.pgbouncer.as_ref();
+        let address = pooler.map_or(self.postgres.address, |pooler| pooler.address);
+
         postgres::base_url(address, &self.secrets.postgres_password)
     }
 
-    /// Fails if a service has ended by itself.
-    pub fn check(&mut self, profile: &Profile) -> Result<()> {
+    /// Fails if a service has ended.
+    pub fn check(&mut self, instance: &Instance) -> Result<()> {
+        let pgbouncer = self.pgbouncer.as_mut().map(|pooler| &mut pooler.child);
         let children = [
             ("postgres", Some(&mut self.postgres.child)),
-            (
-                "pgbouncer",
-                self.pgbouncer.as_mut().map(|pooler| &mut pooler.child),
-            ),
+            ("pgbouncer", pgbouncer),
             ("redis", Some(&mut self.redis.child)),
         ];
+
         for (name, child) in children {
-            if let Some(status) = child.map(Child::try_wait).transpose()?.flatten() {
-                let log = profile.log(name);
+            if let Some(status) = child.map(|child| child.try_wait()).transpose()?.flatten() {
+                let log = instance.log(name);
                 bail!(
                     "{name} ended ({status}); the end of {}:\n{}",
                     log.display(),
@@ -120,26 +92,64 @@ impl Services {
                 );
             }
         }
+
         Ok(())
     }
 }
 
-/// Asks again and again until the service is there, unless its process ends first.
-pub fn wait_until(child: &mut Child, mut ready: impl FnMut() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let Err(error) = ready() else { return Ok(()) };
-        if let Some(status) = child.try_wait()? {
-            bail!("it ended ({status})");
-        }
-        if Instant::now() > deadline {
-            return Err(error.context("it does not answer after a minute"));
-        }
-        thread::sleep(Duration::from_millis(20));
+/// Servers of the oldest supported versions, where they are installed or can be.
+#[derive(Debug)]
+pub struct OldestServices {
+    /// Postgres 15, without a pooler.
+    pub postgres: Option<Postgres>,
+    /// Redis 7.0.
+    pub redis: Option<Redis>,
+}
+
+impl OldestServices {
+    /// Starts those that are there, and says which are not.
+    pub fn start(instance: &Instance, secrets: &Secrets) -> Result<Self> {
+        let paths = &instance.paths;
+        let postgres = install::debian_postgres_15(paths).and_then(postgres::oldest);
+        let redis = redis::oldest(paths);
+
+        let postgres = available("Postgres 15", postgres)
+            .map(|program| Postgres::start(instance, &program, &secrets.postgres_password))
+            .transpose()?;
+        let redis = available("Redis 7.0", redis)
+            .map(|program| Redis::start(instance, &program))
+            .transpose()?;
+
+        Ok(Self { postgres, redis })
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.postgres.is_none() && self.redis.is_none()
+    }
+
+    /// Products and versions: `Postgres 15.18 and Redis 7.0.15`.
+    pub fn labels(&self) -> String {
+        let postgres = self.postgres.as_ref().map(|server| server.label.as_str());
+        let redis = self.redis.as_ref().map(|server| server.label.as_str());
+        let labels: Vec<&str> = postgres.into_iter().chain(redis).collect();
+
+        labels.join(" and ")
     }
 }
 
-/// 2,000 clients need more files than a shell allows by default (256 on macOS); children inherit this.
+fn available<T>(name: &str, program: Result<T>) -> Option<T> {
+    program
+        .inspect_err(|error| {
+            note(&format!(
+                "there is no {name} here, so the tests do not run on it: {error:#}"
+            ));
+        })
+        .ok()
+}
+
+/// PgBouncer's 2,000 clients need more files than the default limit (256 on macOS). Children
+/// inherit the limit.
 fn allow_many_files() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(10_000)), hard);

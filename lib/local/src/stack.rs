@@ -1,286 +1,217 @@
-//! A whole stack: services, the Upstash front, stand-ins, and the environment made of them all.
+//! The development stack: services, the Upstash REST proxy, fake vendors, and the environment
+//! that connects an application to them.
 
-use std::{collections::BTreeMap, env, fs, net::SocketAddr, path::Path, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use iconoclash_fakes::{claude, mail, stripe, upstash};
 use tokio::runtime::Handle;
 
-use iconoclash_fakes::{claude, mail, stripe, upstash};
-
 use crate::{
+    install::Need,
+    instance::Instance,
     ports,
-    profile::Profile,
     progress::{note, step},
     services::Services,
+    settings,
 };
+
+// Variables for the development server, which are no settings of the application: the base URLs
+// of the fake vendors that run.
+pub(crate) const FAKE_CLAUDE: &str = "ICONOCLASH_LOCAL_CLAUDE";
+pub(crate) const STRIPE_PAGES: &str = "ICONOCLASH_LOCAL_STRIPE";
+pub(crate) const MAIL_PAGES: &str = "ICONOCLASH_LOCAL_MAIL";
 
 /// The database of `cargo local`.
 const DATABASE: &str = "iconoclash";
+/// The only key that the fake Claude accepts.
+const CLAUDE_KEY: &str = "sk-ant-local";
 
-/// Settings that a developer may have in the shell. Databases are not among them: `cargo local` in a shell
-/// that knows production must not touch it.
-const FROM_SHELL: &[&str] = &[
-    "ANTHROPIC_API_KEY",
-    "ANTHROPIC_API_KEYS",
-    "ANTHROPIC_BASE_URL",
-    "CLAUDE_MODEL_PRO",
-    "CLAUDE_MODEL_FREE",
-    "CLAUDE_MODEL_SMALL",
-    "STRIPE_SECRET_KEY",
-    "STRIPE_WEBHOOK_SECRET",
-    "STRIPE_PRICE_PRO",
-    "STRIPE_BASE_URL",
-    "SENTRY_DSN",
-    "MAIL_FROM",
-    "ALERT_EMAIL_TO",
-    "RESEND_API_KEY",
-    "RESEND_BASE_URL",
-    "SMTP_URL",
-    "ALERT_WEBHOOK_URL",
-    "SIGNING_KEYS",
-    "QUOTA_GUEST",
-    "QUOTA_FREE",
-    "QUOTA_PRO",
-    "BURST_PER_MINUTE",
-];
+type Environment = BTreeMap<String, String>;
 
-/// Every setting that the application reads: no test may see a developer's.
-pub const NEVER_IN_TESTS: &[&str] = &[
-    "DATABASE_URL",
-    "DATABASE_URL_UNPOOLED",
-    "DATABASE_REPLICA_URL",
-    "DATABASE_POOL_SIZE",
-    "UPSTASH_REDIS_REST_URL",
-    "UPSTASH_REDIS_REST_TOKEN",
-    "KV_REST_API_URL",
-    "KV_REST_API_TOKEN",
-    "JWT_KEYS",
-    "CRON_SECRET",
-    "CREDENTIALS_KEY",
-    "PUBLIC_URL",
-    "CORS_ALLOWED_ORIGINS",
-    "TRUSTED_PROXY_SECRET",
-];
-
-/// Everything that a developer's server talks to.
+/// A running development stack.
 pub struct Stack {
     /// The services.
     pub services: Services,
-    /// What the server and every other program on this stack gets.
-    pub environment: BTreeMap<String, String>,
-    // They answer as long as they are held.
-    _front: upstash::Front,
-    _claude: Option<claude::StandIn>,
-    stripe: Option<stripe::StandIn>,
-    _mail: Option<mail::StandIn>,
+    /// The environment of the server and every other program on this stack.
+    pub environment: Environment,
+    // Dropping these stops the servers.
+    _upstash: upstash::RestProxy,
+    _claude: Option<claude::FakeClaude>,
+    stripe: Option<stripe::FakeStripe>,
+    _mail: Option<mail::FakeMail>,
 }
 
 impl Stack {
-    /// The stack's own database, whatever `.env` says: only that one is migrated.
-    pub fn database_url(&self) -> String {
-        self.services.postgres.url(DATABASE)
-    }
-
-    /// Shows the stand-ins' own pages where the development server is, which passes them on.
-    pub fn pages_at(&self, url: &str) {
-        if let Some(stripe) = &self.stripe {
-            stripe.pages_at(url.to_owned());
-        }
-    }
-
-    /// Starts the development stack; the application will be at `http://localhost:{port}`.
-    pub fn start(runtime: &Handle, profile: &Profile, port: u16) -> Result<Self> {
-        let services = Services::start(profile)?;
+    /// Starts the stack; the application will be at `http://localhost:{port}`.
+    pub fn start(runtime: &Handle, instance: &Instance, port: u16) -> Result<Self> {
+        let services = Services::start(instance, Need::Wanted)?;
         services.postgres.create_database(DATABASE, "template0")?;
         migrate(runtime, &services, DATABASE)?;
+        let upstash = start_upstash(runtime, instance, &services)?;
 
-        let front_address = ports::kept(&profile.data.join("upstash.port"))?;
-        let front = step("Upstash REST front: starting", || {
-            Ok(
-                runtime.block_on(upstash::Front::start(upstash::FrontConfig {
-                    redis: services.redis.address,
-                    database: 0,
-                    token: services.secrets.redis_token.clone(),
-                    listen: front_address,
-                }))?,
-            )
-        })?;
+        let mut environment = settings::stack_defaults(&services, DATABASE, port);
+        environment.insert("UPSTASH_REDIS_REST_URL".into(), upstash.url().to_owned());
 
-        let mut environment = defaults(&services, port);
-        environment.insert("UPSTASH_REDIS_REST_URL".into(), front.url().to_owned());
-        let chosen = chosen(&profile.places.root)?;
-        let has_key = ["ANTHROPIC_API_KEYS", "ANTHROPIC_API_KEY"]
-            .iter()
-            .any(|name| chosen.contains_key(*name));
-        let claude = if has_key {
-            note("Claude itself answers, on your ANTHROPIC_API_KEYS: this costs money");
+        let developers = settings::from_developer(&instance.paths.root)?;
+        let is_real = |names: &[&str]| names.iter().any(|name| developers.contains_key(*name));
+        let claude = if is_real(&["ANTHROPIC_API_KEYS", "ANTHROPIC_API_KEY"]) {
+            note("ANTHROPIC_API_KEYS is set: the real Claude answers, and costs money");
             None
         } else {
-            let address = ports::kept(&profile.data.join("claude.port"))?;
-            let stand_in = start_claude(runtime, address, Duration::from_millis(20))?;
-            note(
-                "no ANTHROPIC_API_KEYS is set, so a stand-in answers for Claude, and costs nothing",
-            );
-            environment.insert("ANTHROPIC_API_KEYS".into(), format!("local={CLAUDE_KEY}"));
-            environment.insert("ANTHROPIC_BASE_URL".into(), stand_in.url());
-            Some(stand_in)
+            Some(add_claude(runtime, instance, &mut environment)?)
         };
-        let stripe = match chosen.contains_key("STRIPE_SECRET_KEY") {
-            true => None,
-            false => Some(start_stripe(runtime, profile, port, &mut environment)?),
+        let stripe = if is_real(&["STRIPE_SECRET_KEY"]) {
+            None
+        } else {
+            Some(add_stripe(runtime, instance, port, &mut environment)?)
         };
-        let mail = match chosen.contains_key("RESEND_API_KEY") {
-            true => None,
-            false => Some(start_mail(runtime, profile, &mut environment)?),
+        let mail = if is_real(&["RESEND_API_KEY"]) {
+            None
+        } else {
+            Some(add_mail(runtime, instance, &mut environment)?)
         };
-        environment.extend(chosen);
-        profile.publish(&environment)?;
+
+        environment.extend(developers);
+        instance.publish(&environment)?;
+
         Ok(Self {
             services,
             environment,
-            _front: front,
+            _upstash: upstash,
             _claude: claude,
             stripe,
             _mail: mail,
         })
     }
+
+    /// The URL of the stack's own database, even if `.env` names another one: only this one is
+    /// migrated.
+    pub fn database_url(&self) -> String {
+        self.services.postgres.url(DATABASE)
+    }
+
+    /// Lets the fake Stripe link to its pages at the development server, which forwards to them.
+    pub fn show_pages_at(&self, url: &str) {
+        if let Some(stripe) = &self.stripe {
+            stripe.set_pages_url(url.to_owned());
+        }
+    }
 }
 
-/// Where the development server finds the pages of the stand-ins; no setting of the application.
-pub const STRIPE_PAGES: &str = "ICONOCLASH_LOCAL_STRIPE";
-/// As above, for mail.
-pub const MAIL_PAGES: &str = "ICONOCLASH_LOCAL_MAIL";
+fn start_upstash(
+    runtime: &Handle,
+    instance: &Instance,
+    services: &Services,
+) -> Result<upstash::RestProxy> {
+    let listen = ports::sticky_port(&instance.data.join("upstash.port"))?;
+    let config = upstash::RestProxyConfig {
+        redis: services.redis.address,
+        database: 0,
+        token: services.secrets.redis_token.clone(),
+        listen,
+    };
 
-/// The only key that a stand-in takes.
-const CLAUDE_KEY: &str = "sk-ant-local";
+    step("Upstash REST proxy: starting", || {
+        Ok(runtime.block_on(upstash::RestProxy::start(config))?)
+    })
+}
 
-fn start_claude(runtime: &Handle, listen: SocketAddr, pace: Duration) -> Result<claude::StandIn> {
-    step("Claude stand-in: starting", || {
+fn add_claude(
+    runtime: &Handle,
+    instance: &Instance,
+    environment: &mut Environment,
+) -> Result<claude::FakeClaude> {
+    let listen = ports::sticky_port(&instance.data.join("claude.port"))?;
+    let fake = start_claude(runtime, listen, Duration::from_millis(40))?;
+    note("ANTHROPIC_API_KEYS is not set: a fake Claude answers, and costs nothing");
+
+    environment.insert("ANTHROPIC_API_KEYS".into(), format!("local={CLAUDE_KEY}"));
+    environment.insert("ANTHROPIC_BASE_URL".into(), fake.url());
+    environment.insert(FAKE_CLAUDE.into(), fake.url());
+
+    Ok(fake)
+}
+
+fn start_claude(
+    runtime: &Handle,
+    listen: SocketAddr,
+    pace: Duration,
+) -> Result<claude::FakeClaude> {
+    step("fake Claude: starting", || {
         let config = claude::Config {
             listen,
             keys: vec![CLAUDE_KEY.into()],
             pace,
+            style: claude::Style::Conversation,
         };
-        Ok(runtime.block_on(claude::StandIn::start(config))?)
+        Ok(runtime.block_on(claude::FakeClaude::start(config))?)
     })
 }
 
-/// Without an account at Stripe nobody is charged, and events come here by themselves.
-fn start_stripe(
+fn add_stripe(
     runtime: &Handle,
-    profile: &Profile,
+    instance: &Instance,
     port: u16,
-    environment: &mut BTreeMap<String, String>,
-) -> Result<stripe::StandIn> {
-    let listen = ports::kept(&profile.data.join("stripe.port"))?;
-    let webhook_url = Some(format!("http://localhost:{port}/api/billing/webhook"));
+    environment: &mut Environment,
+) -> Result<stripe::FakeStripe> {
     let config = stripe::Config {
-        listen,
-        webhook_url,
+        listen: ports::sticky_port(&instance.data.join("stripe.port"))?,
+        webhook_url: Some(format!("http://localhost:{port}/api/billing/webhook")),
         ..stripe::Config::default()
     };
-    let settings = [
-        ("STRIPE_SECRET_KEY", config.key.clone()),
-        ("STRIPE_WEBHOOK_SECRET", config.webhook_secret.clone()),
-        ("STRIPE_PRICE_PRO", stripe::PRICE.to_owned()),
-    ];
-    let stand_in = step("Stripe stand-in: starting", || {
-        Ok(runtime.block_on(stripe::StandIn::start(config.clone()))?)
+    let fake = step("fake Stripe: starting", || {
+        Ok(runtime.block_on(stripe::FakeStripe::start(config.clone()))?)
     })?;
-    note("no STRIPE_SECRET_KEY is set, so a stand-in takes the payments, and no card is charged");
+    note("STRIPE_SECRET_KEY is not set: a fake Stripe takes the payments, and charges no card");
+
+    let settings = [
+        ("STRIPE_SECRET_KEY", config.key),
+        ("STRIPE_WEBHOOK_SECRET", config.webhook_secret),
+        ("STRIPE_PRICE_PRO", stripe::PRICE.to_owned()),
+        ("STRIPE_BASE_URL", fake.url()),
+        (STRIPE_PAGES, fake.url()),
+    ];
     environment.extend(settings.map(|(name, value)| (name.to_owned(), value)));
-    environment.insert("STRIPE_BASE_URL".into(), stand_in.url());
-    environment.insert(STRIPE_PAGES.into(), stand_in.url());
-    Ok(stand_in)
+
+    Ok(fake)
 }
 
-fn start_mail(
+fn add_mail(
     runtime: &Handle,
-    profile: &Profile,
-    environment: &mut BTreeMap<String, String>,
-) -> Result<mail::StandIn> {
-    let listen = ports::kept(&profile.data.join("mail.port"))?;
-    let stand_in = step("mail stand-in: starting", || {
-        Ok(runtime.block_on(mail::StandIn::start(listen))?)
+    instance: &Instance,
+    environment: &mut Environment,
+) -> Result<mail::FakeMail> {
+    let listen = ports::sticky_port(&instance.data.join("mail.port"))?;
+    let fake = step("fake mail provider: starting", || {
+        Ok(runtime.block_on(mail::FakeMail::start(listen))?)
     })?;
-    note("no RESEND_API_KEY is set, so mail goes to /local/mail and no further");
+    note("RESEND_API_KEY is not set: mail is shown at /local/mail, and not sent");
+
     let settings = [
         ("RESEND_API_KEY", mail::KEY.to_owned()),
-        ("RESEND_BASE_URL", stand_in.url()),
+        ("RESEND_BASE_URL", fake.url()),
         ("MAIL_FROM", "Iconoclash <hello@localhost>".to_owned()),
         ("ALERT_EMAIL_TO", "operators@localhost".to_owned()),
-        (MAIL_PAGES, stand_in.url()),
+        (MAIL_PAGES, fake.url()),
     ];
     environment.extend(settings.map(|(name, value)| (name.to_owned(), value)));
-    Ok(stand_in)
+
+    Ok(fake)
 }
 
-/// Brings a database of our own to the newest schema, with its seed.
+/// Migrates and seeds one of the stack's own databases.
 pub fn migrate(runtime: &Handle, services: &Services, database: &str) -> Result<()> {
     let pooled = format!("{}/{database}", services.pooled_base_url());
+
     migrate_url(runtime, &services.postgres.url(database), Some(&pooled))
 }
 
-/// The same for a server child, which knows its database by URL only.
+/// Migrates and seeds the database at this URL.
 pub fn migrate_url(runtime: &Handle, direct: &str, pooled: Option<&str>) -> Result<()> {
+    let mut print = |line: String| note(&line);
+
     step("migrating and seeding the database", || {
-        Ok(
-            runtime.block_on(iconoclash_cli::migrate(direct, pooled, &mut |line| {
-                note(&line)
-            }))?,
-        )
+        Ok(runtime.block_on(iconoclash_cli::migrate(direct, pooled, &mut print))?)
     })
-}
-
-fn defaults(services: &Services, port: u16) -> BTreeMap<String, String> {
-    let Services {
-        secrets, postgres, ..
-    } = services;
-    let url = format!("http://localhost:{port}");
-    BTreeMap::from(
-        [
-            (
-                "DATABASE_URL",
-                format!("{}/{DATABASE}", services.pooled_base_url()),
-            ),
-            ("DATABASE_URL_UNPOOLED", postgres.url(DATABASE)),
-            ("UPSTASH_REDIS_REST_TOKEN", secrets.redis_token.clone()),
-            ("JWT_KEYS", format!("local:{}", secrets.jwt_seed)),
-            ("CRON_SECRET", secrets.cron_secret.clone()),
-            ("CREDENTIALS_KEY", secrets.credentials_key.clone()),
-            ("CORS_ALLOWED_ORIGINS", url.clone()),
-            ("PUBLIC_URL", url),
-        ]
-        .map(|(name, value)| (name.to_owned(), value)),
-    )
-}
-
-/// What the developer chose: the shell's settings, and over them those of `.env`.
-fn chosen(root: &Path) -> Result<BTreeMap<String, String>> {
-    let mut settings: BTreeMap<String, String> = FROM_SHELL
-        .iter()
-        .filter_map(|name| {
-            Some((
-                (*name).to_owned(),
-                env::var(name).ok().filter(|value| !value.is_empty())?,
-            ))
-        })
-        .collect();
-    let file = root.join(".env");
-    if fs::exists(&file)? {
-        for item in dotenvy::from_path_iter(&file)? {
-            let (name, value) =
-                item.with_context(|| format!("{} is no list of NAME=value", file.display()))?;
-            settings.insert(name, value);
-        }
-        note(".env is read; its settings go over those of the stack");
-    }
-    Ok(settings)
-}
-
-/// Removes every setting of the application from a command's environment.
-pub fn forget_settings(command: &mut std::process::Command) {
-    for name in FROM_SHELL.iter().chain(NEVER_IN_TESTS) {
-        command.env_remove(name);
-    }
 }

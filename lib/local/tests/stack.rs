@@ -1,4 +1,4 @@
-//! Whole stacks of the real program, in scratch checkouts: what it starts, and that nothing outlives it.
+//! Runs the real program in scratch checkouts: what it starts is stopped, however it ends.
 
 #![expect(
     clippy::unwrap_used,
@@ -16,20 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use iconoclash_local::{
-    places::Places,
-    ports,
-    process::Identity,
-    profile::{self, Record},
-};
+use iconoclash_local::{Record, paths::Paths, ports, running};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
 #[test]
-fn the_guard_ends_what_a_killed_run_leaves() {
-    let checkout = Checkout::new("guard");
+fn the_reaper_stops_what_a_killed_run_leaves() {
+    let checkout = Checkout::new("reaper");
     let mut run = checkout.services();
     let record = checkout.record(&run);
     assert!(
@@ -38,34 +33,34 @@ fn the_guard_ends_what_a_killed_run_leaves() {
     );
 
     run.kill();
-    eventually("the guard ends the services", || {
+    eventually("the reaper stops the services", || {
         survivors(&record).is_empty()
     });
-    eventually("the guard removes the run's data", || {
+    eventually("the reaper removes the run's data", || {
         !checkout.data(&run).exists()
     });
 }
 
 #[test]
-fn the_next_start_ends_what_a_killed_run_and_its_guard_leave() {
+fn the_next_start_stops_what_a_killed_run_and_its_reaper_leave() {
     let checkout = Checkout::new("next");
     let mut first = checkout.services();
     let left = checkout.record(&first);
-    // The guard first, as it would do its work in time.
+    // The reaper first, or it would stop them.
     send(
-        left.guard.as_ref().expect("a guard runs").pid,
+        left.reaper.as_ref().expect("a reaper runs").pid,
         Signal::SIGKILL,
     );
     first.kill();
     assert_eq!(
         survivors(&left).len(),
         left.children.len(),
-        "nobody is left to end them"
+        "they still run"
     );
 
     let mut second = checkout.services();
     assert_eq!(survivors(&left), Vec::<&str>::new());
-    assert!(!checkout.data(&first).exists(), "its data is gone too");
+    assert!(!checkout.data(&first).exists(), "its data is removed too");
 
     let record = checkout.record(&second);
     send(second.child.id(), Signal::SIGTERM);
@@ -73,27 +68,32 @@ fn the_next_start_ends_what_a_killed_run_and_its_guard_leave() {
     assert_eq!(
         survivors(&record),
         Vec::<&str>::new(),
-        "an orderly end leaves nothing"
+        "an orderly end leaves no process"
     );
     assert!(!checkout.data(&second).exists());
 }
 
 #[test]
-fn one_checkout_runs_one_application() {
+fn a_checkout_runs_one_application_at_a_time() {
     let checkout = Checkout::new("up");
     let taken = TcpListener::bind(ports::loopback(0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     let up = checkout.run(&["up", "--port", &port.to_string()], "Iconoclash is at ");
-    let record = profile::running(&checkout.places, "dev").expect("it has recorded itself");
+    let record = running(&checkout.paths, "dev").expect("it has a record");
 
     let url = &record.environment["PUBLIC_URL"];
     let served: u16 = url.rsplit(':').next().unwrap().parse().unwrap();
     assert!(
         served > port,
-        "the wanted port was taken, so it took a later one"
+        "the wanted port was taken, so it uses a later one"
     );
     drop(taken);
     assert!(get(served, "/api/health").starts_with("HTTP/1.1 200"));
+    let home = get(served, "/");
+    assert!(
+        home.starts_with("HTTP/1.1 200") && home.contains(&format!("curl {url}/api/icons")),
+        "{home}"
+    );
 
     let again = checkout.command(&["up"]).output().unwrap();
     assert!(!again.status.success());
@@ -117,7 +117,9 @@ fn one_checkout_runs_one_application() {
     );
 
     drop(up);
-    eventually("the guard ends them all", || survivors(&record).is_empty());
+    eventually("the reaper stops all of them", || {
+        survivors(&record).is_empty()
+    });
     assert!(
         !checkout
             .command(&["env"])
@@ -125,44 +127,45 @@ fn one_checkout_runs_one_application() {
             .unwrap()
             .status
             .success(),
-        "nothing runs any more"
+        "no instance runs"
     );
 }
 
-/// A checkout of its own as far as the program can see: the same sources, another `target/local`.
+/// A checkout with the same sources and another `target/local`.
 struct Checkout {
-    places: Places,
+    paths: Paths,
 }
 
 impl Checkout {
     fn new(name: &str) -> Self {
-        let real = Places::of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")).unwrap();
+        let real =
+            Paths::for_checkout(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")).unwrap();
         let root = env::temp_dir().join(format!("iconoclash-stack-{name}-{}", std::process::id()));
         fs::create_dir_all(&root).unwrap();
         for source in ["lib", "migrations", "Cargo.toml", "Cargo.lock"] {
             symlink(real.root.join(source), root.join(source)).unwrap();
         }
-        let places = Places::of(&root).unwrap();
-        // Programs that were installed for the real one serve this one too.
+        let paths = Paths::for_checkout(&root).unwrap();
+        // Shares the programs that were installed for the real checkout.
         for programs in ["npm", "python"]
             .iter()
             .filter(|it| real.store.join(it).is_dir())
         {
-            symlink(real.store.join(programs), places.store.join(programs)).unwrap();
+            symlink(real.store.join(programs), paths.store.join(programs)).unwrap();
         }
-        Self { places }
+        Self { paths }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_iconoclash-local"));
         command
             .args(arguments)
-            .current_dir(&self.places.root)
+            .current_dir(&self.paths.root)
             .stdin(Stdio::null());
         command
     }
 
-    /// The services of a test run, up and answering.
+    /// Starts the services of a test run and waits until they answer.
     fn services(&self) -> Run {
         self.run(&["services"], "the services are up")
     }
@@ -174,33 +177,33 @@ impl Checkout {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut said = String::new();
+        let mut output = String::new();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        while !said.contains(until) {
+        while !output.contains(until) {
             assert_ne!(
-                stderr.read_line(&mut said).unwrap(),
+                stderr.read_line(&mut output).unwrap(),
                 0,
-                "it ended early:\n{said}"
+                "it ended early:\n{output}"
             );
         }
-        // Read on, or its next line would break the pipe.
+        // Keeps the pipe open and empty for later lines.
         thread::spawn(move || stderr.read_to_end(&mut Vec::new()));
         Run { child }
     }
 
     fn record(&self, run: &Run) -> Record {
-        profile::running(&self.places, &run.profile()).expect("it has recorded itself")
+        running(&self.paths, &run.instance()).expect("it has a record")
     }
 
     fn data(&self, run: &Run) -> PathBuf {
-        self.places.store.join(run.profile())
+        self.paths.store.join(run.instance())
     }
 }
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.places.store);
-        let _ = fs::remove_dir_all(&self.places.root);
+        let _ = fs::remove_dir_all(&self.paths.store);
+        let _ = fs::remove_dir_all(&self.paths.root);
     }
 }
 
@@ -209,7 +212,7 @@ struct Run {
 }
 
 impl Run {
-    fn profile(&self) -> String {
+    fn instance(&self) -> String {
         format!("test-{}", self.child.id())
     }
 
@@ -230,7 +233,7 @@ fn survivors(record: &Record) -> Vec<&str> {
     let alive = record
         .children
         .iter()
-        .filter(|child| Identity::alive(&child.identity));
+        .filter(|child| child.identity.is_alive());
     alive.map(|child| child.name.as_str()).collect()
 }
 

@@ -1,11 +1,10 @@
-//! Asks a server to cancel a statement, and waits until it has.
+//! Cancels statements at the server.
 //!
-//! The driver's own request closes its socket as soon as it is written. Postgres does not mind, but PgBouncer drops a
-//! request whose sender has left before it was passed on (measured on 1.18, where no statement was ever cancelled).
-//! So here the socket stays open until the other side closes it, which is how a server says that it is done.
+//! The driver's own cancel request closes its socket as soon as it is written. Postgres accepts that, but PgBouncer
+//! drops a request whose sender has left before the request was forwarded: PgBouncer 1.18 never cancelled anything.
+//! Requests made here keep their socket open until the server closes it, which it does when the request is handled.
 
 use std::{
-    future::Future,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -19,16 +18,15 @@ use tokio::{
 use tokio_postgres::{
     CancelToken, Config,
     config::Host,
-    tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream},
+    tls::{ChannelBinding, TlsStream},
 };
-use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connect::Tls;
+use super::tls::Tls;
 
-/// Where requests to cancel are sent, and how.
+/// Sends cancel requests to the database's host.
 #[derive(Clone)]
 pub(super) struct Canceller {
-    /// None for a local socket, at which Postgres itself listens.
+    /// Host and port, or `None` for a Unix socket: Postgres itself listens there, not a pooler.
     address: Option<(String, u16)>,
     tls: Tls,
 }
@@ -45,6 +43,7 @@ impl Canceller {
         Self { address, tls }
     }
 
+    /// Returns when the request is handled; a request that cannot be sent is given up.
     pub(super) async fn cancel(&self, token: CancelToken) {
         let Some((host, port)) = &self.address else {
             drop(token.cancel_query(self.tls.clone()).await);
@@ -53,16 +52,15 @@ impl Canceller {
         let Ok(addresses) = lookup_host((host.as_str(), *port)).await else {
             return;
         };
-        // Several addresses may be several poolers, and only one of them knows the key; to the others it is nothing.
+
+        // Several addresses may be several poolers. Only one of them knows the token; the others ignore it.
         join_all(addresses.map(|address| {
             let token = token.clone();
-            let handshake = Handshake {
-                tls: self.tls.clone(),
-                host: host.clone(),
-            };
+            let handshake = self.tls.handshake(host, LingeringStream);
             async move {
                 if let Ok(socket) = TcpStream::connect(address).await {
-                    drop(token.cancel_query_raw(Patient(socket), handshake).await);
+                    let stream = LingeringStream(socket);
+                    drop(token.cancel_query_raw(stream, handshake).await);
                 }
             }
         }))
@@ -70,27 +68,10 @@ impl Canceller {
     }
 }
 
-type Encrypted = <MakeRustlsConnect as MakeTlsConnect<Patient<TcpStream>>>::Stream;
+/// A stream whose shutdown waits until the server closes the connection.
+struct LingeringStream<S>(S);
 
-struct Handshake {
-    tls: Tls,
-    host: String,
-}
-
-impl TlsConnect<Patient<TcpStream>> for Handshake {
-    type Stream = Patient<Encrypted>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Stream>> + Send>>;
-
-    fn connect(self, socket: Patient<TcpStream>) -> Self::Future {
-        Box::pin(async move { Ok(Patient(self.tls.shake_hands(&self.host, socket).await?)) })
-    }
-}
-
-/// A stream that ends by waiting for the other side to end it.
-struct Patient<S>(S);
-
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for LingeringStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -100,7 +81,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LingeringStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -118,6 +99,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
             let mut bytes = [0; 64];
             let mut buffer = ReadBuf::new(&mut bytes);
             ready!(Pin::new(&mut self.0).poll_read(context, &mut buffer))?;
+
             if buffer.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -125,7 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 }
 
-impl<S: TlsStream + Unpin> TlsStream for Patient<S> {
+impl<S: TlsStream + Unpin> TlsStream for LingeringStream<S> {
     fn channel_binding(&self) -> ChannelBinding {
         self.0.channel_binding()
     }

@@ -1,4 +1,4 @@
-//! What can go wrong with a statement, told by what a caller can do about it.
+//! Errors of statements, by what a caller can do about them.
 
 use std::{error::Error as StdError, io};
 
@@ -6,30 +6,30 @@ use tokio_postgres::error::Severity;
 
 type Cause = Box<dyn StdError + Send + Sync>;
 
-/// Why a statement gave no answer.
+/// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No connection could be had, the one in use died, or the server takes no work: try again later.
+    /// No connection was available, the one in use died, or the server accepts no work: try again later.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] Cause),
-    /// The statement ran past its deadline, or the role's, and was cancelled.
+    /// The statement exceeded its deadline or the role's timeout, and was cancelled.
     #[error("the statement was cancelled at its deadline")]
     Deadline,
     /// A named constraint or unique index refused the write.
     #[error("refused by the constraint {name}")]
     Constraint {
-        /// The name that the migration gave it.
+        /// The constraint's name in the schema.
         name: String,
-        /// What the server said, with the table and the offending values.
+        /// The server's error, with the table and the offending values.
         source: tokio_postgres::Error,
     },
-    /// A defect of ours: SQL that the server refuses, a value that does not decode, a wrong number of rows.
+    /// A defect of the caller: SQL that the server rejects, a value that does not decode, a wrong number of rows.
     #[error(transparent)]
     Other(Cause),
 }
 
 impl Error {
-    /// The constraint or unique index that refused the write, so that callers match on its name.
+    /// The name of the constraint or unique index that refused the write.
     pub fn constraint(&self) -> Option<&str> {
         match self {
             Self::Constraint { name, .. } => Some(name),
@@ -54,6 +54,7 @@ impl From<tokio_postgres::Error> for Error {
         let Some(answer) = error.as_db_error() else {
             return Self::other(error);
         };
+
         match (refusal(answer.code().code()), answer.constraint()) {
             (Refusal::Unavailable, _) => Self::unavailable(error),
             (Refusal::Deadline, _) => Self::Deadline,
@@ -66,10 +67,10 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-/// Whether the connection died under the statement, so that a fresh one may answer.
+/// Whether the statement's connection died, so that another one may answer.
 pub(super) fn connection_lost(error: &tokio_postgres::Error) -> bool {
     match error.as_db_error() {
-        // Poolers leave out the field that is never translated, and write this one in English.
+        // Poolers omit the untranslated severity. The translated one is English in their case.
         Some(answer) => match answer.parsed_severity() {
             Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
             None => matches!(answer.severity(), "FATAL" | "PANIC"),
@@ -78,6 +79,7 @@ pub(super) fn connection_lost(error: &tokio_postgres::Error) -> bool {
     }
 }
 
+/// The kinds of SQLSTATE that callers handle differently.
 #[derive(Debug, PartialEq)]
 enum Refusal {
     Unavailable,
@@ -88,11 +90,11 @@ enum Refusal {
 
 fn refusal(sqlstate: &str) -> Refusal {
     match sqlstate {
-        // A malformed message is our own doing, the rest of its class is the line's.
+        // A protocol violation is a defect of the caller; the rest of class 08 is a failure of the connection.
         "08P01" => Refusal::Other,
-        // The role's statement_timeout and lock_timeout.
+        // query_canceled, also by statement_timeout, and lock_not_available by lock_timeout.
         "57014" | "55P03" => Refusal::Deadline,
-        // A primary that became a replica under us takes writes again after the fail-over.
+        // read_only_sql_transaction: the primary became a replica, and the new primary will accept writes.
         "25006" => Refusal::Unavailable,
         _ if sqlstate.starts_with("57P") => Refusal::Unavailable,
         _ => match sqlstate.get(..2) {
@@ -108,7 +110,7 @@ mod tests {
     use super::{Refusal, refusal};
 
     #[test]
-    fn answers_are_told_apart_by_what_to_do_about_them() {
+    fn sqlstates_are_grouped_by_what_to_do_about_them() {
         for (sqlstate, expected) in [
             ("57P01", Refusal::Unavailable),
             ("57P03", Refusal::Unavailable),

@@ -1,17 +1,18 @@
 #![doc = include_str!("../README.md")]
 
-// `sql!` names this crate by its full path, here too.
+// The expansion of `sql!` names this crate by its full path, also inside this crate.
 extern crate self as pooled_postgres;
 
 mod cancel;
+mod checkout;
 mod connect;
 mod error;
-mod flight;
 mod positional;
 mod row;
 #[cfg(feature = "schema-check")]
 pub mod schema_check;
 mod statement;
+mod tls;
 pub use positional::Sql;
 
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use deadpool_postgres::Pool;
 use tokio::time::{Instant, timeout_at};
 
-use self::{cancel::Canceller, error::connection_lost, flight::Flight};
+use self::{cancel::Canceller, checkout::Checkout, error::connection_lost};
 
 pub use self::{
     error::Error,
@@ -27,11 +28,17 @@ pub use self::{
     statement::{Access, Param, Statement},
 };
 
-/// Declares statements, each with a test of its own that compares it with the migrated schema.
+/// Declares statements as structs whose fields are the statement's named parameters.
 ///
-/// A declaration is `read` or `write`, the statement's name, its parameters, what a row decodes to (`()` for none), and
-/// the text with `:name` placeholders. It becomes a struct whose fields are the parameters. `sql!` stands at the level of
-/// a module, because each statement's test is a module too.
+/// A declaration has `read` or `write`, the statement's name, its parameters, the [`Row`] that it returns (`()` for
+/// none), and the text with `:name` placeholders. Write `read` only where sending the statement twice is harmless.
+///
+/// Each statement also becomes a test, `<statement_in_snake_case>::agrees_with_the_schema`, that compares it with the
+/// migrated schema. The test is a module, so `sql!` stands at the level of a module, and the crate that uses it has
+/// the feature `schema-check` and `tokio` with its macros among its dev-dependencies.
+///
+/// Text inside string literals, quoted identifiers and comments is left alone, and so are casts (`::text`) and array
+/// slices (`x[1:2]`).
 ///
 /// ```
 /// pooled_postgres::sql! {
@@ -51,21 +58,32 @@ pub use self::{
 ///     Ok(())
 /// }
 /// ```
+///
+/// A parameter without a placeholder does not compile, nor does a placeholder without a parameter:
+///
+/// ```compile_fail
+/// pooled_postgres::sql! {
+///     read EmailById { user: uuid::Uuid } -> Option<String> =
+///         "select email from users where id = :id";
+/// }
+/// ```
 pub use pooled_postgres_macros::sql;
-/// The name in the public interface for an error of the driver.
+/// An error of the driver.
 pub use tokio_postgres::Error as DriverError;
 pub use tokio_postgres::types::{ToSql, Type};
 
-/// What the expansion of [`text_enum!`] needs.
+/// Names that the expansion of [`text_enum!`] uses.
 #[doc(hidden)]
 pub mod codec {
     pub use bytes::BytesMut;
-    pub use tokio_postgres::types::{FromSql, IsNull, to_sql_checked};
+    pub use tokio_postgres::types::{FromSql, IsNull};
+
+    pub type BoxError = Box<dyn std::error::Error + Sync + Send>;
 }
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A database behind a pool of connections, none of which is made before the first statement.
+/// A database behind a pool of connections. The first statement makes the first connection.
 #[derive(Clone)]
 pub struct Db {
     pool: Pool,
@@ -74,20 +92,30 @@ pub struct Db {
 }
 
 impl Db {
-    /// A database at `url` with at most `pool_size` connections; fails only where the URL is no good.
+    /// A database at `url` with at most `pool_size` connections. Connects to nothing; fails for a malformed URL.
     ///
-    /// `sslmode=require` and `prefer` verify the certificate, against `sslrootcert` too where the URL names one;
-    /// `prefer`, the default, accepts a server that has no TLS.
+    /// `sslmode=require` and `prefer` verify the certificate against the platform's authorities and those in the file
+    /// `sslrootcert`. `prefer`, the default, accepts a server without TLS.
     pub fn new(url: &str, pool_size: usize) -> Result<Self, Error> {
-        let (pool, canceller) = connect::pool(url, pool_size)?;
-        Ok(Self {
+        Ok(Self::with_pool(connect::pool(url, pool_size, None)?))
+    }
+
+    /// Like [`Db::new`], with the name under which `pg_stat_activity` lists the connections, unless the URL has an
+    /// `application_name`.
+    pub fn named(application_name: &str, url: &str, pool_size: usize) -> Result<Self, Error> {
+        let pool = connect::pool(url, pool_size, Some(application_name))?;
+        Ok(Self::with_pool(pool))
+    }
+
+    fn with_pool((pool, canceller): (Pool, Canceller)) -> Self {
+        Self {
             pool,
             canceller,
             deadline: DEADLINE,
-        })
+        }
     }
 
-    /// The same connections for statements that may take longer, or less, than five seconds.
+    /// The same connections with another deadline than five seconds.
     pub fn with_deadline(&self, deadline: Duration) -> Self {
         Self {
             deadline,
@@ -95,13 +123,13 @@ impl Db {
         }
     }
 
-    /// Every row, in the statement's order.
+    /// All rows, in the statement's order.
     pub async fn all<S: Statement>(&self, statement: S) -> Result<Vec<S::Row>, Error> {
         let (rows, _) = self.fetch(&statement).await?;
         rows.iter().map(decode).collect()
     }
 
-    /// The row if there is one. More than one is an error.
+    /// One row or none. More than one is an error.
     pub async fn optional<S: Statement>(&self, statement: S) -> Result<Option<S::Row>, Error> {
         let (rows, _) = self.fetch(&statement).await?;
         match rows.as_slice() {
@@ -111,7 +139,7 @@ impl Db {
         }
     }
 
-    /// The row that there always is, as of an aggregate or an unconditional `returning`.
+    /// Exactly one row, as of an aggregate or an unconditional `returning`. Any other number is an error.
     pub async fn one<S: Statement>(&self, statement: S) -> Result<S::Row, Error> {
         let row = self.optional(statement).await?;
         row.ok_or_else(|| unexpected::<S>("returned no row"))
@@ -119,8 +147,8 @@ impl Db {
 
     /// The number of rows that the statement changed.
     pub async fn execute<S: Statement<Row = ()>>(&self, statement: S) -> Result<u64, Error> {
-        let (_, touched) = self.fetch(&statement).await?;
-        Ok(touched)
+        let (_, changed) = self.fetch(&statement).await?;
+        Ok(changed)
     }
 
     async fn fetch<S: Statement>(
@@ -134,56 +162,55 @@ impl Db {
         };
         let until = Instant::now() + self.deadline;
 
-        let first = self.fly(&query, until).await;
-        let answer = match first {
+        let answer = match self.run(&query, until).await {
             Err(Failure::ConnectionLost(_)) if S::ACCESS == Access::Read => {
-                // The event that killed one connection has most likely killed the idle ones too.
+                // The event that killed this connection has probably killed the idle ones too.
                 self.pool.retain(|_, _| false);
-                self.fly(&query, until).await
+                self.run(&query, until).await
             }
             answer => answer,
         };
         answer.map_err(Error::from)
     }
 
-    async fn fly(
+    async fn run(
         &self,
         query: &Query<'_>,
         until: Instant,
     ) -> Result<(Vec<tokio_postgres::Row>, u64), Failure> {
-        // The pool replaces a socket that is known to be dead, for writes too: nothing has been sent yet.
+        // The pool replaces a dead connection. That is safe for writes too, because nothing has been sent yet.
         let connection = timeout_at(until, self.pool.get())
             .await
             .map_err(|_| Error::unavailable("no connection within the statement's deadline"))?
             .map_err(Error::unavailable)?;
 
-        let flight = Flight::new(connection, self.canceller.clone());
-        match timeout_at(until, flight.send(query)).await {
+        let checkout = Checkout::new(connection, self.canceller.clone());
+        match timeout_at(until, checkout.run(query)).await {
             Ok(Ok(answer)) => {
-                flight.land();
+                checkout.release();
                 Ok(answer)
             }
             Ok(Err(error)) if connection_lost(&error) => {
-                flight.crash();
+                checkout.discard();
                 Err(Failure::ConnectionLost(error))
             }
             Ok(Err(error)) => {
-                // Without an answer of the server the state of the connection is unknown.
+                // Only an answer of the server shows that the connection is ready for the next statement.
                 match error.as_db_error() {
-                    Some(_) => flight.land(),
-                    None => flight.crash(),
+                    Some(_) => checkout.release(),
+                    None => checkout.discard(),
                 }
                 Err(Failure::Final(error.into()))
             }
             Err(_) => {
-                flight.abandon().await;
+                checkout.cancel().await;
                 Err(Failure::Final(Error::Deadline))
             }
         }
     }
 }
 
-/// What goes to the server in one batch.
+/// A statement as it goes to the server.
 struct Query<'a> {
     text: &'a str,
     types: &'a [Type],
@@ -194,6 +221,7 @@ fn unexpected<S: Statement>(what: &str) -> Error {
     Error::other(format!("{} {what}", S::NAME))
 }
 
+/// Why one attempt failed.
 enum Failure {
     ConnectionLost(DriverError),
     Final(Error),

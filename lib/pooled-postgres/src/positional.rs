@@ -81,10 +81,10 @@ impl Db {
             values: params,
         };
         let until = Instant::now() + self.deadline;
-        let answer = match self.fly(&query, until).await {
+        let answer = match self.run(&query, until).await {
             Err(Failure::ConnectionLost(_)) if sql.access == Access::Read => {
                 self.pool.retain(|_, _| false);
-                self.fly(&query, until).await
+                self.run(&query, until).await
             }
             answer => answer,
         };

@@ -1,4 +1,4 @@
-//! Rows of a result as values: the `row!` macro and the types that a column may have.
+//! The macros `row!` and `text_enum!`, and the types of columns.
 
 use std::fmt;
 
@@ -8,10 +8,15 @@ use tokio_postgres::types::{FromSqlOwned, Type};
 use uuid::Uuid;
 
 /// A type that a column of a result may have.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a column of a result",
+    note = "each column type has exactly one Postgres type: `i32` is integer, `i64` bigint, \
+            `String` and enums of `text_enum!` are text; a column that may be null is an `Option`"
+)]
 pub trait Column: FromSqlOwned {
-    /// The Postgres type.
+    /// The Postgres type that it stands for.
     const TYPE: Type;
-    /// Whether null is a value.
+    /// Whether it has a value for null.
     const NULLABLE: bool = false;
 }
 
@@ -43,13 +48,13 @@ impl<T: Column> Column for Option<T> {
     const NULLABLE: bool = true;
 }
 
-/// The declared name and type of a column, compared with the schema by `schema_check`.
+/// The declared name and type of a column, which `schema_check` compares with the schema.
 pub struct ColumnSpec {
-    /// The column's name, or `None` where any name is fine.
+    /// The column's name, or `None` for any name.
     pub name: Option<&'static str>,
     /// The Postgres type.
     pub kind: Type,
-    /// Whether null is a value.
+    /// Whether the column may be null.
     pub nullable: bool,
 }
 
@@ -64,7 +69,12 @@ impl ColumnSpec {
     }
 }
 
-/// A row of a result: a struct of `row!`, a single column, or `()` for a statement that returns nothing.
+/// A row of a result: a struct of [`row!`](crate::row), a single column, or `()` for a statement without a result.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a row of a result",
+    note = "a row is a struct of `pooled_postgres::row!`, the type of a single column, or `()` for \
+            no result"
+)]
 pub trait Row: Sized {
     /// The columns, in the order of the result.
     const COLUMNS: &'static [ColumnSpec];
@@ -89,7 +99,7 @@ impl<T: Column> Row for T {
     }
 }
 
-/// The columns of one row that are not read yet.
+/// Reads the columns of a row, one after the other.
 pub struct Cells<'a> {
     row: &'a tokio_postgres::Row,
     next: usize,
@@ -108,10 +118,10 @@ impl<'a> Cells<'a> {
     }
 }
 
-/// The error of a text column whose value the enum does not have.
+/// The error for a text that is no variant of a [`text_enum!`](crate::text_enum).
 #[derive(Debug)]
 pub struct UnknownVariant {
-    /// The enum.
+    /// The name of the enum.
     pub kind: &'static str,
     /// The value in the column.
     pub value: String,
@@ -125,7 +135,17 @@ impl fmt::Display for UnknownVariant {
 
 impl std::error::Error for UnknownVariant {}
 
-/// Declares the struct of a row. Its fields are the columns, by name and in order.
+impl UnknownVariant {
+    /// `value` is no variant of the enum named `kind`.
+    pub fn new(kind: &'static str, value: &str) -> Self {
+        Self {
+            kind,
+            value: value.to_owned(),
+        }
+    }
+}
+
+/// Declares the struct of a row. Its fields are the columns, by name and in order; they have the struct's visibility.
 ///
 /// ```
 /// pooled_postgres::row! {
@@ -148,12 +168,14 @@ macro_rules! row {
 
         impl $crate::Row for $name {
             const COLUMNS: &'static [$crate::ColumnSpec] =
-                &[$($crate::ColumnSpec::new::<$kind>(Some(stringify!($field)))),*];
+                &[$($crate::ColumnSpec::new::<$kind>(
+                    ::std::option::Option::Some(::std::stringify!($field))
+                )),*];
 
             fn decode(
                 cells: &mut $crate::Cells<'_>,
-            ) -> Result<Self, $crate::DriverError> {
-                Ok(Self { $($field: cells.read()?),* })
+            ) -> ::std::result::Result<Self, $crate::DriverError> {
+                ::std::result::Result::Ok(Self { $($field: cells.read()?),* })
             }
         }
     };
@@ -161,13 +183,12 @@ macro_rules! row {
 
 /// Declares an enum that Postgres stores as text, with `ALL`, `as_str` and `parse`.
 ///
-/// A value that the enum does not have is a decoding error, never a default.
+/// It may be a parameter and a column. A stored text that is no variant is a decoding error, never a default.
 ///
 /// ```
 /// pooled_postgres::text_enum! {
-///     /// Who said a message.
-///     #[derive(serde::Serialize)]
-///     #[serde(rename_all = "snake_case")]
+///     /// The author of a message.
+///     #[derive(PartialOrd, Ord)]
 ///     pub enum Speaker {
 ///         /// The person.
 ///         User = "user",
@@ -184,38 +205,38 @@ macro_rules! text_enum {
     (
         $(#[$attribute:meta])*
         $visibility:vis enum $name:ident {
-            $($(#[$variant_attribute:meta])* $variant:ident = $text:literal),* $(,)?
+            $($(#[$variant_attribute:meta])* $variant:ident = $text:literal),+ $(,)?
         }
     ) => {
         $(#[$attribute])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         $visibility enum $name {
-            $($(#[$variant_attribute])* $variant,)*
+            $($(#[$variant_attribute])* $variant,)+
         }
 
         #[allow(dead_code, reason = "not every enum needs all of these")]
         impl $name {
             /// Every variant, in the order of the declaration.
-            $visibility const ALL: [Self; [$(Self::$variant),*].len()] = [$(Self::$variant),*];
+            $visibility const ALL: [Self; [$(Self::$variant),+].len()] = [$(Self::$variant),+];
 
-            /// The text that is stored.
+            /// The stored text.
             $visibility const fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$variant => $text,)*
+                    $(Self::$variant => $text,)+
                 }
             }
 
-            /// The variant that a text stands for.
-            $visibility fn parse(text: &str) -> Option<Self> {
+            /// The variant with this text.
+            $visibility fn parse(text: &str) -> ::std::option::Option<Self> {
                 match text {
-                    $($text => Some(Self::$variant),)*
-                    _ => None,
+                    $($text => ::std::option::Option::Some(Self::$variant),)+
+                    _ => ::std::option::Option::None,
                 }
             }
         }
 
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        impl ::std::fmt::Display for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 f.write_str(self.as_str())
             }
         }
@@ -225,15 +246,21 @@ macro_rules! text_enum {
                 &self,
                 kind: &$crate::Type,
                 out: &mut $crate::codec::BytesMut,
-            ) -> Result<$crate::codec::IsNull, Box<dyn std::error::Error + Sync + Send>> {
-                self.as_str().to_sql(kind, out)
+            ) -> ::std::result::Result<$crate::codec::IsNull, $crate::codec::BoxError> {
+                $crate::ToSql::to_sql(&self.as_str(), kind, out)
             }
 
             fn accepts(kind: &$crate::Type) -> bool {
                 *kind == $crate::Type::TEXT
             }
 
-            $crate::codec::to_sql_checked!();
+            fn to_sql_checked(
+                &self,
+                kind: &$crate::Type,
+                out: &mut $crate::codec::BytesMut,
+            ) -> ::std::result::Result<$crate::codec::IsNull, $crate::codec::BoxError> {
+                $crate::ToSql::to_sql_checked(&self.as_str(), kind, out)
+            }
         }
 
         impl $crate::Param for $name {
@@ -244,11 +271,10 @@ macro_rules! text_enum {
             fn from_sql(
                 kind: &$crate::Type,
                 raw: &'a [u8],
-            ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+            ) -> ::std::result::Result<Self, $crate::codec::BoxError> {
                 let text = <&str as $crate::codec::FromSql>::from_sql(kind, raw)?;
                 Self::parse(text).ok_or_else(|| {
-                    let kind = stringify!($name);
-                    $crate::UnknownVariant { kind, value: text.to_owned() }.into()
+                    $crate::UnknownVariant::new(::std::stringify!($name), text).into()
                 })
             }
 
@@ -261,4 +287,54 @@ macro_rules! text_enum {
             const TYPE: $crate::Type = $crate::Type::TEXT;
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    //! The macros are used where other items have the names of the prelude.
+    #![expect(dead_code, reason = "the names only hide those of the prelude")]
+    #![expect(clippy::allow_attributes, reason = "part of `text_enum!`")]
+
+    struct Result;
+    struct Option;
+    struct Box;
+    struct Vec;
+    struct Some;
+    struct Ok;
+    mod std {}
+
+    crate::text_enum! {
+        enum Direction { Up = "up", Down = "down" }
+    }
+    crate::row! {
+        struct StepRow { r#type: Direction, size: i64 }
+    }
+    crate::sql! {
+        read Steps { r#type: Direction, name: &str } -> StepRow =
+            "select type, length(:name)::bigint as size from (select :type::text as type) s";
+    }
+
+    #[test]
+    fn a_text_enum_has_texts_for_all_its_variants() {
+        assert_eq!(Direction::ALL, [Direction::Up, Direction::Down]);
+        assert_eq!(Direction::ALL.map(Direction::as_str), ["up", "down"]);
+        assert_eq!(Direction::Down.to_string(), "down");
+
+        assert!(Direction::parse("down") == Direction::Down.into());
+        assert!(Direction::parse("Down").is_none());
+    }
+
+    #[test]
+    fn a_statement_has_its_parameters_in_order() {
+        use crate::Statement;
+
+        let steps = Steps {
+            r#type: Direction::Up,
+            name: "",
+        };
+        assert_eq!(steps.values().len(), 2);
+        assert_eq!(Steps::PARAMS, [crate::Type::TEXT, crate::Type::TEXT]);
+        assert!(Steps::TEXT.contains("length($2)"), "{}", Steps::TEXT);
+        assert_eq!(<StepRow as crate::Row>::COLUMNS.len(), 2);
+    }
 }

@@ -1,10 +1,16 @@
-//! Compares a statement with the migrated schema, as sqlx describes it. `sql!` makes a test of it for each statement.
+//! Compares statements with the migrated schema, as sqlx describes them. [`sql!`](crate::sql) makes a test of it for
+//! each statement.
 
-use sqlx::{Column as _, Connection, Either, Executor, PgConnection, SqlSafeStr};
+use sqlx::{
+    Column as _, Connection, Describe, Either, Executor, PgConnection, Postgres, SqlSafeStr,
+    postgres::PgColumn,
+};
 
-use super::{Access, Row, Statement};
+use super::{Access, ColumnSpec, Row, Statement};
 
-/// Panics with everything in which the statement and the schema differ.
+/// Panics with every difference between the statement and the schema.
+///
+/// The environment variable `ICONOCLASH_TEST_DATABASE` is the URL of a migrated database.
 pub async fn agrees<S: Statement>() {
     let name = S::NAME;
     let mut connection = PgConnection::connect(&test_database())
@@ -12,56 +18,78 @@ pub async fn agrees<S: Statement>() {
         .expect("ICONOCLASH_TEST_DATABASE is the URL of a migrated database that answers");
     let described = match connection.describe(S::TEXT.into_sql_str()).await {
         Ok(described) => described,
-        Err(error) => panic!("{name}: the schema refuses it: {error}"),
+        Err(error) => panic!("{name}: the server rejects the statement: {error}"),
     };
 
     let mut faults = Vec::new();
-    if let Some(Either::Left(params)) = described.parameters() {
-        let declared = S::PARAMS.iter().map(|param| (param.oid(), param.name()));
-        let inferred: Vec<_> = params
-            .iter()
-            .map(|param| param.oid().map(|oid| oid.0))
-            .collect();
-        if !declared.clone().map(|(oid, _)| Some(oid)).eq(inferred) {
-            let declared: Vec<_> = declared.map(|(_, name)| name).collect();
-            faults.push(format!(
-                "parameters: declared {declared:?}, inferred {params:?}"
-            ));
-        }
+    faults.extend(fault_of_parameters::<S>(&described));
+    faults.extend(fault_of_column_count::<S>(described.columns()));
+    for (at, (declared, actual)) in S::Row::COLUMNS.iter().zip(described.columns()).enumerate() {
+        // sqlx does not know whether an expression may be null; the declaration is trusted there.
+        let may_be_null = described.nullable(at) == Some(true);
+        faults.extend(faults_of_column(at, declared, actual, may_be_null));
     }
-    let (declared, given) = (S::Row::COLUMNS, described.columns());
-    if declared.len() != given.len() {
-        let names: Vec<_> = given.iter().map(|column| column.name()).collect();
-        faults.push(format!(
-            "columns: declared {}, given {names:?}",
-            declared.len()
-        ));
-    }
-    for (at, (declared, given)) in declared.iter().zip(given).enumerate() {
-        let name = given.name();
-        if let Some(wanted) = declared.name
-            && wanted.trim_start_matches("r#") != name
-        {
-            faults.push(format!("column {at} is {name}, declared {wanted}"));
-        }
-        if given.type_info().oid().map(|oid| oid.0) != Some(declared.kind.oid()) {
-            let kind = given.type_info();
-            faults.push(format!(
-                "{name} is {kind:?}, declared {}",
-                declared.kind.name()
-            ));
-        }
-        // Of an expression sqlx knows nothing; there the declaration stands.
-        if described.nullable(at) == Some(true) && !declared.nullable {
-            faults.push(format!("{name} may be null and is no Option"));
-        }
-    }
-    match (S::ACCESS, changes_something(S::TEXT)) {
-        (Access::Read, true) => faults.push("declared read, but it writes or locks".to_owned()),
-        (Access::Write, false) => faults.push("declared write, but it changes nothing".to_owned()),
-        _ => {}
-    }
+    faults.extend(fault_of_access(S::ACCESS, S::TEXT));
+
     assert!(faults.is_empty(), "{name}:\n  {}", faults.join("\n  "));
+}
+
+fn fault_of_parameters<S: Statement>(described: &Describe<Postgres>) -> Option<String> {
+    let Some(Either::Left(inferred)) = described.parameters() else {
+        return None;
+    };
+    let inferred_oids = inferred.iter().map(|kind| kind.oid().map(|oid| oid.0));
+    let declared_oids = S::PARAMS.iter().map(|kind| Some(kind.oid()));
+
+    let differ = !declared_oids.eq(inferred_oids);
+    differ.then(|| {
+        let declared: Vec<_> = S::PARAMS.iter().map(|kind| kind.name()).collect();
+        format!("parameters: declared {declared:?}, inferred {inferred:?}")
+    })
+}
+
+fn fault_of_column_count<S: Statement>(actual: &[PgColumn]) -> Option<String> {
+    let declared = S::Row::COLUMNS.len();
+    let differ = declared != actual.len();
+    differ.then(|| {
+        let names: Vec<_> = actual.iter().map(|column| column.name()).collect();
+        format!("columns: declared {declared}, the statement returns {names:?}")
+    })
+}
+
+fn faults_of_column(
+    at: usize,
+    declared: &ColumnSpec,
+    actual: &PgColumn,
+    may_be_null: bool,
+) -> Vec<String> {
+    let mut faults = Vec::new();
+    let name = actual.name();
+
+    if let Some(field) = declared.name
+        && field.trim_start_matches("r#") != name
+    {
+        faults.push(format!("column {at} is {name}, declared {field}"));
+    }
+
+    let kind = actual.type_info();
+    if kind.oid().map(|oid| oid.0) != Some(declared.kind.oid()) {
+        let declared = declared.kind.name();
+        faults.push(format!("{name} is {kind:?}, declared {declared}"));
+    }
+
+    if may_be_null && !declared.nullable {
+        faults.push(format!("{name} may be null, so its type is an Option"));
+    }
+    faults
+}
+
+fn fault_of_access(access: Access, text: &str) -> Option<String> {
+    match (access, changes_something(text)) {
+        (Access::Read, true) => Some("declared read, but it writes or locks".to_owned()),
+        (Access::Write, false) => Some("declared write, but it changes nothing".to_owned()),
+        _ => None,
+    }
 }
 
 #[expect(
@@ -69,28 +97,41 @@ pub async fn agrees<S: Statement>() {
     reason = "a setting of the test run, not of a deployment"
 )]
 fn test_database() -> String {
-    std::env::var("ICONOCLASH_TEST_DATABASE")
-        .expect("ICONOCLASH_TEST_DATABASE is not set: run `cargo local test`, which starts a migrated database")
+    std::env::var("ICONOCLASH_TEST_DATABASE").expect(
+        "ICONOCLASH_TEST_DATABASE is not set: run `cargo local test`, which starts a \
+                 migrated database",
+    )
 }
 
-/// A read that is sent twice must not do anything twice.
+/// Whether the text has a word that writes, locks or acts outside the statement.
 fn changes_something(text: &str) -> bool {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.map(str::to_ascii_lowercase).any(|word| {
         matches!(
             word.as_str(),
-            "insert" | "update" | "delete" | "merge" | "truncate" | "nextval" | "set_config"
+            "insert"
+                | "update"
+                | "delete"
+                | "merge"
+                | "truncate"
+                | "nextval"
+                | "set_config"
+                | "pg_cancel_backend"
+                | "pg_terminate_backend"
         ) || word.starts_with("pg_advisory")
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Access, Statement, agrees, changes_something};
-    use crate::{ToSql, Type};
     use std::{marker::PhantomData, panic::AssertUnwindSafe};
+
+    use futures_util::FutureExt;
     use time::OffsetDateTime;
     use uuid::Uuid;
+
+    use super::{Access, Statement, agrees, changes_something};
+    use crate::{ToSql, Type};
 
     crate::row! {
         #[expect(dead_code, reason = "only described")]
@@ -101,21 +142,22 @@ mod tests {
         struct CarelessRow { id: Uuid, email: String }
     }
     crate::sql! {
-        /// A row of a struct.
+        /// Returns rows of a struct.
         read ByEmail { email: &str } -> UserRow =
             "select id, email, created_at from users where lower(email) = lower(:email)";
-        /// A single column.
+        /// Returns a single column.
         read CountOfPlan { plan: &str } -> i64 = "select count(*) from users where plan = :plan";
-        /// No row.
+        /// Returns nothing.
         write RaiseTokenVersion { user: Uuid } -> () =
             "update users set token_version = token_version + 1 where id = :user";
-        /// An outer join makes null of what its table never is.
+        /// An outer join makes a column nullable that is not null in its table.
         read IconsOf { discussion: Uuid } -> Option<String> = "
             select i.name from discussions d left join icons i on i.slug = any(d.icons)
             where d.id = :discussion";
     }
 
-    macro_rules! wrong {
+    /// A statement that disagrees with the schema; `sql!` would make a failing test of it.
+    macro_rules! mismatched {
         ($name:ident, $access:ident, [$($param:ident),*], $row:ty, $text:literal) => {
             struct $name(PhantomData<$row>);
 
@@ -132,39 +174,39 @@ mod tests {
             }
         };
     }
-    wrong!(NoTable, Read, [], Uuid, "select id from user_s");
-    wrong!(
+    mismatched!(NoTable, Read, [], Uuid, "select id from user_s");
+    mismatched!(
         Nullable,
         Read,
         [UUID],
         CarelessRow,
         "select id, email from users where id = $1"
     );
-    wrong!(
+    mismatched!(
         WrongParam,
         Read,
         [TEXT],
         CarelessRow,
         "select id, email from users where id = $1"
     );
-    wrong!(
+    mismatched!(
         TooFewColumns,
         Read,
         [UUID],
         Uuid,
         "select id, email from users where id = $1"
     );
-    wrong!(
+    mismatched!(
         OtherName,
         Read,
         [],
         UserRow,
         "select id, plan, created_at from users"
     );
-    wrong!(OtherType, Read, [], i32, "select count(*) from users");
-    wrong!(ReadThatWrites, Read, [], (), "delete from users");
-    wrong!(WriteThatReads, Write, [], Uuid, "select id from users");
-    wrong!(
+    mismatched!(OtherType, Read, [], i32, "select count(*) from users");
+    mismatched!(ReadThatWrites, Read, [], (), "delete from users");
+    mismatched!(WriteThatReads, Write, [], Uuid, "select id from users");
+    mismatched!(
         OuterJoin,
         Read,
         [],
@@ -173,17 +215,15 @@ mod tests {
     );
 
     async fn fault<S: Statement>() -> String {
-        let checked = AssertUnwindSafe(agrees::<S>());
-        let panic = futures_util::FutureExt::catch_unwind(checked)
-            .await
-            .unwrap_err();
+        let check = AssertUnwindSafe(agrees::<S>());
+        let panic = check.catch_unwind().await.unwrap_err();
         panic.downcast_ref::<String>().cloned().unwrap_or_default()
     }
 
     #[tokio::test]
-    async fn every_kind_of_disagreement_is_found() {
+    async fn every_kind_of_difference_is_found() {
         for (fault, expected) in [
-            (fault::<NoTable>().await, "refuses it"),
+            (fault::<NoTable>().await, "the server rejects"),
             (fault::<Nullable>().await, "email may be null"),
             (fault::<WrongParam>().await, "parameters: declared"),
             (fault::<TooFewColumns>().await, "columns: declared 1"),
@@ -193,15 +233,12 @@ mod tests {
             (fault::<WriteThatReads>().await, "declared write"),
             (fault::<OuterJoin>().await, "name may be null"),
         ] {
-            assert!(
-                fault.contains(expected),
-                "{fault:?} says nothing of {expected:?}"
-            );
+            assert!(fault.contains(expected), "{expected:?} is not in {fault:?}");
         }
     }
 
     #[test]
-    fn reads_are_told_from_writes_by_their_words() {
+    fn writes_are_recognized_by_their_words() {
         assert!(!changes_something(
             "select updated_at, deleted from t order by inserted"
         ));
@@ -210,5 +247,6 @@ mod tests {
         ));
         assert!(changes_something("select id from t for update"));
         assert!(changes_something("select pg_advisory_lock(1)"));
+        assert!(changes_something("select pg_terminate_backend(1)"));
     }
 }

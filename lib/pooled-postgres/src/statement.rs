@@ -1,4 +1,4 @@
-//! Statements as values: the trait behind `sql!` and the types that a parameter may have.
+//! The trait behind `sql!` and the types of parameters.
 
 use serde_json::Value;
 use time::{Date, OffsetDateTime};
@@ -7,35 +7,44 @@ use uuid::Uuid;
 
 use crate::Row;
 
-/// Whether a statement may be sent again when its connection died without an answer.
+/// Whether a statement may be sent again after its connection died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Changes nothing. Sent once more on a fresh connection.
+    /// Changes nothing. Sent once more, on a fresh connection.
     Read,
-    /// May have been executed although no answer came. Never sent twice.
+    /// Sent only once, because the server may have executed it without its answer arriving.
     Write,
 }
 
-/// A statement with its parameters. Declared with [`sql!`](crate::sql), which also checks it against the schema.
+/// A statement with its parameters. Declare one with [`sql!`](crate::sql), which also checks it against the schema.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a statement",
+    note = "declare statements with `pooled_postgres::sql!` and pass them by value"
+)]
 pub trait Statement {
-    /// What one row decodes to.
+    /// The type that a row decodes to.
     type Row: Row;
-    /// The statement's name, for error messages.
+    /// The name in error messages.
     const NAME: &'static str;
-    /// The text, with numbered placeholders.
+    /// The SQL with numbered placeholders.
     const TEXT: &'static str;
     /// Whether the statement may be sent twice.
     const ACCESS: Access;
-    /// The types of the parameters.
+    /// The types of the parameters, in the order of their numbers.
     const PARAMS: &'static [Type];
 
-    /// The parameters, in the order of the placeholders.
+    /// The values of the parameters, in the order of [`Self::PARAMS`].
     fn values(&self) -> Vec<&(dyn ToSql + Sync)>;
 }
 
-/// A Rust type that a parameter may have, with the Postgres type that it stands for.
+/// A type that a parameter of a statement may have.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a parameter of a statement",
+    note = "each parameter type has exactly one Postgres type: `i32` is integer, `i64` bigint, \
+            `&str` and enums of `text_enum!` are text, `&[Uuid]` is uuid[]"
+)]
 pub trait Param: ToSql + Sync {
-    /// The Postgres type.
+    /// The Postgres type that it stands for.
     const TYPE: Type;
 }
 
@@ -69,6 +78,8 @@ params! {
     &[Uuid] => UUID_ARRAY,
     &[Date] => DATE_ARRAY,
     &[OffsetDateTime] => TIMESTAMPTZ_ARRAY,
+    &[Option<String>] => TEXT_ARRAY,
+    &[Option<OffsetDateTime>] => TIMESTAMPTZ_ARRAY,
 }
 
 impl<T: Param> Param for Option<T> {

@@ -1,41 +1,40 @@
-//! Whether Stripe itself sent an event: its signature over the raw bytes, and when it was made.
+//! Verifies the `Stripe-Signature` header of events: HMAC-SHA256 over timestamp and raw body.
 
 use hmac::{Hmac, KeyInit, Mac};
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq};
 use time::OffsetDateTime;
 
-use secrecy::{ExposeSecret, SecretString};
-
-/// How far the time of a signature may lie from ours, in either direction.
+/// How far a signature's timestamp may be from now, in either direction.
 const TOLERANCE_SECS: u64 = 300;
 
-/// The event of a customer that is gone for good, with its subscriptions.
+/// The kind of event for a customer that was deleted together with its subscriptions.
 pub const CUSTOMER_DELETED: &str = "customer.deleted";
 
 /// Something that happened at Stripe.
 #[derive(Debug, Deserialize)]
 pub struct Event {
-    /// `evt_…`: the same event may come again.
+    /// `evt_…`. Stripe may deliver the same event several times.
     pub id: String,
     /// Such as `customer.subscription.updated`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What it happened to.
+    /// What the event is about.
     pub data: Data,
 }
 
-/// What an event happened to.
+/// What an event is about.
 #[derive(Debug, Deserialize)]
 pub struct Data {
-    /// As it was then: never newer than what Stripe says now.
+    /// The object when the event happened. It may have changed since.
     pub object: Value,
 }
 
 impl Event {
-    /// The customer that it is about.
+    /// The id of the customer that the event is about.
     pub fn customer(&self) -> Option<&str> {
         let object = &self.data.object;
         let customer = if self.kind == CUSTOMER_DELETED {
@@ -43,91 +42,109 @@ impl Event {
         } else {
             &object["customer"]
         };
+
+        // An expanded customer is an object with an id.
         customer.as_str().or_else(|| customer["id"].as_str())
     }
 }
 
-/// Why an event is not believed; for the log and for who sets the endpoint up.
+/// Why an event's signature is refused. For logs, and for the person who configures the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Forged {
-    /// No header, or one without a time or a signature of the scheme `v1`.
+pub enum SignatureError {
+    /// No header, or a header without a timestamp or without a signature of the scheme `v1`.
     #[error("The Stripe-Signature header is missing or malformed.")]
     Malformed,
-    /// The time is more than five minutes away from ours.
-    #[error("The event was signed too long ago, or in the future.")]
+    /// The timestamp is more than five minutes from now.
+    #[error("The signature's timestamp is more than five minutes from now.")]
     Stale,
-    /// None of the signatures was made with one of our secrets.
-    #[error("The signature was made with another secret, or over another body.")]
+    /// None of the signatures was made with one of the secrets.
+    #[error("The signature does not match: another secret or another body was signed.")]
     Mismatch,
 }
 
-/// Checks that one of our secrets signed exactly these bytes, now.
+/// Checks that one of the secrets signed exactly this body within the last five minutes.
 ///
-/// Secrets are compared before the time is looked at, and all of them, so that an answer tells nothing about them.
+/// All secrets are compared, and before the timestamp, so that the time of the answer reveals nothing about them.
 pub fn verify(
     secrets: &[SecretString],
     header: &str,
     body: &[u8],
     now: OffsetDateTime,
-) -> Result<(), Forged> {
-    let mut time = None;
-    let mut signatures = Vec::new();
-    for (name, value) in header
-        .split(',')
-        .filter_map(|part| part.trim().split_once('='))
-    {
-        match name {
-            "t" if time.is_none() => time = Some(value),
-            "v1" => signatures.extend(unhex(value)),
-            // Other schemes, such as v0 of test events, prove nothing.
-            _ => {}
+) -> Result<(), SignatureError> {
+    let header = SignatureHeader::parse(header)?;
+
+    let mut matches = Choice::from(0);
+    for secret in secrets.iter().map(ExposeSecret::expose_secret) {
+        // Anybody can sign with an empty secret.
+        if secret.trim().is_empty() {
+            continue;
+        }
+        let expected = signature(secret, header.timestamp, body);
+        for signature in &header.signatures {
+            matches |= expected.ct_eq(signature);
         }
     }
-    let stamp = time.ok_or(Forged::Malformed)?;
-    let signed_at: i64 = stamp.parse().map_err(|_| Forged::Malformed)?;
-    if signatures.is_empty() {
-        return Err(Forged::Malformed);
+
+    if !bool::from(matches) {
+        return Err(SignatureError::Mismatch);
     }
-    let mut genuine = Choice::from(0);
-    for secret in secrets
-        .iter()
-        .filter(|secret| !secret.expose_secret().trim().is_empty())
-    {
-        let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes())
-            .expect("HMAC takes a key of any length");
-        mac.update(stamp.as_bytes());
-        mac.update(b".");
-        mac.update(body);
-        let expected = mac.finalize().into_bytes();
-        for signature in &signatures {
-            genuine |= expected.ct_eq(signature);
-        }
-    }
-    if !bool::from(genuine) {
-        return Err(Forged::Mismatch);
-    }
-    if now.unix_timestamp().abs_diff(signed_at) > TOLERANCE_SECS {
-        return Err(Forged::Stale);
+    if now.unix_timestamp().abs_diff(header.signed_at) > TOLERANCE_SECS {
+        return Err(SignatureError::Stale);
     }
     Ok(())
 }
 
-/// The 32 bytes of a signature.
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let digits = text.as_bytes();
-    if digits.len() != 64 {
-        return None;
+/// `t=…,v1=…`
+struct SignatureHeader<'a> {
+    /// The timestamp as it was signed.
+    timestamp: &'a str,
+    /// The timestamp in epoch seconds.
+    signed_at: i64,
+    /// The signatures of the scheme `v1`.
+    signatures: Vec<[u8; 32]>,
+}
+
+impl<'a> SignatureHeader<'a> {
+    fn parse(header: &'a str) -> Result<Self, SignatureError> {
+        let mut timestamp = None;
+        let mut signatures = Vec::new();
+
+        let parts = header.split(',').map(str::trim);
+        for (name, value) in parts.filter_map(|part| part.split_once('=')) {
+            match name {
+                "t" if timestamp.is_none() => timestamp = Some(value),
+                "v1" => signatures.extend(decode_signature(value)),
+                // Other schemes, such as `v0` of test events, are not secure.
+                _ => {}
+            }
+        }
+
+        let timestamp = timestamp.ok_or(SignatureError::Malformed)?;
+        let signed_at = timestamp.parse().map_err(|_| SignatureError::Malformed)?;
+        if signatures.is_empty() {
+            return Err(SignatureError::Malformed);
+        }
+        Ok(Self {
+            timestamp,
+            signed_at,
+            signatures,
+        })
     }
+}
+
+fn decode_signature(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |digit: u8| {
-            char::from(digit)
-                .to_digit(16)
-                .and_then(|digit| u8::try_from(digit).ok())
-        };
-        *byte = digit(pair[0])? * 16 + digit(pair[1])?;
-    }
+    hex::decode_to_slice(text, &mut bytes).ok()?;
     Some(bytes)
+}
+
+fn signature(secret: &str, timestamp: &str, body: &[u8]) -> [u8; 32] {
+    let mut mac =
+        Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");
+    mac.update(timestamp.as_bytes());
+    mac.update(b".");
+    mac.update(body);
+    mac.finalize().into_bytes().into()
 }
 
 #[cfg(test)]
@@ -142,122 +159,116 @@ mod tests {
         let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
         mac.update(format!("{at}.").as_bytes());
         mac.update(body);
-        mac.finalize()
-            .into_bytes()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hex::encode(mac.finalize().into_bytes())
     }
 
-    fn check(secrets: &[&str], header: &str, expected: Result<(), Forged>) {
+    #[track_caller]
+    fn check(secrets: &[&str], header: &str, expected: Result<(), SignatureError>) {
         let secrets: Vec<SecretString> = secrets.iter().copied().map(SecretString::from).collect();
         assert_eq!(verify(&secrets, header, BODY, NOW), expected, "{header}");
     }
 
     #[test]
-    fn a_signature_holds_for_one_body_one_secret_and_five_minutes() {
+    fn a_signature_is_valid_for_one_body_one_secret_and_five_minutes() {
         let now = NOW.unix_timestamp();
-        let good = sign("whsec_a", now, BODY);
-        check(&["whsec_a"], &format!("t={now},v1={good}"), Ok(()));
-        check(&["whsec_a"], &format!("t={now}, v1={good}, v0=ff"), Ok(()));
-        check(
-            &["whsec_b"],
-            &format!("t={now},v1={good}"),
-            Err(Forged::Mismatch),
-        );
-        check(
-            &["whsec_a"],
-            &format!("t={},v1={good}", now + 1),
-            Err(Forged::Mismatch),
-        );
-        let other = sign("whsec_a", now, b"{}");
-        check(
-            &["whsec_a"],
-            &format!("t={now},v1={other}"),
-            Err(Forged::Mismatch),
-        );
+        let valid = sign("whsec_a", now, BODY);
+        let of_other_body = sign("whsec_a", now, b"{}");
+
+        for (secret, header, expected) in [
+            ("whsec_a", format!("t={now},v1={valid}"), Ok(())),
+            ("whsec_a", format!("t={now}, v1={valid}, v0=ff"), Ok(())),
+            (
+                "whsec_b",
+                format!("t={now},v1={valid}"),
+                Err(SignatureError::Mismatch),
+            ),
+            (
+                "whsec_a",
+                format!("t={},v1={valid}", now + 1),
+                Err(SignatureError::Mismatch),
+            ),
+            (
+                "whsec_a",
+                format!("t={now},v1={of_other_body}"),
+                Err(SignatureError::Mismatch),
+            ),
+        ] {
+            check(&[secret], &header, expected);
+        }
+
         for (offset, expected) in [
             (300, Ok(())),
             (-300, Ok(())),
-            (301, Err(Forged::Stale)),
-            (-301, Err(Forged::Stale)),
+            (301, Err(SignatureError::Stale)),
+            (-301, Err(SignatureError::Stale)),
         ] {
             let at = now + offset;
-            check(
-                &["whsec_a"],
-                &format!("t={at},v1={}", sign("whsec_a", at, BODY)),
-                expected,
-            );
+            let header = format!("t={at},v1={}", sign("whsec_a", at, BODY));
+            check(&["whsec_a"], &header, expected);
         }
     }
 
     #[test]
-    fn while_a_secret_is_replaced_either_one_will_do_on_either_side() {
+    fn during_a_rotation_both_secrets_are_accepted_on_both_sides() {
         let now = NOW.unix_timestamp();
-        let (old, new) = (sign("whsec_old", now, BODY), sign("whsec_new", now, BODY));
-        check(
-            &["whsec_new", "whsec_old"],
-            &format!("t={now},v1={old}"),
-            Ok(()),
-        );
-        check(
-            &["whsec_new"],
-            &format!("t={now},v1={old},v1={new}"),
-            Ok(()),
-        );
+        let old = sign("whsec_old", now, BODY);
+        let new = sign("whsec_new", now, BODY);
+        let signed_with_old = format!("t={now},v1={old}");
+        let signed_with_both = format!("t={now},v1={old},v1={new}");
+
+        check(&["whsec_new", "whsec_old"], &signed_with_old, Ok(()));
+        check(&["whsec_new"], &signed_with_both, Ok(()));
         check(
             &["whsec_other"],
-            &format!("t={now},v1={old},v1={new}"),
-            Err(Forged::Mismatch),
+            &signed_with_both,
+            Err(SignatureError::Mismatch),
         );
     }
 
     #[test]
-    fn what_proves_nothing_is_refused() {
+    fn blank_secrets_and_malformed_headers_are_refused() {
         let now = NOW.unix_timestamp();
-        let blank = sign("", now, BODY);
-        check(&[""], &format!("t={now},v1={blank}"), Err(Forged::Mismatch));
-        check(
-            &[" "],
-            &format!("t={now},v1={}", sign(" ", now, BODY)),
-            Err(Forged::Mismatch),
-        );
-        check(&[], &format!("t={now},v1={blank}"), Err(Forged::Mismatch));
-        let good = sign("whsec_a", now, BODY);
+        for secret in ["", " "] {
+            let header = format!("t={now},v1={}", sign(secret, now, BODY));
+            check(&[secret], &header, Err(SignatureError::Mismatch));
+            check(&[], &header, Err(SignatureError::Mismatch));
+        }
+
+        let valid = sign("whsec_a", now, BODY);
         for header in [
             "",
             "t=",
             "v1=",
-            &format!("v1={good}"),
+            &format!("v1={valid}"),
             &format!("t={now}"),
-            &format!("t={now},v0={good}"),
-            &format!("t=now,v1={good}"),
-            &format!("t={now},v1={}", &good[..62]),
-            &format!("t={now},v1={}é", &good[..62]),
+            &format!("t={now},v0={valid}"),
+            &format!("t=now,v1={valid}"),
+            &format!("t={now},v1={}", &valid[..62]),
+            &format!("t={now},v1={}é", &valid[..62]),
         ] {
-            check(&["whsec_a"], header, Err(Forged::Malformed));
+            check(&["whsec_a"], header, Err(SignatureError::Malformed));
         }
     }
 
     #[test]
-    fn an_event_tells_its_customer_expanded_or_not() {
+    fn an_events_customer_may_be_expanded() {
         let event = |object: &str| -> Event {
-            serde_json::from_str(&format!(
-                r#"{{"id":"evt_1","type":"t","data":{{"object":{object}}}}}"#
-            ))
-            .unwrap()
+            let json = format!(r#"{{"id":"evt_1","type":"t","data":{{"object":{object}}}}}"#);
+            serde_json::from_str(&json).unwrap()
         };
         let deleted = Event {
             kind: CUSTOMER_DELETED.into(),
             ..event(r#"{"id":"cus_1","object":"customer"}"#)
         };
         assert_eq!(deleted.customer(), Some("cus_1"));
-        assert_eq!(event(r#"{"customer":"cus_1"}"#).customer(), Some("cus_1"));
-        assert_eq!(
-            event(r#"{"customer":{"id":"cus_1"}}"#).customer(),
-            Some("cus_1")
-        );
-        assert_eq!(event(r#"{"customer":null}"#).customer(), None);
-        assert_eq!(event("{}").customer(), None);
+
+        for (object, expected) in [
+            (r#"{"customer":"cus_1"}"#, Some("cus_1")),
+            (r#"{"customer":{"id":"cus_1"}}"#, Some("cus_1")),
+            (r#"{"customer":null}"#, None),
+            ("{}", None),
+        ] {
+            assert_eq!(event(object).customer(), expected, "{object}");
+        }
     }
 }

@@ -1,8 +1,13 @@
+use super::response::{MAX_RETRY_AFTER, classify, retry_after};
 use super::*;
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
+
+fn secret() -> SecretString {
+    SecretString::from("sk-1")
+}
 
 #[test]
-fn a_pause_is_read_in_each_form_the_provider_uses() {
+fn retry_after_is_read_in_every_form_that_the_provider_uses() {
     #[track_caller]
     fn check(headers: &[(&'static str, &'static str)], expected: Option<Duration>) {
         let map = headers.iter().map(|&(name, value)| {
@@ -38,8 +43,8 @@ fn a_pause_is_read_in_each_form_the_provider_uses() {
     check(&[("retry-after", "soon")], None);
     check(&[("retry-after", "-3")], secs(0));
     check(&[("retry-after", "NaN")], None);
-    check(&[("retry-after", "1e30")], Some(LONGEST_PAUSE));
-    check(&[("retry-after", "inf")], Some(LONGEST_PAUSE));
+    check(&[("retry-after", "1e30")], Some(MAX_RETRY_AFTER));
+    check(&[("retry-after", "inf")], Some(MAX_RETRY_AFTER));
 }
 
 #[test]
@@ -47,7 +52,7 @@ fn the_kind_of_an_error_follows_type_and_code_and_then_status() {
     #[track_caller]
     fn check(status: u16, body: &str, expected: &str) {
         let status = StatusCode::from_u16(status).unwrap();
-        let error = classify(status, Detail::parse(body, Some("req_1"), "sk-1"), None);
+        let error = classify(status, Detail::parse(body, Some("req_1"), &secret()), None);
         let printed = format!("{error:?}");
         let kind = printed.split([' ', '(']).next().unwrap();
         assert_eq!(kind, expected, "{status} {body}");
@@ -123,23 +128,23 @@ fn the_kind_of_an_error_follows_type_and_code_and_then_status() {
 }
 
 #[test]
-fn an_error_for_the_log_names_the_request_and_hides_the_key() {
+fn a_logged_error_names_the_request_and_hides_the_key() {
     let body = r#"{"type":"error","error":{"type":"authentication_error","message":"bad sk-1"},"request_id":"req_2"}"#;
     let error = classify(
         StatusCode::UNAUTHORIZED,
-        Detail::parse(body, None, "sk-1"),
+        Detail::parse(body, None, &secret()),
         None,
     );
     assert_eq!(
         error.to_string(),
         r#"key refused: 401 authentication_error "bad [key]" (request-id req_2)"#
     );
-    let html = Detail::parse(&"x".repeat(10_000), Some("req_3"), "");
-    assert_eq!(html.message.len(), MOST_MESSAGE_CHARS);
+    let html = Detail::parse(&"x".repeat(10_000), Some("req_3"), &SecretString::default());
+    assert_eq!(html.message.len(), MAX_MESSAGE_CHARS);
 }
 
 #[test]
-fn what_an_error_says_of_key_model_and_request() {
+fn the_class_of_an_error_follows_type_code_and_status() {
     #[track_caller]
     fn check(status: u16, kind: &str, code: Option<&str>, expected: Class) {
         let detail = Detail {
@@ -170,7 +175,7 @@ fn what_an_error_says_of_key_model_and_request() {
         Some("contract_spend_limit_reached"),
         Class::Spent,
     );
-    check(400, "invalid_request_error", None, Class::Doubtful);
+    check(400, "invalid_request_error", None, Class::Ambiguous);
     check(400, "invalid_request_error", Some("anything"), Class::Final);
     check(401, "authentication_error", None, Class::Refused);
     check(402, "billing_error", None, Class::Refused);

@@ -1,28 +1,30 @@
+use super::state::SUSPECT_TIME;
 use super::*;
+use crate::Limit;
 use std::sync::atomic::{AtomicI64, Ordering};
 use time::macros::datetime;
 
 const NOW: OffsetDateTime = datetime!(2026-11-24 12:00 UTC);
 const MODEL: &str = "claude-haiku-5-5";
 
-/// A pool whose time passes when it is told to.
-struct Fixture {
+/// A pool whose clock the test moves.
+struct TestPool {
     pool: Pool,
-    ahead_ms: Arc<AtomicI64>,
+    offset_ms: Arc<AtomicI64>,
 }
 
-impl Fixture {
+impl TestPool {
     #[expect(
         clippy::disallowed_methods,
         reason = "a client that is never used for a request"
     )]
-    fn of(keys: &[(&str, Option<&str>)]) -> Self {
+    fn new(keys: &[(&str, Option<&str>)]) -> Self {
         let keys = keys.iter().map(|(label, organisation)| {
             ApiKey::new(*label, format!("secret of {label}"))
-                .within(organisation.map(str::to_owned))
+                .with_organisation(organisation.map(str::to_owned))
         });
-        let ahead_ms = Arc::new(AtomicI64::new(0));
-        let clock = Arc::clone(&ahead_ms);
+        let offset_ms = Arc::new(AtomicI64::new(0));
+        let clock = Arc::clone(&offset_ms);
         let now = move || NOW + time::Duration::milliseconds(clock.load(Ordering::Relaxed));
         let pool = Pool::new(
             reqwest::Client::new(),
@@ -31,11 +33,11 @@ impl Fixture {
             keys.collect(),
             now,
         );
-        Self { pool, ahead_ms }
+        Self { pool, offset_ms }
     }
 
     fn advance(&self, by: Duration) {
-        self.ahead_ms
+        self.offset_ms
             .fetch_add(i64::try_from(by.as_millis()).unwrap(), Ordering::Relaxed);
     }
 
@@ -50,12 +52,12 @@ impl Fixture {
         )
     }
 
-    fn fails(&self, label: &str, error: &Error) {
-        self.pool.went_wrong(&self.key(label), MODEL, error);
+    fn fail(&self, label: &str, error: &Error) {
+        self.pool.record_failure(&self.key(label), MODEL, error);
     }
 
-    /// Who gets each of a hundred conversations.
-    fn chosen(&self) -> Vec<String> {
+    /// The key of each of a hundred conversations.
+    fn chosen_keys(&self) -> Vec<String> {
         let choose = |conversation| {
             self.pool
                 .choose(Uuid::from_u128(conversation), &Tried::default())
@@ -67,8 +69,8 @@ impl Fixture {
             .collect()
     }
 
-    fn chosen_among(&self) -> Vec<String> {
-        let mut labels = self.chosen();
+    fn distinct_keys(&self) -> Vec<String> {
+        let mut labels = self.chosen_keys();
         labels.sort();
         labels.dedup();
         labels
@@ -98,173 +100,174 @@ const THREE: [(&str, Option<&str>); 3] = [("a", Some("acme")), ("b", Some("acme"
 
 #[test]
 fn a_conversation_keeps_its_key_and_returns_to_it() {
-    let it = Fixture::of(&THREE);
-    let home = it.chosen();
-    assert_eq!(home, it.chosen());
-    assert_eq!(it.chosen_among(), ["a", "b", "c"]);
-    it.fails("c", &limited(30));
-    let away = it.chosen();
+    let test = TestPool::new(&THREE);
+    let home = test.chosen_keys();
+    assert_eq!(home, test.chosen_keys());
+    assert_eq!(test.distinct_keys(), ["a", "b", "c"]);
+    test.fail("c", &limited(30));
+    let away = test.chosen_keys();
     assert!(home.iter().zip(&away).all(|(home, away)| if home == "c" {
         away != "c"
     } else {
         home == away
     }));
-    assert_eq!(away, it.chosen(), "and is at home where it went");
-    it.advance(Duration::from_secs(30));
-    assert_eq!(it.chosen(), home);
+    assert_eq!(away, test.chosen_keys(), "and stays where it went");
+    test.advance(Duration::from_secs(30));
+    assert_eq!(test.chosen_keys(), home);
 }
 
 #[test]
-fn a_limit_is_the_organisations_and_the_latest_deadline_wins() {
-    let it = Fixture::of(&THREE);
-    it.fails("a", &limited(60));
-    it.fails("b", &limited(20));
-    assert_eq!(it.chosen_among(), ["c"]);
-    it.advance(Duration::from_millis(59_999));
-    assert_eq!(it.chosen_among(), ["c"]);
-    it.advance(Duration::from_millis(1));
-    assert_eq!(it.chosen_among(), ["a", "b", "c"]);
+fn a_rate_limit_concerns_the_organisation_and_the_latest_deadline_wins() {
+    let test = TestPool::new(&THREE);
+    test.fail("a", &limited(60));
+    test.fail("b", &limited(20));
+    assert_eq!(test.distinct_keys(), ["c"]);
+    test.advance(Duration::from_millis(59_999));
+    assert_eq!(test.distinct_keys(), ["c"]);
+    test.advance(Duration::from_millis(1));
+    assert_eq!(test.distinct_keys(), ["a", "b", "c"]);
 }
 
 #[test]
-fn a_refused_key_is_out_alone_and_comes_back_ever_later() {
-    let it = Fixture::of(&THREE);
+fn a_refused_key_alone_is_out_of_rotation_longer_each_time() {
+    let test = TestPool::new(&THREE);
     let refused = || Error::Auth(Box::default());
     for wait in [60, 120, 240, 480, 960, 960] {
-        it.fails("a", &refused());
-        // One that was under way at the same time.
-        it.fails("a", &refused());
-        it.advance(Duration::from_secs(wait - 1));
-        assert_eq!(it.chosen_among(), ["b", "c"], "{wait}");
-        it.advance(Duration::from_secs(1));
-        assert_eq!(it.chosen_among(), ["a", "b", "c"], "{wait}");
+        test.fail("a", &refused());
+        // A call that ran at the same time.
+        test.fail("a", &refused());
+        test.advance(Duration::from_secs(wait - 1));
+        assert_eq!(test.distinct_keys(), ["b", "c"], "{wait}");
+        test.advance(Duration::from_secs(1));
+        assert_eq!(test.distinct_keys(), ["a", "b", "c"], "{wait}");
     }
-    it.pool.went_well(&it.key("a"), Limits::default());
-    it.fails("a", &refused());
-    it.advance(Duration::from_secs(60));
-    assert_eq!(it.chosen_among(), ["a", "b", "c"]);
+    test.pool.record_success(&test.key("a"), Limits::default());
+    test.fail("a", &refused());
+    test.advance(Duration::from_secs(60));
+    assert_eq!(test.distinct_keys(), ["a", "b", "c"]);
 }
 
 #[test]
-fn a_spent_organisation_is_out_until_the_first_of_the_month() {
-    let it = Fixture::of(&THREE);
-    it.fails("b", &Error::SpendLimit(Box::default()));
-    assert_eq!(it.chosen_among(), ["c"]);
-    it.advance((datetime!(2026-11-30 23:59:59 UTC) - NOW).unsigned_abs());
-    assert_eq!(it.chosen_among(), ["c"]);
-    it.advance(Duration::from_secs(1));
-    assert_eq!(it.chosen_among(), ["a", "b", "c"]);
-    assert_eq!(
-        next_month(datetime!(2026-12-31 23:00 -02:00)),
-        datetime!(2027-02-01 0:00 UTC)
-    );
+fn an_organisation_at_its_spend_limit_is_out_until_next_month() {
+    let test = TestPool::new(&THREE);
+    test.fail("b", &Error::SpendLimit(Box::default()));
+    assert_eq!(test.distinct_keys(), ["c"]);
+    test.advance((datetime!(2026-11-30 23:59:59 UTC) - NOW).unsigned_abs());
+    assert_eq!(test.distinct_keys(), ["c"]);
+    test.advance(Duration::from_secs(1));
+    assert_eq!(test.distinct_keys(), ["a", "b", "c"]);
 }
 
 #[test]
-fn an_overloaded_model_is_left_alone_with_every_key_if_that_is_asked_for_and_else_comes_last() {
-    let it = Fixture::of(&THREE);
+fn an_overloaded_model_cools_down_if_the_provider_asks_and_comes_last_otherwise() {
+    let test = TestPool::new(&THREE);
     let overloaded = |retry_after| Error::Overloaded {
         retry_after,
         detail: Box::default(),
     };
-    it.fails("a", &overloaded(None));
-    let models = |own_and_other: [&'static str; 2]| it.pool.models(own_and_other.into_iter());
+    test.fail("a", &overloaded(None));
+    let models =
+        |own_and_other: [&'static str; 2]| test.pool.available_models(own_and_other.into_iter());
     assert_eq!(models([MODEL, "another"]), ["another", MODEL]);
-    it.fails("a", &overloaded(Some(Duration::from_secs(20))));
+    test.fail("a", &overloaded(Some(Duration::from_secs(20))));
     assert_eq!(models([MODEL, "another"]), ["another"]);
-    assert_eq!(it.pool.wait([MODEL]), Some(Duration::from_secs(20)));
-    assert_eq!(it.pool.wait([MODEL, "claude-sonnet-5-5"]), None);
-    assert_eq!(it.chosen_among(), ["a", "b", "c"], "no key is to blame");
-    it.advance(Duration::from_secs(20));
+    assert_eq!(
+        test.pool.time_until_available([MODEL]),
+        Some(Duration::from_secs(20))
+    );
+    assert_eq!(
+        test.pool.time_until_available([MODEL, "claude-sonnet-5-5"]),
+        None
+    );
+    assert_eq!(test.distinct_keys(), ["a", "b", "c"], "no key is to blame");
+    test.advance(Duration::from_secs(20));
     assert_eq!(models([MODEL, "another"]), [MODEL, "another"]);
 }
 
 #[test]
-fn a_key_that_failed_comes_last_but_is_not_out() {
-    let it = Fixture::of(&[("a", None), ("b", None)]);
-    it.fails(
+fn a_key_that_failed_comes_last_but_stays_in_rotation() {
+    let test = TestPool::new(&[("a", None), ("b", None)]);
+    test.fail(
         "a",
         &Error::Timeout {
             phase: crate::Phase::FirstEvent,
         },
     );
-    assert_eq!(it.chosen_among(), ["b"]);
-    it.fails("b", &limited(60));
-    assert_eq!(it.chosen_among(), ["a"]);
-    it.advance(SUSPECT);
-    it.fails(
+    assert_eq!(test.distinct_keys(), ["b"]);
+    test.fail("b", &limited(60));
+    assert_eq!(test.distinct_keys(), ["a"]);
+    test.advance(SUSPECT_TIME);
+    test.fail(
         "a",
         &Error::Provider {
             retry_after: Some(Duration::from_secs(5)),
             detail: Box::default(),
         },
     );
-    assert_eq!(it.chosen_among(), [""]);
+    assert_eq!(test.distinct_keys(), [""]);
     assert_eq!(
-        it.pool.wait([MODEL]),
+        test.pool.time_until_available([MODEL]),
         Some(Duration::from_secs(5)),
-        "until the first of them may be asked"
+        "until the first of them is available"
     );
 }
 
 #[test]
-fn conversations_leave_a_key_that_has_next_to_nothing_left_for_the_ones_with_room() {
-    let it = Fixture::of(&[("a", None), ("b", None), ("c", None)]);
-    it.pool.went_well(&it.key("a"), limits(300));
-    assert_eq!(it.chosen_among(), ["a", "b", "c"], "enough is enough");
-    it.pool.went_well(&it.key("a"), limits(200));
-    assert_eq!(it.chosen_among(), ["b", "c"]);
-    it.pool.went_well(&it.key("b"), limits(100));
-    it.pool.went_well(&it.key("c"), limits(90));
+fn conversations_leave_a_key_with_little_capacity_for_those_with_more() {
+    let test = TestPool::new(&[("a", None), ("b", None), ("c", None)]);
+    test.pool.record_success(&test.key("a"), limits(300));
+    assert_eq!(test.distinct_keys(), ["a", "b", "c"], "enough is enough");
+    test.pool.record_success(&test.key("a"), limits(200));
+    assert_eq!(test.distinct_keys(), ["b", "c"]);
+    test.pool.record_success(&test.key("b"), limits(100));
+    test.pool.record_success(&test.key("c"), limits(90));
     assert_eq!(
-        it.chosen_among(),
+        test.distinct_keys(),
         ["a", "b"],
-        "at least half of what the best has"
+        "at least half of the largest capacity"
     );
-    (0..200).for_each(|_| it.pool.begins(&it.key("a"), 10));
-    assert_eq!(it.chosen_among(), ["b", "c"], "calls under way count");
-    it.advance(Duration::from_secs(60));
-    assert_eq!(it.chosen_among(), ["a", "b", "c"], "limits refill");
+    (0..200).for_each(|_| test.pool.reserve_capacity(&test.key("a"), 10));
+    assert_eq!(test.distinct_keys(), ["b", "c"], "running calls count");
+    test.advance(Duration::from_secs(60));
+    assert_eq!(test.distinct_keys(), ["a", "b", "c"], "limits refill");
 }
 
 #[test]
-fn keys_of_one_organisation_share_what_is_left() {
-    let it = Fixture::of(&THREE);
-    it.pool.went_well(&it.key("a"), limits(10));
-    assert_eq!(it.chosen_among(), ["c"]);
+fn keys_of_one_organisation_share_its_capacity() {
+    let test = TestPool::new(&THREE);
+    test.pool.record_success(&test.key("a"), limits(10));
+    assert_eq!(test.distinct_keys(), ["c"]);
 }
 
 #[test]
-fn deadlines_that_others_know_are_kept_here_and_those_learned_here_are_told() {
-    let it = Fixture::of(&THREE);
-    it.fails("c", &limited(30));
-    let told = it.pool.untold();
-    assert_eq!(told.len(), 1);
-    let acme = ("o:acme".to_owned(), epoch_ms(NOW) + 60_000);
-    it.pool.follow(&told, vec![told[0].clone(), acme]);
-    assert_eq!(
-        (it.chosen_among(), it.pool.untold()),
-        (vec![String::new()], vec![])
-    );
-    assert_eq!(
-        it.pool.health()[0],
-        (
-            "a".to_owned(),
-            KeyHealth::Cooling(NOW + time::Duration::MINUTE)
-        )
-    );
+fn cooldowns_are_exchanged_with_the_other_instances() {
+    let test = TestPool::new(&THREE);
+    test.fail("c", &limited(30));
+    let published = test.pool.unpublished();
+    assert_eq!(published.len(), 1);
+
+    let acme = Cooldown {
+        key: "o:acme".to_owned(),
+        until_ms: epoch_ms(NOW) + 60_000,
+    };
+    test.pool
+        .merge(&published, vec![published[0].clone(), acme]);
+    assert_eq!(test.distinct_keys(), [""]);
+    assert_eq!(test.pool.unpublished(), []);
+    let cooling = KeyHealth::Cooling(NOW + time::Duration::MINUTE);
+    assert_eq!(test.pool.health()[0], ("a".to_owned(), cooling));
+
     // An operator has lifted it.
-    it.pool.follow(&[], vec![]);
-    assert_eq!(it.chosen_among(), ["a", "b", "c"]);
+    test.pool.merge(&[], vec![]);
+    assert_eq!(test.distinct_keys(), ["a", "b", "c"]);
 }
 
 #[test]
-fn over_a_thousand_sends_a_limited_organisation_is_not_asked_before_its_time_and_nobody_goes_without()
- {
-    let it = Fixture::of(&THREE);
-    it.fails("a", &limited(100));
+fn a_thousand_sends_are_answered_without_asking_a_limited_organisation_early() {
+    let test = TestPool::new(&THREE);
+    test.fail("a", &limited(100));
     for send in 0..1_000_u64 {
-        let key = it
+        let key = test
             .pool
             .choose(Uuid::from_u128(send.into()), &Tried::default())
             .unwrap();
@@ -274,26 +277,26 @@ fn over_a_thousand_sends_a_limited_organisation_is_not_asked_before_its_time_and
             "send {send} went to {}",
             key.label
         );
-        it.pool.went_well(&key, Limits::default());
-        it.advance(Duration::from_millis(150));
+        test.pool.record_success(&key, Limits::default());
+        test.advance(Duration::from_millis(150));
     }
-    assert_eq!(it.chosen_among(), ["a", "b", "c"]);
+    assert_eq!(test.distinct_keys(), ["a", "b", "c"]);
 }
 
 #[test]
-fn a_new_set_of_keys_keeps_what_is_known_of_those_that_stay() {
-    let it = Fixture::of(&THREE);
-    it.fails("a", &Error::Auth(Box::default()));
-    it.pool.replace(vec![
+fn replacing_the_keys_keeps_what_is_known_about_those_that_stay() {
+    let test = TestPool::new(&THREE);
+    test.fail("a", &Error::Auth(Box::default()));
+    test.pool.replace_keys(vec![
         ApiKey::new("a", "secret of a"),
         ApiKey::new("c", "secret of c"),
     ]);
-    assert_eq!(it.chosen_among(), ["c"]);
-    it.pool.replace(vec![
+    assert_eq!(test.distinct_keys(), ["c"]);
+    test.pool.replace_keys(vec![
         ApiKey::new("a", "another secret"),
         ApiKey::new("c", "secret of c"),
     ]);
-    assert_eq!(it.chosen_among(), ["a", "c"]);
-    it.pool.replace(vec![]);
-    assert_eq!(it.pool.likely_key(Uuid::nil()), "none");
+    assert_eq!(test.distinct_keys(), ["a", "c"]);
+    test.pool.replace_keys(vec![]);
+    assert_eq!(test.pool.likely_key(Uuid::nil()), "none");
 }

@@ -1,13 +1,9 @@
-//! What the stand-in does with a request, and the names by which a person asks for it.
+//! The ways to treat a request, and the names by which a developer asks for them.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
 
-use claude::Usage;
-use http::StatusCode;
-
-/// One way to treat a request; counts are text deltas sent before the fault.
+/// One way to treat a request. Counts are text deltas sent before the fault.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Behaviour {
     /// A whole reply.
@@ -39,12 +35,12 @@ pub enum Behaviour {
         /// Deltas before.
         after: usize,
     },
-    /// The stream waits for [`super::StandIn::release`] and then goes on.
+    /// The stream waits for [`super::FakeClaude::release`] and then goes on.
     Hold {
         /// Deltas before.
         after: usize,
     },
-    /// A whole reply among events, blocks, deltas and fields that nobody has heard of.
+    /// A whole reply among unknown events, blocks, deltas and fields.
     Strange,
     /// A reply of thinking blocks without any text.
     OnlyThinking,
@@ -89,76 +85,79 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Status, `error.type`, `error.details.error_code` and message.
-    pub(super) fn parts(self) -> (StatusCode, &'static str, Option<&'static str>, &'static str) {
-        let (status, kind, code, message) = match self {
-            Self::Invalid => (
-                400,
-                "invalid_request_error",
-                None,
-                "The request is invalid.",
-            ),
-            Self::OwnSpendLimit => (
-                400,
-                "invalid_request_error",
-                None,
-                "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC.",
-            ),
-            Self::Auth => (401, "authentication_error", None, "invalid x-api-key"),
-            Self::Billing => (
-                402,
-                "billing_error",
-                None,
-                "Your credit balance is too low.",
-            ),
-            Self::Permission => (
-                403,
-                "permission_error",
-                None,
-                "The key may not use this model.",
-            ),
-            Self::NotFound => (404, "not_found_error", None, "Not found"),
-            Self::TooLarge => (
-                413,
-                "request_too_large",
-                None,
-                "Request exceeds the maximum size",
-            ),
-            Self::RateLimited { .. } => (
-                429,
-                "rate_limit_error",
-                None,
-                "This request would exceed your rate limit.",
-            ),
-            Self::TierSpendLimit => (
-                429,
-                "rate_limit_error",
-                Some("enforced_spend_limit_reached"),
-                "Your organization has reached its monthly API usage threshold.",
-            ),
-            Self::ContractSpendLimit => (
-                429,
-                "rate_limit_error",
-                Some("contract_spend_limit_reached"),
-                "Your organization has reached the spend limit of its contract.",
-            ),
-            Self::Internal => (500, "api_error", None, "Internal server error"),
-            Self::Timeout => (504, "timeout_error", None, "Request timed out"),
-            Self::Overloaded => (529, "overloaded_error", None, "Overloaded"),
-        };
-        (
-            StatusCode::from_u16(status).expect("three digits"),
-            kind,
-            code,
-            message,
-        )
+    pub(super) fn status(self) -> u16 {
+        match self {
+            Self::Invalid | Self::OwnSpendLimit => 400,
+            Self::Auth => 401,
+            Self::Billing => 402,
+            Self::Permission => 403,
+            Self::NotFound => 404,
+            Self::TooLarge => 413,
+            Self::RateLimited { .. } | Self::TierSpendLimit | Self::ContractSpendLimit => 429,
+            Self::Internal => 500,
+            Self::Timeout => 504,
+            Self::Overloaded => 529,
+        }
+    }
+
+    /// `error.type`.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Self::Invalid | Self::OwnSpendLimit => "invalid_request_error",
+            Self::Auth => "authentication_error",
+            Self::Billing => "billing_error",
+            Self::Permission => "permission_error",
+            Self::NotFound => "not_found_error",
+            Self::TooLarge => "request_too_large",
+            Self::RateLimited { .. } | Self::TierSpendLimit | Self::ContractSpendLimit => {
+                "rate_limit_error"
+            }
+            Self::Internal => "api_error",
+            Self::Timeout => "timeout_error",
+            Self::Overloaded => "overloaded_error",
+        }
+    }
+
+    /// `error.details.error_code`.
+    pub(super) fn code(self) -> Option<&'static str> {
+        match self {
+            Self::TierSpendLimit => Some("enforced_spend_limit_reached"),
+            Self::ContractSpendLimit => Some("contract_spend_limit_reached"),
+            _ => None,
+        }
+    }
+
+    /// `error.message`.
+    pub(super) fn message(self) -> &'static str {
+        match self {
+            Self::Invalid => "The request is invalid.",
+            Self::OwnSpendLimit => {
+                "You have reached your specified API usage limits. \
+                 You will regain access on 2026-12-01 at 00:00 UTC."
+            }
+            Self::Auth => "invalid x-api-key",
+            Self::Billing => "Your credit balance is too low.",
+            Self::Permission => "The key may not use this model.",
+            Self::NotFound => "Not found",
+            Self::TooLarge => "Request exceeds the maximum size",
+            Self::RateLimited { .. } => "This request would exceed your rate limit.",
+            Self::TierSpendLimit => {
+                "Your organization has reached its monthly API usage threshold."
+            }
+            Self::ContractSpendLimit => {
+                "Your organization has reached the spend limit of its contract."
+            }
+            Self::Internal => "Internal server error",
+            Self::Timeout => "Request timed out",
+            Self::Overloaded => "Overloaded",
+        }
     }
 }
 
-/// Every name that [`Behaviour::from_str`] knows; `:n` may be left out.
-pub const NAMES: &str = "answer drop hang stall:n cut:n malformed:n error:n hold:n strange thinking refusal \
-     max_tokens invalid own_spend_limit auth billing permission not_found too_large rate_limited:n spend_limit \
-     contract_spend_limit internal timeout overloaded";
+/// Every name that [`Behaviour::from_str`] accepts; `:n` is optional.
+pub const NAMES: &str = "answer drop hang stall:n cut:n malformed:n error:n hold:n strange \
+     thinking refusal max_tokens invalid own_spend_limit auth billing permission not_found \
+     too_large rate_limited:n spend_limit contract_spend_limit internal timeout overloaded";
 
 /// The error of a name that is not in [`NAMES`].
 #[derive(Debug)]
@@ -177,11 +176,13 @@ impl FromStr for Behaviour {
 
     fn from_str(text: &str) -> Result<Self, UnknownBehaviour> {
         let unknown = || UnknownBehaviour(text.to_owned());
+
         let (name, count) = match text.trim().split_once(':') {
             Some((name, count)) => (name, Some(count.parse::<u32>().map_err(|_| unknown())?)),
             None => (text.trim(), None),
         };
         let after = count.unwrap_or(2) as usize;
+
         Ok(match name {
             "answer" => Self::Answer,
             "drop" => Self::Drop,
@@ -195,167 +196,37 @@ impl FromStr for Behaviour {
             "thinking" => Self::OnlyThinking,
             "refusal" => Self::Refusal,
             "max_tokens" => Self::MaxTokens,
-            _ => Self::Status(match name {
-                "invalid" => Failure::Invalid,
-                "own_spend_limit" => Failure::OwnSpendLimit,
-                "auth" => Failure::Auth,
-                "billing" => Failure::Billing,
-                "permission" => Failure::Permission,
-                "not_found" => Failure::NotFound,
-                "too_large" => Failure::TooLarge,
-                "rate_limited" => Failure::RateLimited {
-                    retry_after_secs: count.unwrap_or(7).into(),
-                },
-                "spend_limit" => Failure::TierSpendLimit,
-                "contract_spend_limit" => Failure::ContractSpendLimit,
-                "internal" => Failure::Internal,
-                "timeout" => Failure::Timeout,
-                "overloaded" => Failure::Overloaded,
-                _ => return Err(unknown()),
-            }),
+            _ => Self::Status(failure(name, count).ok_or_else(unknown)?),
         })
     }
 }
 
-/// A behaviour with, where a test needs them, the words and the usage of the reply.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Script {
-    pub(super) behaviour: Behaviour,
-    pub(super) text: Option<String>,
-    pub(super) usage: Option<Usage>,
-    pub(super) headers: Vec<(String, String)>,
+fn failure(name: &str, count: Option<u32>) -> Option<Failure> {
+    Some(match name {
+        "invalid" => Failure::Invalid,
+        "own_spend_limit" => Failure::OwnSpendLimit,
+        "auth" => Failure::Auth,
+        "billing" => Failure::Billing,
+        "permission" => Failure::Permission,
+        "not_found" => Failure::NotFound,
+        "too_large" => Failure::TooLarge,
+        "rate_limited" => Failure::RateLimited {
+            retry_after_secs: count.unwrap_or(7).into(),
+        },
+        "spend_limit" => Failure::TierSpendLimit,
+        "contract_spend_limit" => Failure::ContractSpendLimit,
+        "internal" => Failure::Internal,
+        "timeout" => Failure::Timeout,
+        "overloaded" => Failure::Overloaded,
+        _ => return None,
+    })
 }
 
-impl From<Behaviour> for Script {
-    fn from(behaviour: Behaviour) -> Self {
-        Self {
-            behaviour,
-            ..Self::default()
-        }
-    }
-}
-
-impl From<Failure> for Script {
-    fn from(failure: Failure) -> Self {
-        Behaviour::Status(failure).into()
-    }
-}
-
-impl Script {
-    /// A whole reply of these words.
-    pub fn say(text: impl Into<String>) -> Self {
-        Self::default().saying(text)
-    }
-
-    /// The same behaviour with these words.
-    pub fn saying(self, text: impl Into<String>) -> Self {
-        Self {
-            text: Some(text.into()),
-            ..self
-        }
-    }
-
-    /// The same behaviour with this header on an error, such as `retry-after` or `x-should-retry`.
-    pub fn heading(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.headers.push((name.into(), value.into()));
-        self
-    }
-
-    /// The same behaviour with this usage, of which `output` is reported at the end.
-    pub fn costing(self, usage: Usage) -> Self {
-        Self {
-            usage: Some(usage),
-            ..self
-        }
-    }
-}
-
-/// Which requests a script is for; the default is all.
-#[derive(Clone, Debug, Default)]
-pub struct Only {
-    /// Those of this key.
-    pub key: Option<String>,
-    /// Those for this model.
-    pub model: Option<String>,
-    /// Those of this organisation's keys.
-    pub organisation: Option<String>,
-}
-
-impl Only {
-    /// The requests of one key.
-    pub fn key(key: impl Into<String>) -> Self {
-        Self {
-            key: Some(key.into()),
-            ..Self::default()
-        }
-    }
-
-    /// The requests for one model.
-    pub fn model(model: impl Into<String>) -> Self {
-        Self {
-            model: Some(model.into()),
-            ..Self::default()
-        }
-    }
-
-    /// The requests of one organisation.
-    pub fn organisation(organisation: impl Into<String>) -> Self {
-        Self {
-            organisation: Some(organisation.into()),
-            ..Self::default()
-        }
-    }
-
-    fn fits(&self, key: &str, model: &str, organisation: &str) -> bool {
-        let fits = |only: &Option<String>, is: &str| only.as_deref().is_none_or(|only| only == is);
-        fits(&self.key, key) && fits(&self.model, model) && fits(&self.organisation, organisation)
-    }
-}
-
-/// Scripts that wait for their request.
-#[derive(Default)]
-pub(super) struct Scripts {
-    next: VecDeque<(Only, Script)>,
-    always: Vec<(Only, Script)>,
-}
-
-impl Scripts {
-    pub(super) fn next(&mut self, only: Only, script: Script) {
-        self.next.push_back((only, script));
-    }
-
-    pub(super) fn always(&mut self, only: Only, script: Script) {
-        self.always.push((only, script));
-    }
-
-    /// One that is used up comes before one that stays, the latest of which wins.
-    pub(super) fn take(&mut self, key: &str, model: &str, organisation: &str) -> Script {
-        if let Some(at) = self
-            .next
-            .iter()
-            .position(|(only, _)| only.fits(key, model, organisation))
-        {
-            return self
-                .next
-                .remove(at)
-                .map(|(_, script)| script)
-                .unwrap_or_default();
-        }
-        let fitting = self
-            .always
-            .iter()
-            .rev()
-            .find(|(only, _)| only.fits(key, model, organisation));
-        fitting
-            .map(|(_, script)| script.clone())
-            .unwrap_or_default()
-    }
-}
-
-/// Takes `[[fault:…]]` out of a text.
-pub(super) fn marker(text: &str) -> Option<Result<Behaviour, UnknownBehaviour>> {
+/// The behaviour that a `[[fault:…]]` in a text asks for.
+pub(super) fn find_marker(text: &str) -> Option<Result<Behaviour, UnknownBehaviour>> {
     let (_, rest) = text.split_once("[[fault:")?;
     let (name, _) = rest.split_once("]]")?;
+
     Some(name.parse())
 }
 
@@ -368,13 +239,16 @@ mod tests {
         for name in NAMES.split_whitespace() {
             let with_count = name.replace(":n", ":3");
             let without = name.replace(":n", "");
+
             assert!(with_count.parse::<Behaviour>().is_ok(), "{with_count}");
             assert!(without.parse::<Behaviour>().is_ok(), "{without}");
         }
+
         assert_eq!(
             "stall:3".parse::<Behaviour>().unwrap(),
             Behaviour::Stall { after: 3 }
         );
+
         for name in ["", "stal", "stall:", "stall:-1", "stall:many"] {
             assert!(name.parse::<Behaviour>().is_err(), "{name}");
         }
@@ -383,26 +257,11 @@ mod tests {
     #[test]
     fn a_marker_is_found_in_a_text() {
         assert_eq!(
-            marker("Is [[fault:cut:1]] art?").unwrap().unwrap(),
+            find_marker("Is [[fault:cut:1]] art?").unwrap().unwrap(),
             Behaviour::Cut { after: 1 }
         );
-        assert!(marker("Is [[fault:nonsense]] art?").unwrap().is_err());
-        assert!(marker("[[fault:cut").is_none() && marker("cut").is_none());
-    }
-
-    #[test]
-    fn scripts_are_used_in_order_by_the_requests_they_are_for() {
-        let mut scripts = Scripts::default();
-        scripts.always(Only::default(), Script::say("always"));
-        scripts.always(Only::model("m2"), Script::say("m2"));
-        scripts.next(Only::key("k1"), Script::say("k1 first"));
-        scripts.next(Only::default(), Script::say("once"));
-        scripts.always(Only::organisation("o2"), Script::say("o2"));
-        let mut said = |key, model| scripts.take(key, model, "o1").text.unwrap();
-        assert_eq!(said("k2", "m1"), "once");
-        assert_eq!(said("k2", "m1"), "always");
-        assert_eq!(said("k1", "m2"), "k1 first");
-        assert_eq!(said("k1", "m2"), "m2");
-        assert_eq!(scripts.take("k1", "m2", "o2").text.unwrap(), "o2");
+        assert!(find_marker("Is [[fault:nonsense]] art?").unwrap().is_err());
+        assert!(find_marker("[[fault:cut").is_none());
+        assert!(find_marker("cut").is_none());
     }
 }

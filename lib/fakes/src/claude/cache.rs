@@ -1,4 +1,4 @@
-//! Tokens, counted roughly, and a prompt cache that behaves like the provider's.
+//! A rough token count, and a prompt cache that behaves like the provider's.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -7,18 +7,19 @@ use std::time::Duration;
 use claude::Usage;
 use tokio::time::Instant;
 
-/// How far before a marker the provider looks for what it knows.
+/// The number of blocks before a marker that the provider searches for a cached prefix.
 const LOOK_BACK: usize = 20;
-const MOST_ENTRIES: usize = 10_000;
+/// Expired entries are removed when the cache holds more than this.
+const MAX_ENTRIES: usize = 10_000;
 
-/// One cacheable piece of a prompt, in the order that prefixes are built from.
+/// One cacheable part of a prompt. A prefix is a sequence of blocks from the first.
 pub(super) struct Block {
     pub(super) content: String,
     pub(super) tokens: u32,
     pub(super) marked: Option<Ttl>,
 }
 
-/// How long a written prefix is kept.
+/// The lifetime of a cached prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ttl {
     FiveMinutes,
@@ -34,19 +35,23 @@ impl Ttl {
     }
 }
 
-/// About four characters a token: not the provider's count, but the same every time.
+/// About four characters per token: not the provider's count, but a repeatable one.
 pub(super) fn count(text: &str) -> u32 {
     u32::try_from(text.chars().count().div_ceil(4)).unwrap_or(u32::MAX)
 }
 
-/// Prefixes seen, by key and model.
+/// Cached prefixes of all keys and models.
 #[derive(Default)]
 pub(super) struct Cache {
+    /// Lifetime and expiry, by the hash of key, model and prefix.
     entries: HashMap<u64, (Ttl, Instant)>,
 }
 
+/// The hash of a prefix and its tokens.
+type Prefix = (u64, u32);
+
 impl Cache {
-    /// The prompt's tokens by class; remembers what the markers ask for.
+    /// Returns the tokens of a prompt by class, and caches the prefixes that its markers name.
     pub(super) fn charge(
         &mut self,
         key: &str,
@@ -54,61 +59,84 @@ impl Cache {
         blocks: &[Block],
         now: Instant,
     ) -> Usage {
-        if self.entries.len() > MOST_ENTRIES {
-            self.entries.retain(|_, (_, until)| *until > now);
+        if self.entries.len() > MAX_ENTRIES {
+            self.entries.retain(|_, (_, expiry)| *expiry > now);
         }
-        let mut hasher = DefaultHasher::new();
-        (key, model).hash(&mut hasher);
-        let mut total = 0_u32;
-        let prefixes: Vec<(u64, u32)> = blocks
-            .iter()
-            .map(|block| {
-                block.content.hash(&mut hasher);
-                total = total.saturating_add(block.tokens);
-                (hasher.finish(), total)
-            })
-            .collect();
+
+        let prefixes = prefixes(key, model, blocks);
         let markers: Vec<(usize, Ttl)> = blocks
             .iter()
             .enumerate()
             .filter_map(|(at, block)| Some((at, block.marked?)))
             .collect();
+        let hit = self.longest_hit(&prefixes, &markers, now);
 
-        let known = |at: &usize| {
-            self.entries
-                .get(&prefixes[*at].0)
-                .is_some_and(|(_, until)| *until > now)
-        };
-        let hit = markers.iter().rev().find_map(|&(marker, _)| {
-            (marker.saturating_sub(LOOK_BACK)..=marker)
-                .rev()
-                .find(known)
-        });
         let mut usage = Usage::default();
         let mut charged = 0;
         if let Some(at) = hit {
-            let (hash, tokens) = prefixes[at];
-            if let Some((ttl, until)) = self.entries.get_mut(&hash) {
-                *until = now + ttl.duration();
-            }
-            usage.cache_read = tokens;
-            charged = tokens;
+            charged = self.read(prefixes[at], now);
+            usage.cache_read = charged;
         }
-        for (marker, ttl) in markers
-            .into_iter()
-            .filter(|&(marker, _)| hit.is_none_or(|at| marker > at))
-        {
+
+        let after_hit = |at: usize| hit.is_none_or(|hit| at > hit);
+        for (marker, ttl) in markers.into_iter().filter(|&(at, _)| after_hit(at)) {
             let (hash, tokens) = prefixes[marker];
             match ttl {
                 Ttl::FiveMinutes => usage.cache_write_5m += tokens - charged,
                 Ttl::Hour => usage.cache_write_1h += tokens - charged,
             }
+
             charged = tokens;
             self.entries.insert(hash, (ttl, now + ttl.duration()));
         }
+
+        let total = prefixes.last().map_or(0, |&(_, tokens)| tokens);
         usage.input = total - charged;
         usage
     }
+
+    /// The last block of the longest cached prefix within reach of a marker.
+    fn longest_hit(
+        &self,
+        prefixes: &[Prefix],
+        markers: &[(usize, Ttl)],
+        now: Instant,
+    ) -> Option<usize> {
+        let is_cached = |at: &usize| {
+            let entry = self.entries.get(&prefixes[*at].0);
+            entry.is_some_and(|(_, expiry)| *expiry > now)
+        };
+
+        markers.iter().rev().find_map(|&(marker, _)| {
+            let mut reach = marker.saturating_sub(LOOK_BACK)..=marker;
+            reach.rfind(is_cached)
+        })
+    }
+
+    /// Extends the lifetime of a cached prefix and returns its tokens.
+    fn read(&mut self, (hash, tokens): Prefix, now: Instant) -> u32 {
+        if let Some((ttl, expiry)) = self.entries.get_mut(&hash) {
+            *expiry = now + ttl.duration();
+        }
+
+        tokens
+    }
+}
+
+/// The prefixes that end with each block.
+fn prefixes(key: &str, model: &str, blocks: &[Block]) -> Vec<Prefix> {
+    let mut hasher = DefaultHasher::new();
+    (key, model).hash(&mut hasher);
+
+    let mut total = 0_u32;
+    blocks
+        .iter()
+        .map(|block| {
+            block.content.hash(&mut hasher);
+            total = total.saturating_add(block.tokens);
+            (hasher.finish(), total)
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -123,7 +151,7 @@ mod tests {
         }
     }
 
-    /// Each case is a conversation: prompts as `text` or `text*` where marked, then input, write, read.
+    /// A `*` marks a block; the expected tokens are input, cache write and cache read.
     #[test]
     fn a_prefix_is_written_once_and_then_read() {
         let now = Instant::now();
@@ -158,14 +186,14 @@ mod tests {
         check("k1", "m", &["ssss", "aaaa"], (2, 0, 0), 0);
         check("k2", "m", &["ssss*", "aaaa*"], (0, 2, 0), 0);
         check("k1", "n", &["ssss*", "aaaa*"], (0, 2, 0), 0);
-        // Read again after four minutes, it lives for five more; unread it is gone after five.
+        // Each read extends the lifetime by five minutes; an unread prefix expires.
         check("k2", "m", &["ssss*", "aaaa*"], (0, 0, 2), 240);
         check("k2", "m", &["ssss*", "aaaa*"], (0, 0, 2), 500);
         check("k2", "m", &["ssss*", "aaaa*"], (0, 2, 0), 900);
     }
 
     #[test]
-    fn a_marker_finds_nothing_more_than_twenty_blocks_back() {
+    fn a_marker_finds_prefixes_up_to_twenty_blocks_back() {
         let mut cache = Cache::default();
         let now = Instant::now();
         let conversation = |turns: usize| {
@@ -181,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn an_hour_is_charged_apart_and_lasts_longer() {
+    fn a_lifetime_of_an_hour_is_charged_separately_and_lasts_longer() {
         let mut cache = Cache::default();
         let now = Instant::now();
         let blocks = [

@@ -1,11 +1,16 @@
-//! The endpoint by which a person asks for faults.
+//! The endpoints by which a developer asks for faults.
 
 use http::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::behaviour::{Behaviour, Only, Script, Scripts, UnknownBehaviour};
-use super::{Shared, lock};
-use crate::wire::{self, Body};
+use super::Shared;
+use super::behaviour::{Behaviour, UnknownBehaviour};
+use super::script::{Only, Script, Scripts};
+use crate::faulty_http::{self, Body};
+use crate::sync::lock;
+
+/// The most requests that one call scripts.
+const MAX_TIMES: u64 = 1_000;
 
 /// Answers `/local/claude/{action}`.
 pub(super) fn answer(
@@ -15,62 +20,64 @@ pub(super) fn answer(
     body: &Value,
 ) -> Response<Body> {
     match (method.as_str(), action) {
-        ("POST", "faults") => match fault(body) {
-            Ok((only, script, Some(times))) => {
-                (0..times).for_each(|_| lock(&shared.scripts).next(only.clone(), script.clone()));
-                wire::json(StatusCode::OK, &json!({"next": times}))
+        ("POST", "faults") => match add_fault(shared, body) {
+            Ok(added) => faulty_http::json(StatusCode::OK, &added),
+            Err(problem) => {
+                faulty_http::json(StatusCode::BAD_REQUEST, &json!({ "error": problem }))
             }
-            Ok((only, script, None)) => {
-                lock(&shared.scripts).always(only, script);
-                wire::json(StatusCode::OK, &json!({"always": true}))
-            }
-            Err(problem) => wire::json(StatusCode::BAD_REQUEST, &json!({"error": problem})),
         },
         ("DELETE", "faults") => {
             *lock(&shared.scripts) = Scripts::default();
-            wire::json(StatusCode::OK, &json!({}))
+            faulty_http::json(StatusCode::OK, &json!({}))
         }
         ("POST", "release") => {
             shared.releases.add_permits(1);
-            wire::json(StatusCode::OK, &json!({}))
+            faulty_http::json(StatusCode::OK, &json!({}))
         }
-        _ => wire::json(
-            StatusCode::NOT_FOUND,
-            &json!({"error": "there are POST and DELETE faults, POST release"}),
-        ),
+        _ => {
+            let problem = json!({"error": "there are POST and DELETE faults, POST release"});
+            faulty_http::json(StatusCode::NOT_FOUND, &problem)
+        }
     }
 }
 
-/// The script a person asked for, and how often it is used; `None` is always.
-fn fault(body: &Value) -> Result<(Only, Script, Option<u64>), String> {
-    let text = |field: &str| body.get(field).and_then(Value::as_str).map(str::to_owned);
-    let name = text("fault").unwrap_or_else(|| "answer".to_owned());
-    let behaviour: Behaviour = name
-        .parse()
-        .map_err(|unknown: UnknownBehaviour| unknown.to_string())?;
-    let headers = body
-        .get("headers")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten();
-    let headers = headers
-        .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
-        .collect();
-    let script = Script {
-        text: text("text"),
-        headers,
-        ..behaviour.into()
-    };
-    let always = body.get("always").and_then(Value::as_bool).unwrap_or(false);
-    let times = body
-        .get("times")
-        .and_then(Value::as_u64)
-        .unwrap_or(1)
-        .min(1_000);
+fn add_fault(shared: &Shared, body: &Value) -> Result<Value, String> {
+    let script = read_script(body)?;
+    let text = |field: &str| body[field].as_str().map(str::to_owned);
     let only = Only {
         key: text("key"),
         model: text("model"),
         organisation: text("organisation"),
     };
-    Ok((only, script, (!always).then_some(times)))
+
+    let mut scripts = lock(&shared.scripts);
+    if body["always"] == true {
+        scripts.always(only, script);
+        return Ok(json!({"always": true}));
+    }
+
+    let times = body["times"].as_u64().unwrap_or(1).min(MAX_TIMES);
+    for _ in 0..times {
+        scripts.next(only.clone(), script.clone());
+    }
+    Ok(json!({ "next": times }))
+}
+
+fn read_script(body: &Value) -> Result<Script, String> {
+    let behaviour: Behaviour = body["fault"]
+        .as_str()
+        .unwrap_or("answer")
+        .parse()
+        .map_err(|unknown: UnknownBehaviour| unknown.to_string())?;
+
+    let headers = body["headers"].as_object().into_iter().flatten();
+    let headers = headers
+        .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+        .collect();
+
+    Ok(Script {
+        text: body["text"].as_str().map(str::to_owned),
+        headers,
+        ..behaviour.into()
+    })
 }

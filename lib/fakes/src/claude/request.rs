@@ -1,68 +1,16 @@
-//! Reads a request as strictly as the provider does, so that a mistake of ours fails here too.
+//! Parses a request as strictly as the provider does, so that a mistake fails locally too.
 
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
 
 use super::behaviour::Failure;
-use super::cache::{Block, Ttl, count};
-
-/// A model as the provider lists it.
-pub(super) struct Model {
-    pub(super) id: &'static str,
-    pub(super) name: &'static str,
-    /// The most tokens of a reply.
-    pub(super) most_tokens: u64,
-    /// Whether a reply may be begun for it.
-    may_begin: bool,
-    /// Whether it thinks first where a request says nothing of it.
-    thinks: bool,
-    /// The types of `thinking` that it takes.
-    thinking: &'static [&'static str],
-}
-
-pub(super) const MODELS: [Model; 5] = [
-    model("claude-opus-5-5", "Claude Opus 5.5", &["adaptive"]),
-    model(
-        "claude-sonnet-5-5",
-        "Claude Sonnet 5.5",
-        &["adaptive", "between_tools"],
-    ),
-    model(
-        "claude-haiku-5-5",
-        "Claude Haiku 5.5",
-        &["adaptive", "disabled"],
-    ),
-    model(
-        "claude-opus-5",
-        "Claude Opus 5",
-        &["adaptive", "enabled", "disabled"],
-    ),
-    Model {
-        most_tokens: 64_000,
-        may_begin: true,
-        thinks: false,
-        ..model(
-            "claude-haiku-4-5",
-            "Claude Haiku 4.5",
-            &["enabled", "disabled"],
-        )
-    },
-];
-
-const fn model(id: &'static str, name: &'static str, thinking: &'static [&'static str]) -> Model {
-    Model {
-        id,
-        name,
-        most_tokens: 128_000,
-        may_begin: false,
-        thinks: true,
-        thinking,
-    }
-}
+use super::cache::{Block, count};
+use super::content::{cache_marker, content_blocks};
+use super::models::{self, Model};
 
 const VERSIONS: [&str; 2] = ["2026-10-21", "2023-06-01"];
-const SAMPLING: [&str; 3] = ["temperature", "top_p", "top_k"];
-const FIELDS: [&str; 19] = [
+const REMOVED_FIELDS: [&str; 3] = ["temperature", "top_p", "top_k"];
+const FIELDS: [&str; 20] = [
     "cache_control",
     "compaction",
     "container",
@@ -81,8 +29,12 @@ const FIELDS: [&str; 19] = [
     "stream",
     "system",
     "thinking",
+    "tool_choice",
     "tools",
 ];
+const ROLES: [&str; 3] = ["user", "assistant", "system"];
+/// The most blocks of a request that may be marked for the prompt cache.
+const MAX_CACHE_MARKERS: usize = 4;
 
 /// An error in the documented shape.
 pub(super) struct Problem {
@@ -95,18 +47,18 @@ pub(super) struct Problem {
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        let (status, kind, code, message) = failure.parts();
         let headers = match failure {
             Failure::RateLimited { retry_after_secs } => {
                 vec![("retry-after".to_owned(), retry_after_secs.to_string())]
             }
             _ => vec![],
         };
+
         Self {
-            status,
-            kind,
-            code,
-            message: message.to_owned(),
+            status: StatusCode::from_u16(failure.status()).expect("a status has three digits"),
+            kind: failure.kind(),
+            code: failure.code(),
+            message: failure.message().to_owned(),
             headers,
         }
     }
@@ -126,28 +78,34 @@ impl Problem {
             ..Failure::NotFound.into()
         }
     }
+
+    pub(super) fn required(field: &str) -> Self {
+        Self::invalid(format!("{field}: Field required"))
+    }
 }
 
 /// A valid request.
-pub(super) struct Asked {
+pub(super) struct ParsedRequest {
     pub(super) model: String,
-    /// Whether the model thinks before it speaks.
+    /// Whether the model thinks before it answers.
     pub(super) thinks: bool,
     pub(super) max_tokens: u32,
     pub(super) stream: bool,
     pub(super) system: String,
-    /// The last text of the user.
-    pub(super) last: String,
+    /// The text of the last message.
+    pub(super) last_text: String,
+    /// The number of messages.
     pub(super) turns: usize,
     pub(super) blocks: Vec<Block>,
 }
 
 /// Checks the version header.
-pub(super) fn version(headers: &HeaderMap) -> Result<(), Problem> {
-    match headers
+pub(super) fn check_version(headers: &HeaderMap) -> Result<(), Problem> {
+    let version = headers
         .get("anthropic-version")
-        .map(|value| value.to_str().unwrap_or_default())
-    {
+        .map(|value| value.to_str().unwrap_or_default());
+
+    match version {
         None => Err(Problem::invalid("anthropic-version: header is required")),
         Some(version) if VERSIONS.contains(&version) => Ok(()),
         Some(version) => Err(Problem::invalid(format!(
@@ -156,116 +114,108 @@ pub(super) fn version(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// Checks a body; counting tokens needs no `max_tokens`.
-pub(super) fn read(body: &Value, counting: bool) -> Result<Asked, Problem> {
+/// Parses the body of a request for a message.
+pub(super) fn parse(body: &Value) -> Result<ParsedRequest, Problem> {
+    parse_body(body, true)
+}
+
+/// The tokens of a prompt; the body needs no `max_tokens`.
+pub(super) fn count_tokens(body: &Value) -> Result<u32, Problem> {
+    let request = parse_body(body, false)?;
+
+    Ok(request.blocks.iter().map(|block| block.tokens).sum())
+}
+
+fn parse_body(body: &Value, needs_max_tokens: bool) -> Result<ParsedRequest, Problem> {
     let body = body
         .as_object()
         .ok_or_else(|| Problem::invalid("The request body is not valid JSON"))?;
-    for field in body.keys() {
-        if SAMPLING.contains(&field.as_str()) {
-            return Err(Problem::invalid(format!(
-                "{field}: this parameter is no longer supported"
-            )));
-        }
-        if field != "tool_choice" && !FIELDS.contains(&field.as_str()) {
-            return Err(Problem::invalid(format!(
-                "{field}: Extra inputs are not permitted"
-            )));
-        }
-    }
-    let id = body
-        .get("model")
-        .and_then(Value::as_str)
-        .ok_or_else(|| required("model"))?;
-    let model = MODELS.iter().find(|model| model.id == id);
-    let model = model.ok_or_else(|| Problem::not_found(format!("model: {id}")))?;
-    let max_tokens = match body.get("max_tokens") {
-        None if counting => 0,
-        None => return Err(required("max_tokens")),
-        Some(value) => value
-            .as_u64()
-            .ok_or_else(|| Problem::invalid("max_tokens: Input should be an integer"))?,
-    };
-    if max_tokens > model.most_tokens {
-        let most = model.most_tokens;
-        return Err(Problem::invalid(format!(
-            "max_tokens: {max_tokens} > {most}, the most for {id}"
-        )));
-    }
-    let thinks = thinks(body, model)?;
-    metadata(body.get("metadata"))?;
+    check_fields(body)?;
 
-    let mut blocks = Vec::new();
-    if let Some(tools) = body.get("tools").filter(|tools| !tools.is_null()) {
-        blocks.push(Block {
-            content: tools.to_string(),
-            tokens: count(&tools.to_string()),
-            marked: None,
-        });
-    }
-    let system = match body.get("system") {
-        None | Some(Value::Null) => String::new(),
-        Some(system) => content(system, "system", "system", &mut blocks)?,
-    };
+    let model = parse_model(body)?;
+    let max_tokens = parse_max_tokens(body, model, needs_max_tokens)?;
+    let thinks = parse_thinking(body, model)?;
+    check_metadata(body.get("metadata"))?;
+
+    let mut blocks = tool_block(body).into_iter().collect();
+    let system = parse_system(body, &mut blocks)?;
     let messages = body
         .get("messages")
         .and_then(Value::as_array)
-        .ok_or_else(|| required("messages"))?;
-    let mut last = (String::new(), String::new());
-    for (at, message) in messages.iter().enumerate() {
-        let role = message
-            .get("role")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        if !["user", "assistant", "system"].contains(&role) {
-            return Err(Problem::invalid(format!(
-                "messages.{at}.role: Input should be 'user', 'assistant' or 'system'"
-            )));
-        }
-        let place = format!("messages.{at}.content");
-        let said = message.get("content").ok_or_else(|| required(&place))?;
-        last = (role.to_owned(), content(said, role, &place, &mut blocks)?);
-    }
-    if last.0 == "assistant" && !model.may_begin {
-        return Err(Problem::invalid(
-            "This model does not support assistant message prefill. The conversation must end with a user message.",
-        ));
-    }
-    if messages.is_empty() {
-        return Err(Problem::invalid(
-            "messages: at least one message is required",
-        ));
-    }
-    if let (Some(ttl), Some(block)) = (marker(body)?, blocks.last_mut()) {
-        block.marked = Some(ttl);
-    }
-    let markers = blocks.iter().filter(|block| block.marked.is_some()).count();
-    if markers > 4 {
-        return Err(Problem::invalid(format!(
-            "A maximum of 4 blocks with cache_control may be provided. Found {markers}."
-        )));
-    }
-    Ok(Asked {
-        model: id.to_owned(),
+        .ok_or_else(|| Problem::required("messages"))?;
+    let last_text = parse_messages(messages, model, &mut blocks)?;
+    mark_last_block(body, &mut blocks)?;
+
+    Ok(ParsedRequest {
+        model: model.id.to_owned(),
         thinks,
         max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
-        stream: body.get("stream").and_then(Value::as_bool).unwrap_or(false),
+        stream: body.get("stream") == Some(&Value::Bool(true)),
         system,
-        last: last.1,
+        last_text,
         turns: messages.len(),
         blocks,
     })
 }
 
-fn thinks(body: &Map<String, Value>, model: &Model) -> Result<bool, Problem> {
+fn check_fields(body: &Map<String, Value>) -> Result<(), Problem> {
+    for field in body.keys() {
+        if REMOVED_FIELDS.contains(&field.as_str()) {
+            return Err(Problem::invalid(format!(
+                "{field}: this parameter is no longer supported"
+            )));
+        }
+        if !FIELDS.contains(&field.as_str()) {
+            return Err(Problem::invalid(format!(
+                "{field}: Extra inputs are not permitted"
+            )));
+        }
+    }
+
+    Ok(())
+}
+
+fn parse_model(body: &Map<String, Value>) -> Result<&'static Model, Problem> {
+    let id = body
+        .get("model")
+        .and_then(Value::as_str)
+        .ok_or_else(|| Problem::required("model"))?;
+
+    models::find(id).ok_or_else(|| Problem::not_found(format!("model: {id}")))
+}
+
+fn parse_max_tokens(
+    body: &Map<String, Value>,
+    model: &Model,
+    required: bool,
+) -> Result<u64, Problem> {
+    let max_tokens = match body.get("max_tokens") {
+        None if required => return Err(Problem::required("max_tokens")),
+        None => 0,
+        Some(value) => value
+            .as_u64()
+            .ok_or_else(|| Problem::invalid("max_tokens: Input should be an integer"))?,
+    };
+
+    let (limit, id) = (model.max_tokens, model.id);
+    if max_tokens > limit {
+        return Err(Problem::invalid(format!(
+            "max_tokens: {max_tokens} > {limit}, the most for {id}"
+        )));
+    }
+    Ok(max_tokens)
+}
+
+fn parse_thinking(body: &Map<String, Value>, model: &Model) -> Result<bool, Problem> {
     let Some(thinking) = body.get("thinking").filter(|thinking| !thinking.is_null()) else {
-        return Ok(model.thinks);
+        return Ok(model.thinks_by_default);
     };
     let kind = thinking
         .get("type")
         .and_then(Value::as_str)
-        .ok_or_else(|| required("thinking.type"))?;
-    if !model.thinking.contains(&kind) {
+        .ok_or_else(|| Problem::required("thinking.type"))?;
+
+    if !model.thinking_types.contains(&kind) {
         return Err(Problem::invalid(format!(
             "\"thinking.type.{kind}\" is not supported for this model."
         )));
@@ -273,14 +223,11 @@ fn thinks(body: &Map<String, Value>, model: &Model) -> Result<bool, Problem> {
     Ok(matches!(kind, "adaptive" | "enabled"))
 }
 
-fn required(field: &str) -> Problem {
-    Problem::invalid(format!("{field}: Field required"))
-}
-
-fn metadata(metadata: Option<&Value>) -> Result<(), Problem> {
+fn check_metadata(metadata: Option<&Value>) -> Result<(), Problem> {
     let Some(Value::Object(fields)) = metadata else {
         return Ok(());
     };
+
     match fields.keys().find(|field| *field != "user_id") {
         Some(field) => Err(Problem::invalid(format!(
             "metadata.{field}: Extra inputs are not permitted"
@@ -289,74 +236,77 @@ fn metadata(metadata: Option<&Value>) -> Result<(), Problem> {
     }
 }
 
-/// Adds the blocks of a string or a list, and gives their text.
-fn content(
-    value: &Value,
-    role: &str,
-    place: &str,
-    blocks: &mut Vec<Block>,
-) -> Result<String, Problem> {
-    let list = match value {
-        Value::String(text) => {
-            let mut block = Map::new();
-            block.insert("type".to_owned(), "text".into());
-            block.insert("text".to_owned(), text.as_str().into());
-            vec![Value::Object(block)]
-        }
-        Value::Array(list) => list.clone(),
-        _ => {
-            return Err(Problem::invalid(format!(
-                "{place}: Input should be a valid list"
-            )));
-        }
-    };
-    let mut texts = Vec::new();
-    for (at, block) in list.into_iter().enumerate() {
-        let Value::Object(mut block) = block else {
-            return Err(Problem::invalid(format!(
-                "{place}.{at}: Input should be an object"
-            )));
-        };
-        let marked = marker(&block)?;
-        block.remove("cache_control");
-        let tokens = match block.get("type").and_then(Value::as_str) {
-            Some("text") => {
-                let text = block
-                    .get("text")
-                    .and_then(Value::as_str)
-                    .unwrap_or_default();
-                if text.trim().is_empty() {
-                    return Err(Problem::invalid(format!(
-                        "{place}.{at}: text content blocks must be non-empty"
-                    )));
-                }
-                texts.push(text.to_owned());
-                count(text)
-            }
-            Some(_) => count(&Value::Object(block.clone()).to_string()),
-            None => return Err(required(&format!("{place}.{at}.type"))),
-        };
-        blocks.push(Block {
-            content: format!("{role} {}", Value::Object(block)),
-            tokens,
-            marked,
-        });
-    }
-    Ok(texts.join("\n"))
+/// The definitions of tools, the first part of a cached prefix.
+fn tool_block(body: &Map<String, Value>) -> Option<Block> {
+    let tools = body.get("tools").filter(|tools| !tools.is_null())?;
+    let content = tools.to_string();
+
+    Some(Block {
+        tokens: count(&content),
+        content,
+        marked: None,
+    })
 }
 
-fn marker(of: &Map<String, Value>) -> Result<Option<Ttl>, Problem> {
-    let Some(Value::Object(control)) = of.get("cache_control") else {
-        return Ok(None);
-    };
-    let field = |name: &str| control.get(name).and_then(Value::as_str);
-    match (field("type"), field("ttl")) {
-        (Some("ephemeral"), None | Some("5m")) => Ok(Some(Ttl::FiveMinutes)),
-        (Some("ephemeral"), Some("1h")) => Ok(Some(Ttl::Hour)),
-        _ => Err(Problem::invalid(
-            "cache_control: Input should be ephemeral, with a ttl of '5m' or '1h'",
-        )),
+fn parse_system(body: &Map<String, Value>, blocks: &mut Vec<Block>) -> Result<String, Problem> {
+    match body.get("system") {
+        None | Some(Value::Null) => Ok(String::new()),
+        Some(system) => content_blocks(system, "system", "system", blocks),
     }
+}
+
+/// Adds the blocks of all messages and returns the text of the last one.
+fn parse_messages(
+    messages: &[Value],
+    model: &Model,
+    blocks: &mut Vec<Block>,
+) -> Result<String, Problem> {
+    let mut last_role = "";
+    let mut last_text = String::new();
+
+    for (at, message) in messages.iter().enumerate() {
+        let role = message["role"].as_str().unwrap_or_default();
+        if !ROLES.contains(&role) {
+            return Err(Problem::invalid(format!(
+                "messages.{at}.role: Input should be 'user', 'assistant' or 'system'"
+            )));
+        }
+
+        let path = format!("messages.{at}.content");
+        let content = message
+            .get("content")
+            .ok_or_else(|| Problem::required(&path))?;
+        last_role = role;
+        last_text = content_blocks(content, role, &path, blocks)?;
+    }
+
+    if last_role == "assistant" && !model.allows_prefill {
+        return Err(Problem::invalid(
+            "This model does not support assistant message prefill. \
+             The conversation must end with a user message.",
+        ));
+    }
+    if messages.is_empty() {
+        let message = "messages: at least one message is required";
+        return Err(Problem::invalid(message));
+    }
+    Ok(last_text)
+}
+
+/// A marker of the request itself marks its last block.
+fn mark_last_block(body: &Map<String, Value>, blocks: &mut [Block]) -> Result<(), Problem> {
+    if let (Some(ttl), Some(block)) = (cache_marker(body)?, blocks.last_mut()) {
+        block.marked = Some(ttl);
+    }
+
+    let markers = blocks.iter().filter(|block| block.marked.is_some()).count();
+    if markers > MAX_CACHE_MARKERS {
+        return Err(Problem::invalid(format!(
+            "A maximum of {MAX_CACHE_MARKERS} blocks with cache_control may be provided. \
+             Found {markers}."
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -367,7 +317,8 @@ mod tests {
     #[track_caller]
     fn check(change: Value, expected: Result<(), &str>) {
         let mut body = json!({
-            "model": "claude-haiku-5-5", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}],
+            "model": "claude-haiku-5-5", "max_tokens": 9,
+            "messages": [{"role": "user", "content": "Hello"}],
         });
         for (field, value) in change.as_object().unwrap() {
             match value {
@@ -378,9 +329,7 @@ mod tests {
                     .insert(field.clone(), value.clone()),
             };
         }
-        let actual = read(&body, false)
-            .map(|_| ())
-            .map_err(|problem| problem.message);
+        let actual = parse(&body).map(|_| ()).map_err(|problem| problem.message);
         assert_eq!(
             actual.as_ref().map_err(String::as_str).copied(),
             expected,
@@ -389,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_provider_refuses_is_refused() {
+    fn invalid_requests_get_the_error_of_the_provider() {
         check(json!({}), Ok(()));
         check(json!({"model": null}), Err("model: Field required"));
         check(json!({"model": "claude-1"}), Err("model: claude-1"));
@@ -401,6 +350,7 @@ mod tests {
             json!({"max_tokens": 128_001}),
             Err("max_tokens: 128001 > 128000, the most for claude-haiku-5-5"),
         );
+
         check(
             json!({"temperature": 1}),
             Err("temperature: this parameter is no longer supported"),
@@ -409,6 +359,7 @@ mod tests {
             json!({"maxTokens": 1}),
             Err("maxTokens: Extra inputs are not permitted"),
         );
+
         check(
             json!({"metadata": {"email": "a@b"}}),
             Err("metadata.email: Extra inputs are not permitted"),
@@ -417,6 +368,7 @@ mod tests {
             json!({"metadata": {"user_id": "u"}, "stream": true, "tool_choice": {"type": "auto"}}),
             Ok(()),
         );
+
         check(json!({"thinking": {"type": "disabled"}}), Ok(()));
         check(
             json!({"thinking": {}}),
@@ -434,6 +386,7 @@ mod tests {
                 Err(&refused),
             );
         }
+
         check(json!({"messages": null}), Err("messages: Field required"));
         check(
             json!({"messages": []}),
@@ -451,22 +404,28 @@ mod tests {
             json!({"messages": [{"role": "user", "content": " "}]}),
             Err("messages.0.content.0: text content blocks must be non-empty"),
         );
+
         check(
             json!({"system": ""}),
             Err("system.0: text content blocks must be non-empty"),
         );
-        let begun =
+
+        let prefilled =
             json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
         check(
-            json!({"messages": begun, "model": "claude-haiku-4-5"}),
+            json!({"messages": prefilled, "model": "claude-haiku-4-5"}),
             Ok(()),
         );
         check(
-            json!({"messages": begun}),
+            json!({"messages": prefilled}),
             Err("This model does not support assistant message prefill. \
                  The conversation must end with a user message."),
         );
-        let marked = |ttl: &str| json!({"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": ttl}});
+
+        let marked = |ttl: &str| {
+            let control = json!({"type": "ephemeral", "ttl": ttl});
+            json!({"type": "text", "text": "x", "cache_control": control})
+        };
         check(
             json!({"system": [marked("1h"), marked("5m"), marked("5m"), marked("5m")]}),
             Ok(()),

@@ -1,77 +1,22 @@
-//! From a request to its answer: who asks, for what, and what its script makes of it.
-
-#![expect(
-    clippy::disallowed_methods,
-    reason = "a stand-in keeps the time of the wall, as the provider does"
-)]
+//! From a request to its answer: authentication, the script, and the reply.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, request::Parts};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
 use super::behaviour::{self, Behaviour, Failure};
 use super::reply::Reply;
-use super::request::{self, MODELS, Model, Problem};
-use super::{Cancelled, Recorded, Shared, control, key, lock};
-use crate::wire::{self, Body, HangUp};
+use super::request::{self, ParsedRequest, Problem};
+use super::script::Script;
+use super::{CancelGuard, RecordedRequest, Shared, api_key, control, limits, models, stream};
+use crate::faulty_http::{self, Body, HangUp};
+use crate::sync::lock;
 
-/// What an organisation may ask for a minute: requests, prompt tokens, output tokens.
-const LIMITS: [(&str, u64); 4] = [
-    ("requests", 1_000),
-    ("input-tokens", 500_000),
-    ("output-tokens", 100_000),
-    ("tokens", 600_000),
-];
-
-pub(super) async fn handle(
-    shared: Arc<Shared>,
-    request: Request<Bytes>,
-) -> Result<Response<Body>, HangUp> {
-    let (parts, bytes) = request.into_parts();
-    let path = parts.uri.path().to_owned();
-    let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-    if let Some(action) = path.strip_prefix("/local/claude/") {
-        return Ok(control::answer(&shared, &parts.method, action, &body));
-    }
-    let recorded = Recorded {
-        at: Instant::now(),
-        method: parts.method.clone(),
-        path: path.clone(),
-        headers: parts.headers.clone(),
-        body: body.clone(),
-    };
-    shared
-        .requests
-        .send_modify(|requests| requests.push(recorded));
-
-    let request_id = shared.id("req");
-    let key = key(&parts.headers).unwrap_or_default();
-    let answered = answer(&shared, &parts.method, &path, &parts.headers, key, &body).await;
-    let mut response = match answered {
-        Ok(response) => response,
-        Err(Refused::HungUp) => return Err(HangUp),
-        Err(Refused::Problem(problem)) => error(problem, &request_id),
-    };
-    let headers = response.headers_mut();
-    put(headers, "request-id", &request_id);
-    let organisation = shared.organisation(key);
-    put(
-        headers,
-        "anthropic-organization-id",
-        &organisation_id(&organisation),
-    );
-    limits(&shared, organisation, headers);
-    Ok(response)
-}
-
-/// Why there is no reply.
+/// A request without a reply.
 enum Refused {
     Problem(Problem),
     HungUp,
@@ -83,155 +28,168 @@ impl<P: Into<Problem>> From<P> for Refused {
     }
 }
 
+pub(super) async fn handle(
+    shared: Arc<Shared>,
+    request: Request<Bytes>,
+) -> Result<Response<Body>, HangUp> {
+    let (parts, bytes) = request.into_parts();
+    let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+
+    if let Some(action) = parts.uri.path().strip_prefix("/local/claude/") {
+        return Ok(control::answer(&shared, &parts.method, action, &body));
+    }
+    record(&shared, &parts, &body);
+
+    let request_id = shared.new_id("req");
+    let key = api_key(&parts.headers).unwrap_or_default();
+    let mut response = match answer(&shared, &parts, key, &body).await {
+        Ok(response) => response,
+        Err(Refused::HungUp) => return Err(HangUp),
+        Err(Refused::Problem(problem)) => error(&problem, &request_id),
+    };
+
+    let headers = response.headers_mut();
+    let organisation = shared.organisation(key);
+    let organisation_id = organisation_id(&organisation);
+    limits::set(headers, "request-id", &request_id);
+    limits::set(headers, "anthropic-organization-id", &organisation_id);
+    limits::add_headers(&shared, &organisation, headers);
+
+    Ok(response)
+}
+
+fn record(shared: &Shared, parts: &Parts, body: &Value) {
+    let recorded = RecordedRequest {
+        at: Instant::now(),
+        method: parts.method.clone(),
+        path: parts.uri.path().to_owned(),
+        headers: parts.headers.clone(),
+        body: body.clone(),
+    };
+
+    shared
+        .requests
+        .send_modify(|requests| requests.push(recorded));
+}
+
 async fn answer(
     shared: &Arc<Shared>,
-    method: &Method,
-    path: &str,
-    headers: &HeaderMap,
+    parts: &Parts,
     key: &str,
     body: &Value,
 ) -> Result<Response<Body>, Refused> {
     if !lock(&shared.keys).iter().any(|accepted| accepted == key) {
         return Err(Failure::Auth.into());
     }
-    request::version(headers)?;
-    match (method.as_str(), path) {
-        ("POST", "/v1/messages") => message(shared, key, body).await,
-        ("POST", "/v1/messages/count_tokens") => {
-            let tokens: u32 = request::read(body, true)?
-                .blocks
-                .iter()
-                .map(|block| block.tokens)
-                .sum();
-            Ok(wire::json(StatusCode::OK, &json!({"input_tokens": tokens})))
+    request::check_version(&parts.headers)?;
+
+    match (&parts.method, parts.uri.path()) {
+        (&Method::POST, "/v1/messages") => create_message(shared, key, body).await,
+        (&Method::POST, "/v1/messages/count_tokens") => {
+            let tokens = request::count_tokens(body)?;
+            let body = json!({ "input_tokens": tokens });
+            Ok(faulty_http::json(StatusCode::OK, &body))
         }
-        ("GET", "/v1/models") => Ok(wire::json(StatusCode::OK, &models())),
+        (&Method::GET, "/v1/models") => Ok(faulty_http::json(StatusCode::OK, &models::list())),
         _ => Err(Problem::not_found("Not found").into()),
     }
 }
 
-async fn message(shared: &Arc<Shared>, key: &str, body: &Value) -> Result<Response<Body>, Refused> {
-    let asked = request::read(body, false)?;
-    let script = match behaviour::marker(&asked.last) {
-        Some(Ok(behaviour)) => behaviour.into(),
-        Some(Err(unknown)) => return Err(Problem::invalid(unknown.to_string()).into()),
-        None => lock(&shared.scripts).take(key, &asked.model, &shared.organisation(key)),
-    };
+async fn create_message(
+    shared: &Arc<Shared>,
+    key: &str,
+    body: &Value,
+) -> Result<Response<Body>, Refused> {
+    let request = request::parse(body)?;
+    let script = script_of(shared, key, &request)?;
+
     match script.behaviour {
-        Behaviour::Status(failure) => {
-            let mut problem = Problem::from(failure);
-            for (name, value) in script.headers {
-                problem.headers.retain(|(known, _)| *known != name);
-                problem.headers.push((name, value));
-            }
-            return Err(problem.into());
-        }
+        Behaviour::Status(failure) => return Err(problem(failure, script.headers).into()),
         Behaviour::Drop => return Err(Refused::HungUp),
-        Behaviour::Hang => {
-            let _watch = Cancelled::watch(shared);
-            return std::future::pending().await;
-        }
+        Behaviour::Hang => return Ok(hang(shared).await),
         _ => {}
     }
-    let prompt = lock(&shared.cache).charge(key, &asked.model, &asked.blocks, Instant::now());
-    let behaviour = script.behaviour.clone();
-    shared.begun.fetch_add(1, Ordering::Relaxed);
-    let reply = Reply::plan(shared.id("msg"), &asked, script, prompt);
-    if asked.stream {
-        let events = wire::streamed(reply.stream(Arc::clone(shared), shared.pace));
-        return Ok(wire::answer(
-            StatusCode::OK,
-            "text/event-stream; charset=utf-8",
-            events,
-        ));
+
+    let prompt = lock(&shared.cache).charge(key, &request.model, &request.blocks, Instant::now());
+    shared.replies_started.fetch_add(1, Ordering::Relaxed);
+    let reply = Reply::plan(shared.new_id("msg"), &request, shared.style, script, prompt);
+
+    if request.stream {
+        let events = stream::events(reply, Arc::clone(shared));
+        let body = faulty_http::streamed(events);
+        let content_type = "text/event-stream; charset=utf-8";
+        return Ok(faulty_http::answer(StatusCode::OK, content_type, body));
     }
-    match behaviour {
-        Behaviour::Hold { .. } => shared.held().await,
-        Behaviour::Stall { .. } => {
-            let _watch = Cancelled::watch(shared);
-            return std::future::pending().await;
+    whole_reply(shared, &reply).await
+}
+
+/// The script of a request: a marker in its last message, else the one that a test queued.
+fn script_of(shared: &Shared, key: &str, request: &ParsedRequest) -> Result<Script, Problem> {
+    match behaviour::find_marker(&request.last_text) {
+        Some(Ok(behaviour)) => Ok(behaviour.into()),
+        Some(Err(unknown)) => Err(Problem::invalid(unknown.to_string())),
+        None => {
+            let organisation = shared.organisation(key);
+            Ok(lock(&shared.scripts).take(key, &request.model, &organisation))
         }
+    }
+}
+
+/// The error of a failure; a header of the script replaces one of the same name.
+fn problem(failure: Failure, headers: Vec<(String, String)>) -> Problem {
+    let mut problem = Problem::from(failure);
+    for (name, value) in headers {
+        problem.headers.retain(|(known, _)| *known != name);
+        problem.headers.push((name, value));
+    }
+
+    problem
+}
+
+/// Never answers; counts the client as cancelled when it leaves.
+async fn hang(shared: &Arc<Shared>) -> Response<Body> {
+    let _guard = CancelGuard::new(shared);
+
+    std::future::pending().await
+}
+
+/// The reply to a request without streaming.
+async fn whole_reply(shared: &Arc<Shared>, reply: &Reply) -> Result<Response<Body>, Refused> {
+    match reply.behaviour {
+        Behaviour::Stall { .. } => return Ok(hang(shared).await),
         Behaviour::Cut { .. } => return Err(Refused::HungUp),
         Behaviour::Error { .. } => return Err(Failure::Overloaded.into()),
         Behaviour::Malformed { .. } => {
-            let half = reply.whole().to_string();
-            let half = wire::full(half[..half.len() / 2].to_owned());
-            return Ok(wire::answer(StatusCode::OK, "application/json", half));
+            return Ok(faulty_http::half_json(StatusCode::OK, &reply.whole()));
         }
+        Behaviour::Hold { .. } => shared.wait_for_release().await,
         _ => {}
     }
-    Ok(wire::json(StatusCode::OK, &reply.whole()))
+
+    Ok(faulty_http::json(StatusCode::OK, &reply.whole()))
 }
 
-fn error(problem: Problem, request_id: &str) -> Response<Body> {
-    let details = problem.code.map(|code| json!({"error_code": code}));
+fn error(problem: &Problem, request_id: &str) -> Response<Body> {
+    let details = problem.code.map(|code| json!({ "error_code": code }));
     let body = json!({
         "type": "error",
         "error": {"type": problem.kind, "message": problem.message, "details": details},
         "request_id": request_id,
     });
-    let mut response = wire::json(problem.status, &body);
+
+    let mut response = faulty_http::json(problem.status, &body);
     for (name, value) in &problem.headers {
-        put(response.headers_mut(), name, value);
+        limits::set(response.headers_mut(), name, value);
     }
+
     response
 }
 
-fn models() -> Value {
-    let model = |&Model {
-                     id,
-                     name,
-                     most_tokens,
-                     ..
-                 }: &Model| {
-        json!({
-            "type": "model", "id": id, "display_name": name, "created_at": "2026-10-07T00:00:00Z",
-            "lifecycle": "active", "deprecated_at": null, "retires_at": null, "line": id.split('-').nth(1),
-            "max_input_tokens": 1_000_000, "max_tokens": most_tokens, "capabilities": null,
-        })
-    };
-    json!({
-        "data": MODELS.iter().map(model).collect::<Vec<_>>(),
-        "has_more": false, "first_id": MODELS[0].id, "last_id": MODELS[MODELS.len() - 1].id,
-    })
-}
-
-/// A UUID that is the same for the same name.
+/// A UUID derived from the name, so that keys of one organisation share it.
 fn organisation_id(name: &str) -> String {
     let hash = name.bytes().fold(0_u64, |hash, byte| {
         hash.wrapping_mul(1_099_511_628_211) ^ u64::from(byte)
     });
+
     format!("00000000-0000-4000-8000-{:012x}", hash & 0xffff_ffff_ffff)
-}
-
-fn limits(shared: &Shared, organisation: String, headers: &mut HeaderMap) {
-    let mut remaining = lock(&shared.remaining);
-    let left = remaining.entry(organisation).or_insert(LIMITS[0].1);
-    *left = left.saturating_sub(1);
-    let reset = (OffsetDateTime::now_utc() + Duration::from_secs(60)).replace_nanosecond(0);
-    let reset = reset
-        .ok()
-        .and_then(|at| at.format(&Rfc3339).ok())
-        .unwrap_or_default();
-    for (of, limit) in LIMITS {
-        // All limits of an organisation shrink together, as if every request were of the same size.
-        let left = limit * *left / LIMITS[0].1;
-        for (which, value) in [
-            ("limit", limit.to_string()),
-            ("remaining", left.to_string()),
-            ("reset", reset.clone()),
-        ] {
-            put(
-                headers,
-                &format!("anthropic-ratelimit-{of}-{which}"),
-                &value,
-            );
-        }
-    }
-}
-
-fn put(headers: &mut HeaderMap, name: &str, value: &str) {
-    if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
-        headers.insert(name, value);
-    }
 }

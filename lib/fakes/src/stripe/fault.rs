@@ -1,4 +1,4 @@
-//! How a request is treated that is not to be answered as usual.
+//! Faults of requests.
 
 use std::collections::VecDeque;
 use std::str::FromStr;
@@ -6,44 +6,50 @@ use std::str::FromStr;
 /// One way to treat a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// This status, and an error of Stripe's shape; kept under the request's idempotency key if it is a 5xx.
+    /// This status with an error of Stripe's shape; a 5xx is stored under the idempotency key.
     Status(u16),
     /// The connection closes without an answer.
     Drop,
     /// No answer ever comes.
     Hang,
-    /// The answer is made now and sent after [`super::StandIn::release`]: by then it may be out of date.
+    /// The answer is made now and sent after [`super::FakeStripe::release`], when it may be stale.
     Hold,
-    /// The answer is made now and sent up to so many milliseconds later, as chance has it: answers overtake each other.
+    /// The answer is made now and sent after a random pause of at most so many milliseconds, so
+    /// that answers overtake each other.
     Slow(u64),
-    /// Half of an answer, as if it were a whole one.
+    /// Half of an answer, sent as if it were the whole.
     Malformed,
 }
 
-/// Every name that [`Fault::from_str`] knows.
+/// Every name that [`Fault::from_str`] accepts.
 pub(super) const NAMES: &str = "status:n drop hang hold slow:n malformed";
 
 impl FromStr for Fault {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "drop" => Ok(Self::Drop),
-            "hang" => Ok(Self::Hang),
-            "hold" => Ok(Self::Hold),
-            "malformed" => Ok(Self::Malformed),
-            _ => name
-                .strip_prefix("status:")
-                .and_then(|status| status.parse().ok())
+        let fault = match name.split_once(':') {
+            None => match name {
+                "drop" => Some(Self::Drop),
+                "hang" => Some(Self::Hang),
+                "hold" => Some(Self::Hold),
+                "malformed" => Some(Self::Malformed),
+                _ => None,
+            },
+            Some(("status", status)) => status
+                .parse()
+                .ok()
                 .filter(|status| (400..600).contains(status))
-                .map(Self::Status)
-                .or_else(|| Some(Self::Slow(name.strip_prefix("slow:")?.parse().ok()?)))
-                .ok_or_else(|| format!("unknown fault {name:?}; there are: {NAMES}")),
-        }
+                .map(Self::Status),
+            Some(("slow", ms)) => ms.parse().ok().map(Self::Slow),
+            Some(_) => None,
+        };
+
+        fault.ok_or_else(|| format!("unknown fault {name:?}; there are: {NAMES}"))
     }
 }
 
-/// Faults that wait for their request; one that is used up comes before the one that stays.
+/// The faults of future requests.
 #[derive(Default)]
 pub(super) struct Faults {
     pub(super) next: VecDeque<Fault>,
@@ -51,6 +57,7 @@ pub(super) struct Faults {
 }
 
 impl Faults {
+    /// The fault of a request: the first queued one, else the permanent one.
     pub(super) fn take(&mut self) -> Option<Fault> {
         self.next.pop_front().or(self.always)
     }
@@ -63,11 +70,10 @@ mod tests {
     #[test]
     fn every_name_is_understood() {
         for name in NAMES.split_whitespace() {
-            assert!(
-                name.replace(":n", ":503").parse::<Fault>().is_ok(),
-                "{name}"
-            );
+            let name = name.replace(":n", ":503");
+            assert!(name.parse::<Fault>().is_ok(), "{name}");
         }
+
         for name in ["", "status", "status:", "status:200", "status:600", "late"] {
             assert!(name.parse::<Fault>().is_err(), "{name}");
         }

@@ -1,4 +1,4 @@
-//! Queries and forms, and Stripe's refusals of what they hold.
+//! Parameters of queries and forms, and Stripe's errors about them.
 
 use http::StatusCode;
 use percent_encoding::percent_decode_str;
@@ -34,17 +34,15 @@ impl Problem {
         }
     }
 
-    /// Something that is named and is not there: 404 where it is the address itself.
-    pub(super) fn missing(what: &str, param: &str, id: &str) -> Self {
-        let problem = Self::invalid("resource_missing", param, format!("No such {what}: '{id}'"));
+    /// A missing object: 404 if the path names it, else 400.
+    pub(super) fn missing(kind: &str, param: &str, id: &str) -> Self {
+        let message = format!("No such {kind}: '{id}'");
+        let mut problem = Self::invalid("resource_missing", param, message);
         if param == "id" {
-            Self {
-                status: StatusCode::NOT_FOUND,
-                ..problem
-            }
-        } else {
-            problem
+            problem.status = StatusCode::NOT_FOUND;
         }
+
+        problem
     }
 
     pub(super) fn body(&self) -> Value {
@@ -52,54 +50,51 @@ impl Problem {
             ("type".to_owned(), json!(self.kind)),
             ("message".to_owned(), json!(self.message)),
         ]);
-        error.extend(self.code.map(|code| ("code".to_owned(), json!(code))));
-        error.extend(
-            self.param
-                .as_ref()
-                .map(|param| ("param".to_owned(), json!(param))),
-        );
+        if let Some(code) = self.code {
+            error.insert("code".to_owned(), json!(code));
+        }
+        if let Some(param) = &self.param {
+            error.insert("param".to_owned(), json!(param));
+        }
+
         json!({ "error": error })
     }
 }
 
-/// The pairs of a query or a form, each name as it was written: `line_items[0][price]`.
+/// The pairs of a query or a form, with names as sent, such as `line_items[0][price]`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Params(pub(super) Vec<(String, String)>);
 
 impl Params {
     pub(super) fn parse(text: &str) -> Self {
         let decode = |part: &str| {
-            percent_decode_str(&part.replace('+', " "))
-                .decode_utf8_lossy()
-                .into_owned()
+            let part = part.replace('+', " ");
+            let decoded = percent_decode_str(&part).decode_utf8_lossy();
+            decoded.into_owned()
         };
+
         let pairs = text.split('&').filter(|pair| !pair.is_empty());
-        Self(
-            pairs
-                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-                .map(|(name, value)| (decode(name), decode(value)))
-                .collect(),
-        )
+        let pairs = pairs.map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(name), decode(value))
+        });
+
+        Self(pairs.collect())
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(found, _)| found == name)
-            .map(|(_, value)| value.as_str())
+        let found = self.0.iter().find(|(found, _)| found == name);
+
+        found.map(|(_, value)| value.as_str())
     }
 
     pub(super) fn required(&self, name: &str) -> Result<&str, Problem> {
-        let missing = || {
-            Problem::invalid(
-                "parameter_missing",
-                name,
-                format!("Missing required param: {name}."),
-            )
-        };
-        self.get(name)
-            .filter(|value| !value.is_empty())
-            .ok_or_else(missing)
+        let value = self.get(name).filter(|value| !value.is_empty());
+
+        value.ok_or_else(|| {
+            let message = format!("Missing required param: {name}.");
+            Problem::invalid("parameter_missing", name, message)
+        })
     }
 
     pub(super) fn flag(&self, name: &str) -> Result<Option<bool>, Problem> {
@@ -116,57 +111,46 @@ impl Params {
     }
 
     pub(super) fn limit(&self) -> Result<usize, Problem> {
-        let limit = self
-            .get("limit")
-            .map_or(Ok(10), str::parse)
-            .ok()
-            .filter(|limit| (1..=100).contains(limit));
+        let limit = self.get("limit").map_or(Ok(10), str::parse).ok();
+        let limit = limit.filter(|limit| (1..=100).contains(limit));
+
         limit.ok_or_else(|| {
-            Problem::invalid(
-                "parameter_invalid_integer",
-                "limit",
-                "Invalid integer".to_owned(),
-            )
+            let message = "Invalid integer".to_owned();
+            Problem::invalid("parameter_invalid_integer", "limit", message)
         })
     }
 
-    /// What was written as `metadata[…]`.
+    /// The object of the parameters `prefix[…]`.
     pub(super) fn metadata(&self, prefix: &str) -> Value {
-        let inside = |name: &str| {
-            Some(
-                name.strip_prefix(prefix)?
-                    .strip_prefix('[')?
-                    .strip_suffix(']')?
-                    .to_owned(),
-            )
+        let key = |name: &str| {
+            let rest = name.strip_prefix(prefix)?;
+            let key = rest.strip_prefix('[')?.strip_suffix(']')?;
+            Some(key.to_owned())
         };
-        self.0
-            .iter()
-            .filter_map(|(name, value)| Some((inside(name)?, json!(value))))
-            .collect::<Map<_, _>>()
-            .into()
+
+        let pairs = self.0.iter();
+        let pairs = pairs.filter_map(|(name, value)| Some((key(name)?, json!(value))));
+        Value::Object(pairs.collect())
     }
 
-    /// Refuses whatever the version does not know, as Stripe does: an old parameter is an error, not a no-op.
-    pub(super) fn only(&self, known: &[&str]) -> Result<(), Problem> {
-        let unknown = self.0.iter().map(|(name, _)| name).find(|name| {
-            let general = name.replace(|c: char| c.is_ascii_digit(), "");
-            let open = |known: &&str| {
-                known
-                    .strip_suffix('*')
-                    .is_some_and(|start| general.starts_with(start))
-            };
-            !known.iter().any(|known| *known == general || open(known))
-        });
-        match unknown {
+    /// Refuses unknown parameters, as Stripe does: a removed parameter is an error.
+    ///
+    /// An index is left out of the known names, and `*` at the end allows any rest.
+    pub(super) fn allow(&self, known: &[&str]) -> Result<(), Problem> {
+        let is_known = |name: &str| {
+            let name = name.replace(|c: char| c.is_ascii_digit(), "");
+            known.iter().any(|known| match known.strip_suffix('*') {
+                Some(start) => name.starts_with(start),
+                None => *known == name,
+            })
+        };
+
+        match self.0.iter().find(|(name, _)| !is_known(name)) {
             None => Ok(()),
-            Some(name) => {
+            Some((name, _)) => {
                 let root = name.split('[').next().unwrap_or(name);
-                Err(Problem::invalid(
-                    "parameter_unknown",
-                    root,
-                    format!("Received unknown parameter: {root}"),
-                ))
+                let message = format!("Received unknown parameter: {root}");
+                Err(Problem::invalid("parameter_unknown", root, message))
             }
         }
     }
@@ -177,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_form_is_read_and_what_the_version_does_not_know_is_refused() {
+    fn a_form_is_parsed_and_unknown_parameters_are_refused() {
         let params = Params::parse(
             "line_items[0][price]=a%20b&metadata%5Bx%5D=1+2&flag=true&limit=3&empty=",
         );
@@ -185,22 +169,20 @@ mod tests {
         assert_eq!(params.metadata("metadata"), json!({"x": "1 2"}));
         assert_eq!(params.flag("flag").unwrap(), Some(true));
         assert_eq!(params.limit().unwrap(), 3);
-        assert!(params.required("empty").is_err() && params.required("none").is_err());
-        assert!(
-            params
-                .only(&[
-                    "line_items[][price]",
-                    "metadata[*",
-                    "flag",
-                    "limit",
-                    "empty"
-                ])
-                .is_ok()
-        );
-        let refused = params
-            .only(&["line_items[][quantity]", "metadata[*"])
-            .unwrap_err()
-            .body();
+        assert!(params.required("empty").is_err());
+        assert!(params.required("none").is_err());
+
+        let known = [
+            "line_items[][price]",
+            "metadata[*",
+            "flag",
+            "limit",
+            "empty",
+        ];
+        assert!(params.allow(&known).is_ok());
+
+        let known = ["line_items[][quantity]", "metadata[*"];
+        let refused = params.allow(&known).unwrap_err().body();
         assert_eq!(refused["error"]["code"], "parameter_unknown");
         assert_eq!(refused["error"]["param"], "line_items");
     }

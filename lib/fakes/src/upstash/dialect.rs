@@ -1,15 +1,17 @@
-//! Where Upstash and Redis differ: commands that need a connection, flags that Redis does not know,
-//! and state that would be shared by databases that must not notice each other.
+//! The differences between Upstash and Redis: commands that need a connection, script flags, and
+//! the script cache, which Redis shares between databases.
 
 use std::{collections::HashMap, sync::Mutex};
 
 use sha1::{Digest, Sha1};
 
 use super::resp::{self, Reply, Words};
+use crate::sync::lock;
 
-/// Upstash has no such command over REST; most would also leave a pooled connection in a state that
-/// the next request must not find it in. A line each: the connection's own, messages, transactions
-/// over several requests, waiting, and what is the server's or another database's.
+/// Commands that Upstash refuses over REST. Most would change the state of a pooled connection.
+///
+/// One line each: connection, messages, transactions over several requests, blocking, and commands
+/// of the server or another database.
 const REFUSED: &str = "
     ASKING AUTH CLIENT HELLO QUIT READONLY READWRITE RESET SELECT
     MONITOR PSUBSCRIBE PUNSUBSCRIBE SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE UNSUBSCRIBE
@@ -21,30 +23,38 @@ const REFUSED: &str = "
 
 const FLAG: &str = "allow-key-locking";
 
-/// The error that Upstash documents for a key that a flagged script did not declare; the key follows.
-const UNDECLARED: &str = "ERR Dynamic keys are not allowed in Lua scripts when 'allow-key-locking' flag is set. Key was: ";
+/// Upstash's error for a key that a flagged script did not declare; the key follows.
+const UNDECLARED: &str = "ERR Dynamic keys are not allowed in Lua scripts when \
+     'allow-key-locking' flag is set. Key was: ";
 
-/// Stands in for `redis` in flagged scripts. Redis itself is asked which words of a command are keys.
-/// The one visible trace: an error that `redis.call` raises names the guard's line instead of its own.
+/// Lua that replaces `redis` in flagged scripts and refuses undeclared keys.
+///
+/// `COMMAND GETKEYS` finds the keys of a command. An error that `redis.call` raises names the line
+/// of the guard instead of its own.
 fn guard() -> String {
     format!(
         "local redis=(function(redis,keys) \
          local declared={{}} for _,key in ipairs(keys) do declared[key]=true end \
          local function refusal(...) \
          local named=redis.pcall('COMMAND','GETKEYS',...) if named.err then return nil end \
-         for _,key in ipairs(named) do if not declared[key] then return {{err=\"{UNDECLARED}\"..key}} end end end \
+         for _,key in ipairs(named) do if not declared[key] then \
+         return {{err=\"{UNDECLARED}\"..key}} end end end \
          return setmetatable({{\
-         call=function(...) local no=refusal(...) if no then error(no) end return redis.call(...) end,\
+         call=function(...) local no=refusal(...) if no then error(no) end \
+         return redis.call(...) end,\
          pcall=function(...) return refusal(...) or redis.pcall(...) end\
          }},{{__index=redis}}) end)(redis,KEYS) "
     )
 }
 
-/// The script as Redis takes it, if it has the flag: the flag gone, other flags kept, and the guard
-/// in front of the second line, so that the line numbers in errors stay true.
-fn strip(source: &str) -> Option<String> {
+/// A flagged script as Redis accepts it; `None` if it does not have the flag.
+///
+/// The flag is removed, and the guard stands before the second line, so that the line numbers of
+/// errors stay correct.
+fn strip_flag(source: &str) -> Option<String> {
     let (shebang, rest) = source.split_once('\n').unwrap_or((source, ""));
     let options = shebang.strip_prefix("#!lua")?;
+
     let mut flagged = false;
     let mut shebang = "#!lua".to_owned();
     for option in options.split_whitespace() {
@@ -59,130 +69,143 @@ fn strip(source: &str) -> Option<String> {
             }
             None => option.to_owned(),
         };
+
         shebang.push(' ');
         shebang.push_str(&kept);
     }
+
     flagged.then(|| format!("{shebang}\n{}{rest}", guard()))
 }
 
-/// What must be put back in the reply, because Redis was told something else.
+/// Restores the client's hash of a script in a reply, because Redis received a changed script.
 #[derive(Debug)]
-pub(super) enum Undo {
+pub(super) enum Restore {
     Nothing,
-    Script(Names),
-    LoadedScript(Names),
+    Script(Hashes),
+    LoadedScript(Hashes),
 }
 
-/// A script's SHA-1 as its author knows it, and as Redis does.
+/// The SHA-1 of a script as the client sent it, and as Redis received it.
 #[derive(Debug)]
-pub(super) struct Names {
-    given: String,
-    sent: String,
+pub(super) struct Hashes {
+    client: String,
+    redis: String,
 }
 
-/// The scripts that this front was given. Redis has one script cache for all its databases; going
-/// through this list gives each front its own, so that SCRIPT FLUSH in one test is not felt in another.
+/// The scripts of this proxy, from the client's hash to Redis's.
+///
+/// Redis has one script cache for all databases. This list gives each proxy a cache of its own, so
+/// that SCRIPT FLUSH in one test does not affect another.
 #[derive(Default)]
 pub(super) struct Scripts(Mutex<HashMap<String, String>>);
 
 impl Scripts {
-    /// A command as Redis shall see it, or why there is none such.
-    pub(super) fn translate(&self, mut words: Words) -> Result<(Words, Undo), String> {
-        let word = |place: usize| -> String {
-            let bytes = words.get(place).map_or(&[][..], Vec::as_slice);
-            String::from_utf8_lossy(bytes).to_ascii_uppercase()
-        };
+    /// A command as Redis accepts it, or the error that refuses it.
+    pub(super) fn translate(&self, mut words: Words) -> Result<(Words, Restore), String> {
+        let word = |at: usize| upper(&words, at);
         let has =
             |from: usize, option: &str| (from..words.len()).any(|place| word(place) == option);
         let name = word(0);
-        let undo = match (name.as_str(), words.len()) {
+
+        let restore = match (name.as_str(), words.len()) {
             ("FLUSHALL", _) => {
                 words[0] = b"FLUSHDB".to_vec();
-                Undo::Nothing
+                Restore::Nothing
             }
-            ("EVAL" | "EVAL_RO", 2..) => Undo::Script(self.take_source(&mut words[1])),
-            ("EVALSHA" | "EVALSHA_RO", 2..) => Undo::Script(self.take_sha1(&mut words[1])),
-            ("SCRIPT", length) => match (word(1).as_str(), length) {
-                ("LOAD", 3) => Undo::LoadedScript(self.take_source(&mut words[2])),
-                ("EXISTS", _) => {
-                    for sha1 in words.iter_mut().skip(2) {
-                        self.take_sha1(sha1);
-                    }
-                    Undo::Nothing
-                }
-                ("FLUSH", _) => {
-                    self.lock().clear();
-                    words = resp::words(&["ECHO", "OK"]);
-                    Undo::Nothing
-                }
-                ("LOAD", _) => Undo::Nothing,
-                _ => return Err(refusal(&name)),
-            },
+            ("EVAL" | "EVAL_RO", 2..) => Restore::Script(self.replace_source(&mut words[1])),
+            ("EVALSHA" | "EVALSHA_RO", 2..) => Restore::Script(self.replace_hash(&mut words[1])),
+            ("SCRIPT", _) => self.translate_script(&mut words)?,
             ("XREAD" | "XREADGROUP", _) if has(1, "BLOCK") => return Err(refusal(&name)),
             ("COPY", _) if has(3, "DB") => return Err(refusal(&name)),
             _ if REFUSED.split_whitespace().any(|refused| refused == name) => {
                 return Err(refusal(&name));
             }
-            _ => Undo::Nothing,
+            _ => Restore::Nothing,
         };
-        Ok((words, undo))
+
+        Ok((words, restore))
     }
 
-    fn take_source(&self, source: &mut Vec<u8>) -> Names {
-        let given = sha1(source);
-        if let Some(stripped) = str::from_utf8(source).ok().and_then(strip) {
+    fn translate_script(&self, words: &mut Words) -> Result<Restore, String> {
+        match (upper(words, 1).as_str(), words.len()) {
+            ("LOAD", 3) => Ok(Restore::LoadedScript(self.replace_source(&mut words[2]))),
+            ("LOAD", _) => Ok(Restore::Nothing),
+            ("EXISTS", _) => {
+                for hash in words.iter_mut().skip(2) {
+                    self.replace_hash(hash);
+                }
+                Ok(Restore::Nothing)
+            }
+            ("FLUSH", _) => {
+                lock(&self.0).clear();
+                *words = resp::words(&["ECHO", "OK"]);
+                Ok(Restore::Nothing)
+            }
+            _ => Err(refusal("SCRIPT")),
+        }
+    }
+
+    /// Replaces a script by the one that Redis accepts.
+    fn replace_source(&self, source: &mut Vec<u8>) -> Hashes {
+        let client = sha1(source);
+        if let Some(stripped) = str::from_utf8(source).ok().and_then(strip_flag) {
             *source = stripped.into_bytes();
         }
-        let sent = sha1(source);
-        self.lock().insert(given.clone(), sent.clone());
-        Names { given, sent }
+        let redis = sha1(source);
+
+        lock(&self.0).insert(client.clone(), redis.clone());
+        Hashes { client, redis }
     }
 
-    fn take_sha1(&self, sha1: &mut Vec<u8>) -> Names {
-        // Nothing has this SHA-1, so Redis answers in its own words that there is no such script.
+    /// Replaces the client's hash of a script by Redis's.
+    fn replace_hash(&self, hash: &mut Vec<u8>) -> Hashes {
+        // No script has this hash, so Redis answers with its own error.
         const NONE: &str = "0000000000000000000000000000000000000000";
-        let given = String::from_utf8_lossy(sha1).to_ascii_lowercase();
-        let sent = self
-            .lock()
-            .get(&given)
-            .map_or(NONE, String::as_str)
-            .to_owned();
-        *sha1 = sent.clone().into_bytes();
-        Names { given, sent }
-    }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, String>> {
-        self.0.lock().expect("nothing panics while it is held")
+        let client = String::from_utf8_lossy(hash).to_ascii_lowercase();
+        let redis = lock(&self.0).get(&client).cloned();
+        let redis = redis.unwrap_or_else(|| NONE.to_owned());
+
+        *hash = redis.clone().into_bytes();
+        Hashes { client, redis }
     }
 }
 
-impl Undo {
-    /// The reply as the caller expects it.
-    pub(super) fn restore(&self, reply: Reply) -> Reply {
+/// A word of a command in upper case; empty if there is none.
+fn upper(words: &Words, at: usize) -> String {
+    let word = words.get(at).map_or(&[][..], Vec::as_slice);
+
+    String::from_utf8_lossy(word).to_ascii_uppercase()
+}
+
+impl Restore {
+    /// The reply as the client expects it.
+    pub(super) fn apply(&self, reply: Reply) -> Reply {
         match (self, reply) {
-            (Self::LoadedScript(names), Reply::Bulk(_)) => {
-                Reply::Bulk(names.given.clone().into_bytes())
+            (Self::LoadedScript(hashes), Reply::Bulk(_)) => {
+                Reply::Bulk(hashes.client.clone().into_bytes())
             }
-            (Self::Script(names) | Self::LoadedScript(names), Reply::Error(text)) => {
-                Reply::Error(names.restore(&text))
+            (Self::Script(hashes) | Self::LoadedScript(hashes), Reply::Error(text)) => {
+                Reply::Error(hashes.restore(&text))
             }
             (_, reply) => reply,
         }
     }
 }
 
-impl Names {
+impl Hashes {
     fn restore(&self, text: &str) -> String {
-        // Redis adds where in the script it happened; Upstash's text ends with the key.
+        // Redis adds the place in the script; Upstash's text ends with the key.
         if text.starts_with(UNDECLARED) {
             let end = text.rfind(" script: ").unwrap_or(text.len());
             return text[..end].to_owned();
         }
-        // Valkey's words are fewer, and clients compare them.
+        // Valkey's text is shorter, and clients compare it.
         if text.starts_with("NOSCRIPT") {
             return "NOSCRIPT No matching script. Please use EVAL.".to_owned();
         }
-        text.replace(&self.sent, &self.given)
+
+        text.replace(&self.redis, &self.client)
     }
 }
 
@@ -194,20 +217,17 @@ fn refusal(name: &str) -> String {
 }
 
 fn sha1(source: &[u8]) -> String {
-    Sha1::digest(source)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex::encode(Sha1::digest(source))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Scripts, guard, resp, strip};
+    use super::{Scripts, guard, resp, strip_flag};
 
     #[track_caller]
     fn check_strip(source: &str, shebang: Option<&str>) {
         let expected = shebang.map(|shebang| format!("{shebang}\n{}return 1\n", guard()));
-        assert_eq!(strip(source), expected);
+        assert_eq!(strip_flag(source), expected);
     }
 
     #[test]
@@ -226,7 +246,8 @@ mod tests {
     #[test]
     fn a_stripped_script_keeps_its_line_count() {
         let source = "#!lua flags=allow-key-locking\n\n-- why\nreturn 1";
-        let stripped = strip(source).unwrap();
+        let stripped = strip_flag(source).unwrap();
+
         assert_eq!(stripped.lines().count(), source.lines().count());
     }
 

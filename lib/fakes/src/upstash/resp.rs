@@ -1,4 +1,4 @@
-//! Redis's own protocol (RESP 2), as far as a proxy needs it, and a pool of connections to one database.
+//! Redis's protocol (RESP 2) as far as a proxy needs it, and a pool of connections.
 
 use std::{io, net::SocketAddr, sync::Mutex};
 
@@ -7,6 +7,8 @@ use tokio::{
     net::TcpStream,
     sync::Semaphore,
 };
+
+use crate::sync::lock;
 
 /// The words of one command.
 pub(super) type Words = Vec<Vec<u8>>;
@@ -34,6 +36,7 @@ impl Connection {
     pub(super) async fn open(redis: SocketAddr, database: u32) -> io::Result<Self> {
         let stream = TcpStream::connect(redis).await?;
         stream.set_nodelay(true)?;
+
         let mut connection = Self(BufReader::new(stream));
         let select = words(&["SELECT", &database.to_string()]);
         match connection.call(&[select]).await?.pop() {
@@ -44,70 +47,82 @@ impl Connection {
 
     /// Sends all commands, then reads all replies.
     pub(super) async fn call(&mut self, commands: &[Words]) -> io::Result<Vec<Reply>> {
-        let mut out = Vec::new();
+        let mut bytes = Vec::new();
         for command in commands {
-            out.extend(format!("*{}\r\n", command.len()).into_bytes());
+            bytes.extend(format!("*{}\r\n", command.len()).into_bytes());
             for word in command {
-                out.extend(format!("${}\r\n", word.len()).into_bytes());
-                out.extend(word);
-                out.extend(b"\r\n");
+                bytes.extend(format!("${}\r\n", word.len()).into_bytes());
+                bytes.extend(word);
+                bytes.extend(b"\r\n");
             }
         }
-        self.0.get_mut().write_all(&out).await?;
+        self.0.get_mut().write_all(&bytes).await?;
+
         let mut replies = Vec::with_capacity(commands.len());
         for _ in commands {
-            replies.push(self.reply().await?);
+            replies.push(self.read_reply().await?);
         }
         Ok(replies)
     }
 
-    async fn reply(&mut self) -> io::Result<Reply> {
+    async fn read_reply(&mut self) -> io::Result<Reply> {
         let mut line = String::new();
         self.0.read_line(&mut line).await?;
         let line = line
             .strip_suffix("\r\n")
             .ok_or(io::ErrorKind::UnexpectedEof)?;
-        let (kind, rest) = line.split_at_checked(1).ok_or_else(|| odd(line))?;
-        let number = || rest.parse::<i64>().map_err(|_| odd(line));
-        Ok(match kind {
-            "+" => Reply::Status(rest.to_owned()),
-            "-" => Reply::Error(rest.to_owned()),
-            ":" => Reply::Integer(number()?),
-            "$" => match usize::try_from(number()?) {
-                Err(_) => Reply::Nil,
-                Ok(length) => {
-                    let mut bytes = vec![0; length + 2];
-                    self.0.read_exact(&mut bytes).await?;
-                    bytes.truncate(length);
-                    Reply::Bulk(bytes)
-                }
-            },
-            "*" => match usize::try_from(number()?) {
-                Err(_) => Reply::Nil,
-                Ok(length) => {
-                    let mut items = Vec::with_capacity(length);
-                    for _ in 0..length {
-                        items.push(Box::pin(self.reply()).await?);
-                    }
-                    Reply::Array(items)
-                }
-            },
-            _ => return Err(odd(line)),
-        })
+
+        let (kind, rest) = line.split_at_checked(1).ok_or_else(|| not_resp(line))?;
+        let number = || rest.parse::<i64>().map_err(|_| not_resp(line));
+        // A negative length is nil.
+        let length = || Ok::<_, io::Error>(usize::try_from(number()?).ok());
+
+        match kind {
+            "+" => Ok(Reply::Status(rest.to_owned())),
+            "-" => Ok(Reply::Error(rest.to_owned())),
+            ":" => Ok(Reply::Integer(number()?)),
+            "$" => self.read_bulk(length()?).await,
+            "*" => self.read_array(length()?).await,
+            _ => Err(not_resp(line)),
+        }
     }
 
-    /// A connection at rest has nothing to say: anything but "would block" means that it was closed.
-    fn is_at_rest(&self) -> bool {
+    async fn read_bulk(&mut self, length: Option<usize>) -> io::Result<Reply> {
+        let Some(length) = length else {
+            return Ok(Reply::Nil);
+        };
+
+        let mut bytes = vec![0; length + 2];
+        self.0.read_exact(&mut bytes).await?;
+        bytes.truncate(length);
+        Ok(Reply::Bulk(bytes))
+    }
+
+    async fn read_array(&mut self, length: Option<usize>) -> io::Result<Reply> {
+        let Some(length) = length else {
+            return Ok(Reply::Nil);
+        };
+
+        let mut items = Vec::with_capacity(length);
+        for _ in 0..length {
+            items.push(Box::pin(self.read_reply()).await?);
+        }
+        Ok(Reply::Array(items))
+    }
+
+    /// Whether an idle connection is still open: reading from a closed one does not block.
+    fn is_open(&self) -> bool {
         let read = self.0.get_ref().try_read(&mut [0]);
+
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
-fn odd(line: &str) -> io::Error {
+fn not_resp(line: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("not RESP: {line:?}"))
 }
 
-/// Connections to one database. Each call has one to itself, so that transactions never interleave.
+/// Connections to one database. A call has its connection exclusively, so transactions never mix.
 pub(super) struct Pool {
     redis: SocketAddr,
     database: u32,
@@ -131,19 +146,17 @@ impl Pool {
             Some(connection) => connection,
             None => Connection::open(self.redis, self.database).await?,
         };
-        // An error, or a caller that left, drops the connection: a reply may still be on its way.
+
+        // After an error or a cancelled call a reply may be outstanding: drop the connection.
         let replies = connection.call(commands).await?;
-        self.lock().push(connection);
+        lock(&self.idle).push(connection);
         Ok(replies)
     }
 
-    /// Redis may have been restarted since a connection was last used.
+    /// An idle connection that survived restarts of Redis.
     fn idle(&self) -> Option<Connection> {
-        let mut idle = self.lock();
-        std::iter::from_fn(|| idle.pop()).find(Connection::is_at_rest)
-    }
+        let mut idle = lock(&self.idle);
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().expect("nothing panics while it is held")
+        std::iter::from_fn(|| idle.pop()).find(Connection::is_open)
     }
 }

@@ -1,17 +1,18 @@
-//! Errors before and inside a reply, and the ways to ask for them.
+//! Errors before and inside a reply, and the ways to request them.
 
 use std::time::Duration;
 
 use claude::{Deadlines, Error, Phase, Prompt, Usage};
-use iconoclash_fakes::claude::{Behaviour, Config, Failure, Only, Script, StandIn};
+use iconoclash_fakes::claude::{Behaviour, Config, Failure, FakeClaude, Only, Script};
 use iconoclash_fakes::proxy::{Http, Mode};
 
-use crate::{KEY, WORDS, client, prompt, read, stand_in};
+use crate::{KEY, WORDS, client, prompt, read, start_fake};
 
 #[tokio::test]
 async fn every_status_becomes_its_error() {
-    let stand_in = stand_in().await;
-    let claude = client(stand_in.url(), KEY);
+    let fake = start_fake().await;
+    let claude = client(fake.url(), KEY);
+
     for (failure, kind, retry_after) in [
         (Failure::Invalid, "Invalid", None),
         (Failure::OwnSpendLimit, "Invalid", None),
@@ -33,7 +34,7 @@ async fn every_status_becomes_its_error() {
         (Failure::Timeout, "Provider", None),
         (Failure::Overloaded, "Overloaded", None),
     ] {
-        stand_in.next(failure);
+        fake.next(failure);
         let error = claude.stream(&prompt("Hello")).await.err().unwrap();
         assert!(
             format!("{error:?}").starts_with(kind),
@@ -42,33 +43,35 @@ async fn every_status_becomes_its_error() {
         assert_eq!(error.retry_after(), retry_after, "{failure:?}");
         assert!(error.detail().unwrap().request_id.is_some(), "{failure:?}");
     }
+
     let (_, whole) = read(&mut claude.stream(&prompt("Hello")).await.unwrap()).await;
     whole.unwrap();
 }
 
 #[tokio::test]
 async fn a_wrong_key_is_refused_and_not_printed() {
-    let stand_in = stand_in().await;
-    let error = client(stand_in.url(), "sk-wrong")
+    let fake = start_fake().await;
+    let error = client(fake.url(), "sk-wrong")
         .stream(&prompt("Hello"))
         .await
         .err()
         .unwrap();
     assert!(matches!(error, Error::Auth(_)), "{error}");
     assert!(!format!("{error} {error:?}").contains("sk-wrong"));
-    let error = client(stand_in.url(), "two\nlines")
+
+    let error = client(fake.url(), "two\nlines")
         .stream(&prompt("Hello"))
         .await
         .err()
         .unwrap();
     assert!(matches!(error, Error::Auth(_)), "{error}");
-    assert_eq!(stand_in.requests().len(), 1);
+    assert_eq!(fake.requests().len(), 1);
 }
 
 #[tokio::test]
-async fn our_mistakes_are_invalid() {
-    let stand_in = stand_in().await;
-    let claude = client(stand_in.url(), KEY);
+async fn invalid_requests_are_refused() {
+    let fake = start_fake().await;
+    let claude = client(fake.url(), KEY);
     let unknown_model = Prompt {
         model: "claude-1".into(),
         ..prompt("Hello")
@@ -78,6 +81,7 @@ async fn our_mistakes_are_invalid() {
         ..prompt("Hello")
     };
     let blank = prompt(" ");
+
     for (wrong, message) in [
         (unknown_model, "model: claude-1"),
         (no_turns, "messages: at least one message is required"),
@@ -94,8 +98,9 @@ async fn our_mistakes_are_invalid() {
 
 #[tokio::test]
 async fn a_stream_that_fails_keeps_its_text_and_usage() {
-    let stand_in = stand_in().await;
-    let claude = client(stand_in.url(), KEY);
+    let fake = start_fake().await;
+    let claude = client(fake.url(), KEY);
+
     for (behaviour, text, kind) in [
         (Behaviour::Cut { after: 0 }, "", "Cut"),
         (Behaviour::Cut { after: 2 }, "one two ", "Cut"),
@@ -111,7 +116,11 @@ async fn a_stream_that_fails_keeps_its_text_and_usage() {
             output: 99,
             ..Usage::default()
         };
-        stand_in.next(Script::from(behaviour.clone()).saying(WORDS).costing(cost));
+        fake.next(
+            Script::from(behaviour.clone())
+                .with_text(WORDS)
+                .with_usage(cost),
+        );
         let mut reply = claude.stream(&prompt("Hello")).await.unwrap();
         let (actual, ended) = read(&mut reply).await;
         let error = ended.unwrap_err();
@@ -129,14 +138,15 @@ async fn a_stream_that_fails_keeps_its_text_and_usage() {
 }
 
 #[tokio::test]
-async fn no_head_is_a_transport_error_or_a_timeout() {
-    let stand_in = stand_in().await;
-    let claude = client(stand_in.url(), KEY);
-    stand_in.next(Behaviour::Drop);
+async fn no_answer_is_a_transport_error_or_a_timeout() {
+    let fake = start_fake().await;
+    let claude = client(fake.url(), KEY);
+
+    fake.next(Behaviour::Drop);
     let error = claude.stream(&prompt("Hello")).await.err().unwrap();
     assert!(matches!(error, Error::Transport(_)), "{error:?}");
 
-    stand_in.next(Behaviour::Hang);
+    fake.next(Behaviour::Hang);
     let soon = Deadlines {
         first_event: Duration::from_secs(1),
         ..Deadlines::default()
@@ -157,10 +167,10 @@ async fn no_head_is_a_transport_error_or_a_timeout() {
         ),
         "{error:?}"
     );
-    stand_in.wait_for_cancelled(1).await;
+    fake.wait_for_cancelled(1).await;
 
-    let url = stand_in.url();
-    drop(stand_in);
+    let url = fake.url();
+    drop(fake);
     let error = client(url, KEY)
         .stream(&prompt("Hello"))
         .await
@@ -171,7 +181,7 @@ async fn no_head_is_a_transport_error_or_a_timeout() {
 
 #[tokio::test]
 async fn a_stall_ends_at_the_first_deadline_that_passes() {
-    let stand_in = stand_in().await;
+    let fake = start_fake().await;
     let short = Duration::from_millis(500);
     for (deadlines, phase) in [
         (
@@ -189,8 +199,8 @@ async fn a_stall_ends_at_the_first_deadline_that_passes() {
             Phase::Whole,
         ),
     ] {
-        stand_in.next(Script::from(Behaviour::Stall { after: 2 }).saying(WORDS));
-        let claude = client(stand_in.url(), KEY).with_deadlines(deadlines);
+        fake.next(Script::from(Behaviour::Stall { after: 2 }).with_text(WORDS));
+        let claude = client(fake.url(), KEY).with_deadlines(deadlines);
         let mut reply = claude.stream(&prompt("Hello")).await.unwrap();
         let (text, ended) = read(&mut reply).await;
         let Err(Error::Timeout { phase: actual }) = ended else {
@@ -198,26 +208,29 @@ async fn a_stall_ends_at_the_first_deadline_that_passes() {
         };
         assert_eq!((text.as_str(), actual), ("one two ", phase));
     }
-    stand_in.wait_for_cancelled(2).await;
+    fake.wait_for_cancelled(2).await;
 }
 
 #[tokio::test]
-async fn scripts_can_be_for_a_key_or_a_model() {
+async fn scripts_apply_to_a_key_or_a_model() {
     let keys = vec!["k1".to_owned(), "k2".to_owned()];
-    let stand_in = StandIn::start(Config {
+    let fake = FakeClaude::start(Config {
         keys,
         ..Config::default()
     })
     .await
     .unwrap();
-    stand_in.always_for(Only::key("k1"), Failure::Overloaded);
-    stand_in.next_for(Only::model("claude-opus-5-5"), Failure::Internal);
-    let (first, second) = (client(stand_in.url(), "k1"), client(stand_in.url(), "k2"));
+    fake.always_for(Only::key("k1"), Failure::Overloaded);
+    fake.next_for(Only::model("claude-opus-5-5"), Failure::Internal);
+
+    let first = client(fake.url(), "k1");
+    let second = client(fake.url(), "k2");
     for _ in 0..2 {
         let error = first.stream(&prompt("Hello")).await.err().unwrap();
         assert!(matches!(error, Error::Overloaded { .. }), "{error}");
     }
     second.stream(&prompt("Hello")).await.unwrap();
+
     let opus = Prompt {
         model: "claude-opus-5-5".into(),
         ..prompt("Hello")
@@ -227,15 +240,17 @@ async fn scripts_can_be_for_a_key_or_a_model() {
         Some(Error::Provider { .. })
     ));
     second.stream(&opus).await.unwrap();
-    assert_eq!(stand_in.wait_for_requests(5).await.len(), 5);
-    stand_in.clear();
+    assert_eq!(fake.wait_for_requests(5).await.len(), 5);
+
+    fake.clear();
     first.stream(&prompt("Hello")).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_person_can_ask_for_faults() {
-    let stand_in = stand_in().await;
-    let claude = client(stand_in.url(), KEY);
+async fn a_developer_can_ask_for_faults() {
+    let fake = start_fake().await;
+    let claude = client(fake.url(), KEY);
+
     let error = claude
         .stream(&prompt("Is [[fault:rate_limited:3]] art?"))
         .await
@@ -250,7 +265,7 @@ async fn a_person_can_ask_for_faults() {
     assert!(error.to_string().contains("own_spend_limit"), "{error}");
 
     let http = reqwest::Client::new();
-    let faults = format!("{}/local/claude/faults", stand_in.url());
+    let faults = format!("{}/local/claude/faults", fake.url());
     let ask = |body: serde_json::Value| http.post(&faults).json(&body).send();
     let asked = ask(serde_json::json!({"fault": "overloaded", "times": 2}))
         .await
@@ -260,6 +275,7 @@ async fn a_person_can_ask_for_faults() {
         let error = claude.stream(&prompt("Hello")).await.err().unwrap();
         assert!(matches!(error, Error::Overloaded { .. }), "{error}");
     }
+
     ask(serde_json::json!({"text": "Just this.", "always": true}))
         .await
         .unwrap();
@@ -267,6 +283,7 @@ async fn a_person_can_ask_for_faults() {
         let (text, _) = read(&mut claude.stream(&prompt("Hello")).await.unwrap()).await;
         assert_eq!(text, "Just this.");
     }
+
     http.delete(&faults).send().await.unwrap();
     let (text, _) = read(&mut claude.stream(&prompt("Hello")).await.unwrap()).await;
     assert_ne!(text, "Just this.");
@@ -281,26 +298,30 @@ async fn a_person_can_ask_for_faults() {
 
 #[tokio::test]
 async fn an_answer_from_something_else_is_malformed() {
-    let stand_in = stand_in().await;
-    let proxy = Http::start(&stand_in.url(), Duration::ZERO).await.unwrap();
+    let fake = start_fake().await;
+    let proxy = Http::start(&fake.url(), Duration::ZERO).await.unwrap();
     let claude = client(proxy.url(), KEY);
+
     proxy.mode(Mode::Html);
     let error = claude.stream(&prompt("Hello")).await.err().unwrap();
     assert!(matches!(error, Error::Provider { .. }), "{error:?}");
+
     proxy.mode(Mode::Swallow);
     let error = claude.stream(&prompt("Hello")).await.err().unwrap();
     assert!(matches!(error, Error::Transport(_)), "{error:?}");
+
     proxy.mode(Mode::TruncatedJson);
     let mut reply = claude.stream(&prompt("Hello")).await.unwrap();
     let (_, ended) = read(&mut reply).await;
     assert!(matches!(ended, Err(Error::Cut { .. })), "{ended:?}");
+
     proxy.mode(Mode::Pass);
     read(&mut claude.stream(&prompt("Hello")).await.unwrap())
         .await
         .1
         .unwrap();
 
-    let json = client(format!("{}/local/claude/release?", stand_in.url()), KEY);
+    let json = client(format!("{}/local/claude/release?", fake.url()), KEY);
     let error = json.stream(&prompt("Hello")).await.err().unwrap();
     assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
 }

@@ -1,4 +1,4 @@
-//! The Claude client against the stand-in, for everything that the stand-in can do.
+//! The Claude client against the fake, for every behaviour of the fake.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![expect(clippy::disallowed_methods, reason = "a test has its own HTTP client")]
@@ -10,15 +10,15 @@ mod replies;
 use std::time::Duration;
 
 use claude::{ApiKey, Claude, Error, Prompt, Reply, Role, Turn};
-use iconoclash_fakes::claude::{Config, StandIn};
+use iconoclash_fakes::claude::{Config, FakeClaude};
 
 const KEY: &str = "sk-ant-local";
 const WORDS: &str = "one two three four";
-/// Of [`WORDS`], a token a piece but two for the longest.
+/// The tokens of [`WORDS`]: one per word, two for the longest.
 const WORDS_OUTPUT: u32 = 5;
 
-async fn stand_in() -> StandIn {
-    StandIn::start(Config::default()).await.unwrap()
+async fn start_fake() -> FakeClaude {
+    FakeClaude::start(Config::default()).await.unwrap()
 }
 
 fn client(url: String, key: &str) -> Claude {
@@ -26,6 +26,7 @@ fn client(url: String, key: &str) -> Claude {
         .connect_timeout(Duration::from_secs(5))
         .no_proxy()
         .build();
+
     Claude::new(http.unwrap(), url, ApiKey::new("test", key))
 }
 
@@ -34,7 +35,7 @@ fn prompt(text: &str) -> Prompt {
         model: "claude-haiku-5-5".into(),
         max_tokens: 500,
         system: "You are Socrates, who asks.".into(),
-        recap: String::new(),
+        summary_block: String::new(),
         turns: vec![Turn {
             role: Role::User,
             text: text.into(),

@@ -1,4 +1,4 @@
-//! Replies that end as they should.
+//! Whole replies.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use claude::{Limit, Prompt, Role, Turn};
 use iconoclash_fakes::claude::{Behaviour, Script};
 use iconoclash_fakes::proxy::Tcp;
 
-use crate::{KEY, WORDS, WORDS_OUTPUT, client, prompt, read, stand_in};
+use crate::{KEY, WORDS, WORDS_OUTPUT, client, prompt, read, start_fake};
 
 #[tokio::test]
 async fn a_whole_reply_comes_in_pieces_with_its_usage() {
-    let stand_in = stand_in().await;
-    stand_in.remaining(KEY, 500);
-    let mut reply = client(stand_in.url(), KEY)
+    let fake = start_fake().await;
+    fake.set_remaining_requests(KEY, 500);
+    let mut reply = client(fake.url(), KEY)
         .stream(&prompt("Beauty is dead."))
         .await
         .unwrap();
@@ -26,6 +26,7 @@ async fn a_whole_reply_comes_in_pieces_with_its_usage() {
     else {
         panic!("{:?}", reply.limits());
     };
+
     let mut pieces = 0;
     let mut text = String::new();
     while let Some(piece) = reply.next().await.unwrap() {
@@ -36,27 +37,29 @@ async fn a_whole_reply_comes_in_pieces_with_its_usage() {
         text.contains("Socrates") && text.contains("Beauty is dead"),
         "{text}"
     );
+
     assert_eq!(pieces, text.split(' ').count());
     assert_eq!(reply.stop_reason(), Some("end_turn"));
+
     let usage = reply.usage();
-    // Both texts are marked, so nothing of the prompt is left at the plain price.
+    // Both texts are marked, so no token of the prompt has the plain price.
     assert_eq!(
         (usage.input, usage.cache_write_5m, usage.cache_read),
         (0, 7 + 4, 0)
     );
     assert!(usage.output as usize > pieces / 2);
 
-    let seen = &stand_in.requests()[0];
+    let seen = &fake.requests()[0];
     assert_eq!(seen.key(), Some(KEY));
     assert_eq!(seen.headers["anthropic-version"], "2026-10-21");
     assert_eq!(seen.body["metadata"]["user_id"], "u1");
-    assert_eq!(stand_in.cancelled(), 0);
+    assert_eq!(fake.cancelled(), 0);
 }
 
 #[tokio::test]
 async fn the_next_message_reads_the_conversation_from_the_cache() {
-    let stand_in = stand_in().await;
-    let claude = client(stand_in.url(), KEY);
+    let fake = start_fake().await;
+    let claude = client(fake.url(), KEY);
     let mut prompt = prompt("Beauty is dead.");
     let mut reply = claude.stream(&prompt).await.unwrap();
     let (text, _) = read(&mut reply).await;
@@ -73,30 +76,28 @@ async fn the_next_message_reads_the_conversation_from_the_cache() {
     let mut reply = claude.stream(&prompt).await.unwrap();
     read(&mut reply).await.1.unwrap();
     let second = reply.usage();
+
     assert_eq!(second.cache_read, first.cache_write_5m);
     assert_eq!(second.input, 0);
     assert!(second.cache_write_5m > 4);
 
-    stand_in.accept(vec!["other".into()]);
-    let mut reply = client(stand_in.url(), "other")
-        .stream(&prompt)
-        .await
-        .unwrap();
+    fake.accept_keys(vec!["other".into()]);
+    let mut reply = client(fake.url(), "other").stream(&prompt).await.unwrap();
     read(&mut reply).await.1.unwrap();
     assert_eq!(reply.usage().cache_read, 0, "a cache belongs to its key");
 }
 
 #[tokio::test]
-async fn replies_that_are_odd_but_whole_are_whole() {
-    let stand_in = stand_in().await;
-    let claude = client(stand_in.url(), KEY);
+async fn unusual_replies_are_whole() {
+    let fake = start_fake().await;
+    let claude = client(fake.url(), KEY);
     for (behaviour, text, stop_reason, output) in [
         (Behaviour::Strange, WORDS, "end_turn", WORDS_OUTPUT),
         (Behaviour::OnlyThinking, "", "end_turn", 40),
         (Behaviour::Refusal, "one two ", "refusal", 2),
         (Behaviour::MaxTokens, "one two ", "max_tokens", 2),
     ] {
-        stand_in.next(Script::from(behaviour.clone()).saying(WORDS));
+        fake.next(Script::from(behaviour.clone()).with_text(WORDS));
         let mut reply = claude.stream(&prompt("Hello")).await.unwrap();
         let (actual, ended) = read(&mut reply).await;
         ended.unwrap();
@@ -106,7 +107,8 @@ async fn replies_that_are_odd_but_whole_are_whole() {
             "{behaviour:?}"
         );
     }
-    stand_in.next(Script::say(WORDS));
+
+    fake.next(Script::say(WORDS));
     let short = Prompt {
         max_tokens: 3,
         ..prompt("Hello")
@@ -122,17 +124,19 @@ async fn replies_that_are_odd_but_whole_are_whole() {
 
 #[tokio::test]
 async fn a_held_stream_waits_for_its_release() {
-    let stand_in = stand_in().await;
-    stand_in.next(Script::from(Behaviour::Hold { after: 2 }).saying(WORDS));
-    let mut reply = client(stand_in.url(), KEY)
+    let fake = start_fake().await;
+    fake.next(Script::from(Behaviour::Hold { after: 2 }).with_text(WORDS));
+    let mut reply = client(fake.url(), KEY)
         .stream(&prompt("Hello"))
         .await
         .unwrap();
     assert_eq!(reply.next().await.unwrap().as_deref(), Some("one "));
     assert_eq!(reply.next().await.unwrap().as_deref(), Some("two "));
+
     let more = tokio::time::timeout(Duration::from_millis(50), reply.next()).await;
     assert!(more.is_err(), "{more:?}");
-    stand_in.release();
+
+    fake.release();
     let (text, ended) = read(&mut reply).await;
     ended.unwrap();
     assert_eq!(text, "three four");
@@ -140,26 +144,22 @@ async fn a_held_stream_waits_for_its_release() {
 
 #[tokio::test]
 async fn dropping_a_reply_cancels_the_request() {
-    let stand_in = stand_in().await;
-    stand_in.next(Behaviour::Hold { after: 1 });
-    let mut reply = client(stand_in.url(), KEY)
+    let fake = start_fake().await;
+    fake.next(Behaviour::Hold { after: 1 });
+    let mut reply = client(fake.url(), KEY)
         .stream(&prompt("Hello"))
         .await
         .unwrap();
     reply.next().await.unwrap();
     drop(reply);
-    stand_in.wait_for_cancelled(1).await;
+    fake.wait_for_cancelled(1).await;
 }
 
 #[tokio::test]
-async fn connections_are_used_again_after_a_whole_reply() {
-    let stand_in = stand_in().await;
+async fn connections_are_reused_after_a_whole_reply() {
+    let fake = start_fake().await;
     let proxy = Tcp::start(
-        stand_in
-            .url()
-            .trim_start_matches("http://")
-            .parse()
-            .unwrap(),
+        fake.url().trim_start_matches("http://").parse().unwrap(),
         Duration::ZERO,
     );
     let proxy = proxy.await.unwrap();
@@ -170,6 +170,6 @@ async fn connections_are_used_again_after_a_whole_reply() {
             .1
             .unwrap();
     }
-    // A second one may be opened while the first is on its way back to the pool.
+    // The client may open a second one while the first returns to the pool.
     assert!(proxy.connections() <= 2, "{}", proxy.connections());
 }

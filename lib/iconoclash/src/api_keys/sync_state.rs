@@ -8,43 +8,55 @@ use std::{
 use time::{Duration, OffsetDateTime};
 
 /// Reload a key list older than this before using it. Below the promised minute, to leave time for the reload.
-const STALE: Duration = Duration::seconds(45);
-/// After a failed load the next one is tried no sooner than this.
-const LOAD_AGAIN: Duration = Duration::seconds(5);
+const STALE_AFTER: Duration = Duration::seconds(45);
+/// Pause after a failed load.
+const LOAD_RETRY_PAUSE: Duration = Duration::seconds(5);
 
-/// How far a process follows.
+/// The synchronisation of one process.
 #[derive(Debug, Default)]
 pub(crate) struct SyncState {
-    /// One at a time asks Postgres which keys there are.
+    /// Held while the key list is loaded from Postgres.
     pub(super) loading: tokio::sync::Mutex<()>,
-    /// One at a time asks Redis which are left alone.
-    pub(super) sharing: tokio::sync::Mutex<()>,
-    times: Mutex<Times>,
+    /// Held while cooldowns are exchanged with Redis.
+    pub(super) exchanging: tokio::sync::Mutex<()>,
+    progress: Mutex<Progress>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Times {
-    pub(super) loaded: Option<OffsetDateTime>,
-    pub(super) load_failed: Option<OffsetDateTime>,
-    pub(super) asked: Option<OffsetDateTime>,
-    /// Labels of the keys that are in the database.
-    pub(super) stored: HashSet<String>,
-    /// Rows of which it was said that they do not open.
-    pub(super) unreadable: HashSet<String>,
+pub(super) struct Progress {
+    pub(super) loaded_at: Option<OffsetDateTime>,
+    pub(super) load_failed_at: Option<OffsetDateTime>,
+    pub(super) exchanged_at: Option<OffsetDateTime>,
+    /// Labels of the stored keys.
+    pub(super) stored_labels: HashSet<String>,
+    /// Labels of stored keys that cannot be opened. Each is logged once.
+    pub(super) unreadable_labels: HashSet<String>,
 }
 
 impl SyncState {
-    pub(super) fn times(&self) -> MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Times {
+impl Progress {
+    /// Whether the key list is too old to be used without a reload.
     pub(super) fn is_stale(&self, now: OffsetDateTime) -> bool {
-        is_due(self.loaded, STALE, now) && is_due(self.load_failed, LOAD_AGAIN, now)
+        is_due(self.loaded_at, STALE_AFTER, now)
+            && is_due(self.load_failed_at, LOAD_RETRY_PAUSE, now)
+    }
+
+    /// The last load, successful or not.
+    pub(super) fn load_ended_at(&self) -> Option<OffsetDateTime> {
+        self.loaded_at.max(self.load_failed_at)
     }
 }
 
-pub(super) fn is_due(last: Option<OffsetDateTime>, every: Duration, now: OffsetDateTime) -> bool {
-    last.is_none_or(|last| now - last >= every)
+/// Whether the interval has passed since the last time.
+pub(super) fn is_due(
+    last: Option<OffsetDateTime>,
+    interval: Duration,
+    now: OffsetDateTime,
+) -> bool {
+    last.is_none_or(|last| now - last >= interval)
 }

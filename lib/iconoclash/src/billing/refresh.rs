@@ -1,91 +1,129 @@
-//! Asking Stripe about what no event told: for the cron.
+//! Refreshes customers whose events may have been lost, for the cron.
 
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
+use pooled_postgres::sql;
+use time::OffsetDateTime;
 
-use super::{Synced, sync, tell};
-use pooled_postgres::sql_positional;
-
+use super::{Synced, send_mails, sync};
 use crate::{app::App, http::error::Result};
 
-/// Customers that one run asks about, so that it ends well within a function's time.
-const AT_MOST: i64 = 200;
-const AT_ONCE: usize = 8;
+/// Customers per run, so that a run ends well within a function's time limit.
+const MAX_CUSTOMERS: i64 = 200;
+const CONCURRENCY: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(8);
+/// How long a customer is reserved for one run. A customer that fails is retried after this time.
+const LEASE: time::Duration = time::Duration::minutes(15);
 
-/// What one run of [`confirm_stale`] came to.
+/// Counts of a run of [`refresh_due`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Confirmed {
-    /// Customers that Stripe was asked about.
-    pub asked: usize,
-    /// Those whose plan was another one than Stripe's.
+pub struct RefreshReport {
+    /// Customers that were due.
+    pub checked: usize,
+    /// Customers whose plan was wrong and is corrected.
     pub healed: usize,
-    /// Those that could not be confirmed; they are tried again in a quarter of an hour.
+    /// Customers that could not be refreshed and will be retried.
     pub failed: usize,
 }
 
-/// Asks Stripe about every customer whose time has come: not confirmed for a day, a grace period over, a last period
-/// over, a checkout of which nothing was heard. One run asks about a bounded number, those first that wait longest; run
-/// it again while `asked` is not zero. Safe in parallel: each customer is one run's for a quarter of an hour, so that
-/// one that always fails keeps nobody else waiting.
-pub async fn confirm_stale(app: &App) -> Result<Confirmed> {
-    let now = app.now();
-    let lease = now + time::Duration::minutes(15);
-    let customers = app
-        .db()?
-        .old_all(&TAKE_DUE, &[&now, &lease, &AT_MOST])
-        .await?;
-    let asked = customers.len();
-    let plans = stream::iter(customers)
-        .map(async |customer| confirm(app, &customer).await)
-        .buffer_unordered(AT_ONCE);
-    let outcomes: Vec<Option<bool>> = plans.collect().await;
-    let healed = outcomes
-        .iter()
-        .filter(|outcome| **outcome == Some(true))
-        .count();
-    let failed = outcomes.iter().filter(|outcome| outcome.is_none()).count();
-    Ok(Confirmed {
-        asked,
-        healed,
-        failed,
-    })
+enum Refreshed {
+    Unchanged,
+    Healed,
+    Failed,
 }
 
-/// Whether the plan had to change, if Stripe could be asked.
-async fn confirm(app: &App, customer: &str) -> Option<bool> {
+/// Syncs the customers that are due: not confirmed for a day, at the end of a grace period or of a last paid period, or
+/// with a checkout whose result is unknown.
+///
+/// A run syncs a bounded number of customers, the longest overdue first; call it again while `checked` is not zero.
+/// Runs may overlap: each customer is leased to one run, so one that always fails does not delay the others.
+pub async fn refresh_due(app: &App) -> Result<RefreshReport> {
+    let now = app.now();
+    let due = ClaimDueCustomers {
+        now,
+        lease_ends: now + LEASE,
+        limit: MAX_CUSTOMERS,
+    };
+    let customers = app.db()?.all(due).await?;
+    let checked = customers.len();
+
+    let outcomes: Vec<Refreshed> = stream::iter(customers)
+        .map(async |customer| refresh(app, &customer).await)
+        .buffer_unordered(CONCURRENCY)
+        .collect()
+        .await;
+
+    let mut report = RefreshReport {
+        checked,
+        ..RefreshReport::default()
+    };
+    for outcome in outcomes {
+        match outcome {
+            Refreshed::Unchanged => {}
+            Refreshed::Healed => report.healed += 1,
+            Refreshed::Failed => report.failed += 1,
+        }
+    }
+    Ok(report)
+}
+
+async fn refresh(app: &App, customer: &str) -> Refreshed {
     match sync(app, customer, None, DEADLINE).await {
         Ok(Synced::Written(change)) => {
             let healed = change.plan != change.plan_before;
             if healed {
-                let (from, to) = (change.plan_before.as_str(), change.plan.as_str());
-                tracing::warn!(customer, user.id = %change.user, from, to, "no event told of a change of plan");
+                tracing::warn!(
+                    customer,
+                    user.id = %change.user,
+                    from = %change.plan_before,
+                    to = %change.plan,
+                    "a plan changed without an event"
+                );
             }
-            tell(app, change.mails).await;
-            Some(healed)
+
+            send_mails(app, change.mails).await;
+            if healed {
+                Refreshed::Healed
+            } else {
+                Refreshed::Unchanged
+            }
         }
-        Ok(Synced::Covered(_) | Synced::Repeated | Synced::Foreign) => Some(false),
-        Ok(Synced::Missing) => {
+        Ok(Synced::Superseded(_) | Synced::Repeated | Synced::NotOurs) => Refreshed::Unchanged,
+        Ok(Synced::NotInStripe) => {
             tracing::warn!(
                 customer,
                 "Stripe does not know this customer: is STRIPE_SECRET_KEY of the right account?"
             );
-            None
+            Refreshed::Failed
         }
         Err(error) => {
-            tracing::warn!(customer, cause = ?error, "Stripe could not be asked about a customer");
-            None
+            tracing::warn!(
+                customer,
+                cause = error.cause(),
+                "could not refresh the customer"
+            );
+            Refreshed::Failed
         }
     }
 }
 
-sql_positional! {
-    /// Takes those that are due, by a lease; another run at the same time takes others.
-    write TAKE_DUE(TIMESTAMPTZ, TIMESTAMPTZ, INT8) -> String = "
-        update stripe_customers set check_at = $2
+sql! {
+    /// Leases due customers to this run. Concurrent runs get others.
+    write ClaimDueCustomers {
+        now: OffsetDateTime,
+        lease_ends: OffsetDateTime,
+        limit: i64,
+    } -> String = "
+        update stripe_customers
+        set check_at = :lease_ends
         where id in (
-          select id from stripe_customers where check_at <= $1 order by check_at limit $3 for update skip locked
+          select id
+          from stripe_customers
+          where check_at <= :now
+          order by check_at
+          limit :limit
+          for update skip locked
         )
         returning id";
 }

@@ -1,10 +1,10 @@
-//! The settings of money and mail: Stripe, Resend, and where operators are told.
+//! Settings of Stripe, of outgoing mail and of alerts to operators.
 
 use secrecy::SecretString;
 
 use super::{Env, Setting, invalid};
 
-/// How Stripe is reached.
+/// Access to Stripe.
 #[derive(Clone, Debug)]
 pub struct StripeConfig {
     /// API root, without a trailing slash.
@@ -13,23 +13,23 @@ pub struct StripeConfig {
     pub key: SecretString,
 }
 
-/// How mail is sent.
+/// Access to the mail provider.
 #[derive(Clone, Debug)]
 pub struct MailConfig {
     /// API root, without a trailing slash.
     pub base_url: String,
     /// Bearer token.
     pub key: SecretString,
-    /// The sender.
+    /// The sender's address.
     pub from: String,
 }
 
-/// Where operators are told what needs their eyes; both may be empty.
+/// Where alerts to operators are sent. Both channels are optional.
 #[derive(Clone, Debug, Default)]
 pub struct AlertsConfig {
-    /// Addresses.
+    /// Recipients of mails.
     pub emails: Vec<String>,
-    /// A chat's incoming webhook, whose address is its only secret.
+    /// The incoming webhook of a chat. The address is a secret.
     pub webhook_url: Option<SecretString>,
 }
 
@@ -39,18 +39,18 @@ impl Env<'_> {
             .or("STRIPE_BASE_URL", "https://api.stripe.com")
             .trim_end_matches('/')
             .to_owned();
-        Ok(StripeConfig {
-            base_url,
-            key: SecretString::from(self.required("STRIPE_SECRET_KEY")?),
-        })
+        let key = SecretString::from(self.required("STRIPE_SECRET_KEY")?);
+
+        Ok(StripeConfig { base_url, key })
     }
 
-    /// A blank secret would sign what anybody can sign, so it is never one of them.
+    /// The secrets that sign events, without blank ones: anybody could sign with a blank secret.
     pub(super) fn stripe_webhook_secrets(&self) -> Setting<Vec<SecretString>> {
         let secrets = list(&self.required("STRIPE_WEBHOOK_SECRET")?);
         if secrets.is_empty() {
             return Err(invalid("STRIPE_WEBHOOK_SECRET", "lists nothing"));
         }
+
         Ok(secrets.into_iter().map(SecretString::from).collect())
     }
 
@@ -60,23 +60,24 @@ impl Env<'_> {
             .trim_end_matches('/')
             .to_owned();
         let key = SecretString::from(self.required("RESEND_API_KEY")?);
+        let from = self.required("MAIL_FROM")?;
+
         Ok(MailConfig {
             base_url,
             key,
-            from: self.required("MAIL_FROM")?,
+            from,
         })
     }
 
     pub(super) fn alerts(&self) -> AlertsConfig {
-        let webhook_url = self.optional("ALERT_WEBHOOK_URL").map(SecretString::from);
         AlertsConfig {
             emails: list(&self.or("ALERT_EMAIL_TO", "")),
-            webhook_url,
+            webhook_url: self.optional("ALERT_WEBHOOK_URL").map(SecretString::from),
         }
     }
 }
 
-/// `value, …`, without the blank ones.
+/// The values of `value, …`, without blank ones.
 fn list(text: &str) -> Vec<String> {
     text.split(',')
         .map(str::trim)
@@ -87,27 +88,28 @@ fn list(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
+    use crate::config::Config;
+
     #[test]
-    fn several_webhook_secrets_may_live_and_none_of_them_is_blank() {
+    fn several_webhook_secrets_may_be_set_and_blank_ones_are_skipped() {
         let secrets = |value: &str| {
             let lookup = |name: &str| (name == "STRIPE_WEBHOOK_SECRET").then(|| value.to_owned());
-            crate::config::Config::from_lookup(lookup).stripe_webhook_secrets
+            Config::from_lookup(lookup)
+                .stripe_webhook_secrets
+                .map_err(|error| error.to_string())
         };
-        let exposed = |value: &str| {
-            secrets(value)
-                .unwrap()
-                .iter()
-                .map(|s| secrecy::ExposeSecret::expose_secret(s).to_owned())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(exposed("whsec_new, whsec_old,"), ["whsec_new", "whsec_old"]);
-        assert_eq!(
-            secrets(" , ,").unwrap_err().to_string(),
-            "STRIPE_WEBHOOK_SECRET lists nothing"
-        );
-        assert_eq!(
-            secrets(" ").unwrap_err().to_string(),
-            "STRIPE_WEBHOOK_SECRET is not set"
-        );
+
+        let both = secrets("whsec_new, whsec_old,").unwrap();
+        let exposed: Vec<&str> = both.iter().map(|secret| secret.expose_secret()).collect();
+        assert_eq!(exposed, ["whsec_new", "whsec_old"]);
+
+        for (value, expected) in [
+            (" , ,", "STRIPE_WEBHOOK_SECRET lists nothing"),
+            (" ", "STRIPE_WEBHOOK_SECRET is not set"),
+        ] {
+            assert_eq!(secrets(value).unwrap_err(), expected);
+        }
     }
 }

@@ -1,36 +1,38 @@
-//! Which keys Claude is asked with, where, and which models.
+//! Settings of the Claude API: keys, address and models.
 
 use super::{ConfigError, Env, Setting, invalid, pairs};
 use claude::{ApiKey, Deadlines};
 
 use crate::spending::price;
 
-/// How Claude is reached.
+const KEYS: &str = "ANTHROPIC_API_KEYS";
+
+/// Access to the Claude API.
 #[derive(Clone, Debug)]
 pub struct ClaudeConfig {
     /// API root, without a trailing slash.
     pub base_url: String,
-    /// Keys of the environment; there may be others in the database, and none here.
+    /// Keys of the environment. May be empty, because operators can store keys in the database.
     pub keys: Vec<ApiKey>,
-    /// How long a reply may take; not a setting, but shorter in tests.
+    /// Deadlines of a reply. Not a setting; tests shorten them.
     pub deadlines: Deadlines,
 }
 
-/// The model of each plan; each has a price.
+/// The model of each plan. Every model has a price.
 #[derive(Clone, Debug)]
 pub struct Models {
     /// For plan `pro`.
     pub pro: String,
     /// For plans `free` and `guest`.
     pub free: String,
-    /// For titles and summaries, and where a dearer one does not answer.
+    /// For titles and summaries, and the fallback of more expensive models.
     pub small: String,
 }
 
 impl Env<'_> {
     pub(super) fn claude(&self) -> Setting<ClaudeConfig> {
         let base_url = self.or("ANTHROPIC_BASE_URL", "https://api.anthropic.com");
-        let keys = match self.optional("ANTHROPIC_API_KEYS") {
+        let keys = match self.optional(KEYS) {
             Some(list) => api_keys(&list)?,
             None => self
                 .optional("ANTHROPIC_API_KEY")
@@ -38,6 +40,7 @@ impl Env<'_> {
                 .into_iter()
                 .collect(),
         };
+
         Ok(ClaudeConfig {
             base_url: base_url.trim_end_matches('/').to_owned(),
             keys,
@@ -54,6 +57,7 @@ impl Env<'_> {
                 Err(invalid(variable, "names a model without a price"))
             }
         };
+
         Ok(Models {
             pro: priced("CLAUDE_MODEL_PRO", "claude-sonnet-5-5")?,
             free: priced("CLAUDE_MODEL_FREE", "claude-haiku-5-5")?,
@@ -62,47 +66,48 @@ impl Env<'_> {
     }
 }
 
-/// `label[@organisation][*weight]=key, …`, no label twice.
+/// Reads `label[@organisation][*weight]=key, …`. Labels are unique.
 fn api_keys(list: &str) -> Setting<Vec<ApiKey>> {
-    const VARIABLE: &str = "ANTHROPIC_API_KEYS";
     let mut keys: Vec<ApiKey> = Vec::new();
-    for (name, secret) in pairs(VARIABLE, list, '=')? {
-        let (name, weight) = match name.split_once('*') {
-            None => (name.as_str(), 1),
-            Some((name, weight)) => {
-                let weight = weight
-                    .parse()
-                    .ok()
-                    .filter(|weight| (1..=100).contains(weight));
-                (
-                    name,
-                    weight.ok_or_else(|| invalid(VARIABLE, "has a weight that is not 1 to 100"))?,
-                )
-            }
-        };
-        let (label, organisation) = match name.split_once('@') {
-            None => (name, None),
-            Some((label, organisation)) => (label, Some(organisation.to_owned())),
-        };
-        if label.is_empty() || organisation.as_deref() == Some("") {
-            return Err(invalid(
-                VARIABLE,
-                "must list label[@organisation][*weight]=key, …",
-            ));
-        }
-        if keys.iter().any(|key| key.label == label) {
+
+    for (name, secret) in pairs(KEYS, list, '=')? {
+        let key = api_key(&name, secret)?;
+        if keys.iter().any(|known| known.label == key.label) {
             return Err(ConfigError {
-                variable: VARIABLE,
-                problem: format!("names {label} twice"),
+                variable: KEYS,
+                problem: format!("names {} twice", key.label),
             });
         }
-        keys.push(
-            ApiKey::new(label, secret)
-                .within(organisation)
-                .weighing(weight),
-        );
+        keys.push(key);
     }
     Ok(keys)
+}
+
+fn api_key(name: &str, secret: String) -> Setting<ApiKey> {
+    let (name, weight) = match name.split_once('*') {
+        None => (name, 1),
+        Some((name, text)) => (name, weight(text)?),
+    };
+    let (label, organisation) = match name.split_once('@') {
+        None => (name, None),
+        Some((label, organisation)) => (label, Some(organisation.to_owned())),
+    };
+    if label.is_empty() || organisation.as_deref() == Some("") {
+        return Err(invalid(
+            KEYS,
+            "must list label[@organisation][*weight]=key, …",
+        ));
+    }
+
+    let key = ApiKey::new(label, secret);
+    Ok(key.with_organisation(organisation).with_weight(weight))
+}
+
+fn weight(text: &str) -> Setting<u32> {
+    match text.parse() {
+        Ok(weight @ 1..=100) => Ok(weight),
+        _ => Err(invalid(KEYS, "has a weight that is not 1 to 100")),
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +131,7 @@ mod tests {
         .claude
         .unwrap()
         .keys;
+
         let seen: Vec<_> = keys
             .iter()
             .map(|key| (key.label.as_str(), key.organisation.as_deref(), key.weight))
@@ -157,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_without_a_price_is_refused_whatever_it_is_for() {
+    fn a_model_without_a_price_is_rejected_in_every_setting() {
         for variable in [
             "CLAUDE_MODEL_PRO",
             "CLAUDE_MODEL_FREE",

@@ -119,7 +119,8 @@ fn turns_of(history: &[HistoryMessage]) -> Vec<Turn> {
             MessageRole::User => Role::User,
             MessageRole::Assistant => Role::Assistant,
         };
-        let has_no_text = message.status == MessageStatus::Failed || message.content.is_empty();
+        let has_no_text =
+            message.status == MessageStatus::Failed || message.content.trim().is_empty();
 
         if role == Role::Assistant && has_no_text {
             turns.pop_if(|turn| turn.role == Role::User);

@@ -1,7 +1,7 @@
 //! How a request fails, as the client sees it: outcomes, not causes.
 //!
-//! Turning an error into a response has no side effects. The cause rides in the response's extensions, and
-//! [`super::observe`] logs it once and writes the body (RFC 9457), because it knows the request's id.
+//! Turning an error into a response has no side effects. The response carries the cause in its extensions;
+//! [`super::observe`], which knows the request's id, logs it once and writes the body (RFC 9457).
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ pub enum Error {
     Unauthorized {
         /// Stable name of the case.
         code: &'static str,
-        /// What the person can do.
+        /// What happened and what to do, for a person.
         detail: &'static str,
     },
     /// 403: known, but not allowed.
@@ -39,7 +39,7 @@ pub enum Error {
     Forbidden {
         /// Stable name of the case.
         code: &'static str,
-        /// What the person can do.
+        /// What happened and what to do, for a person.
         detail: &'static str,
     },
     /// 404: does not exist, or belongs to another user.
@@ -53,7 +53,7 @@ pub enum Error {
     Conflict {
         /// Stable name of the case.
         code: &'static str,
-        /// What the person can do.
+        /// What happened and what to do, for a person.
         detail: &'static str,
     },
     /// 413: the body is larger than the limit.
@@ -81,27 +81,27 @@ pub enum Error {
         "The reply was interrupted. The text so far is saved; send another message to continue."
     )]
     Interrupted,
-    /// 503: a dependency cannot be reached.
+    /// 503: a dependency is unreachable.
     #[error("The service is temporarily unavailable. Try again in a moment.")]
     Unavailable {
         /// When a retry may succeed.
         retry_after: Duration,
-        /// For the log.
+        /// Logged, never sent to the client.
         cause: Cause,
     },
-    /// 500: a defect of ours.
+    /// 500: a defect of this service.
     #[error("Something went wrong on our side.")]
     Internal(Cause),
 }
 
-/// A limit that is reached: what to tell the person, and when it resets.
+/// A limit that is reached, and when it resets.
 #[derive(Debug)]
 pub struct Limited {
     /// 402, 429 or 503.
     pub status: StatusCode,
     /// Stable name of the limit.
     pub code: &'static str,
-    /// What happened and what to do.
+    /// What happened and what to do, for a person.
     pub detail: String,
     /// When the limit resets.
     pub reset_at: OffsetDateTime,
@@ -126,7 +126,7 @@ impl Error {
         }
     }
 
-    /// A dependency that cannot be reached for a short while.
+    /// A dependency that is unreachable for a short while.
     pub fn unavailable(cause: impl Into<Cause>) -> Self {
         Self::Unavailable {
             retry_after: Duration::from_secs(5),
@@ -134,12 +134,12 @@ impl Error {
         }
     }
 
-    /// A defect of ours.
+    /// A defect of this service.
     pub fn internal(cause: impl Into<Cause>) -> Self {
         Self::Internal(cause.into())
     }
 
-    /// The text for the log: the cause where there is one, else the client's message.
+    /// The text for the log: the cause if there is one, else the client's message.
     pub fn cause(&self) -> String {
         match self {
             Self::Unavailable { cause, .. } | Self::Internal(cause) => {
@@ -219,6 +219,7 @@ impl Error {
     /// A type of the IANA registry of HTTP problem types, or `about:blank`.
     fn problem_type(&self) -> &'static str {
         let is_limit = matches!(self, Self::Limited(_));
+
         match self.status() {
             StatusCode::SERVICE_UNAVAILABLE => {
                 "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"

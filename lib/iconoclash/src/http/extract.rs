@@ -1,4 +1,6 @@
-//! Body, query and path of a request, with rejections in our own error shape.
+//! Extractors of body, query, path and headers, whose rejections are our [`Error`].
+
+use std::{convert::Infallible, fmt};
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Request, rejection::BytesRejection},
@@ -6,7 +8,6 @@ use axum::{
 };
 use bytes::Bytes;
 use serde::{Deserialize, de::DeserializeOwned};
-use std::fmt;
 use uuid::Uuid;
 
 use crate::http::error::Error;
@@ -15,22 +16,6 @@ use crate::http::error::Error;
 #[derive(Debug)]
 pub struct Json<T>(pub T);
 
-/// A JSON body that may be left out.
-#[derive(Debug)]
-pub struct OptionalJson<T>(pub T);
-
-/// A body as it came, byte for byte, as signatures need it.
-#[derive(Debug)]
-pub struct Raw(pub Bytes);
-
-/// The query string. Vercel adds a dynamic segment to it, so unknown names are ignored and ids are never read from here.
-#[derive(Debug)]
-pub struct Query<T>(pub T);
-
-/// The segments of the path. One that does not parse is an address that does not exist.
-#[derive(Debug)]
-pub struct Path<T>(pub T);
-
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Error;
 
@@ -38,49 +23,99 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         if !is_json(&request) {
             return Err(Error::UnsupportedMediaType);
         }
-        parse(&body(request, state).await?).map(Self)
+        let body = read_body(request, state).await?;
+        parse(&body).map(Self)
     }
 }
+
+/// A JSON body that may be left out.
+#[derive(Debug)]
+pub(crate) struct OptionalJson<T>(pub(crate) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJson<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let json = is_json(&request);
-        let body = body(request, state).await?;
-        match (body.is_empty(), json) {
-            (true, _) => Ok(Self(T::default())),
-            (false, false) => Err(Error::UnsupportedMediaType),
-            (false, true) => parse(&body).map(Self),
+        let is_json = is_json(&request);
+        let body = read_body(request, state).await?;
+
+        if body.is_empty() {
+            Ok(Self(T::default()))
+        } else if is_json {
+            parse(&body).map(Self)
+        } else {
+            Err(Error::UnsupportedMediaType)
         }
     }
 }
+
+/// The bytes of a body, unparsed, as a signature covers them.
+#[derive(Debug)]
+pub(crate) struct Raw(pub(crate) Bytes);
 
 impl<S: Send + Sync> FromRequest<S> for Raw {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        body(request, state).await.map(Self)
+        read_body(request, state).await.map(Self)
     }
 }
+
+/// The query string. Unknown names are ignored, because Vercel adds the dynamic segment of the path.
+#[derive(Debug)]
+pub(crate) struct Query<T>(pub(crate) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        let query = axum::extract::Query::from_request_parts(parts, state).await;
-        query
+        axum::extract::Query::from_request_parts(parts, state)
+            .await
             .map(|query| Self(query.0))
             .map_err(|rejection| Error::BadRequest(rejection.body_text()))
     }
 }
 
+/// The dynamic segments of the path. One that does not parse is 404.
+#[derive(Debug)]
+pub(crate) struct Path<T>(pub(crate) T);
+
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        let path = axum::extract::Path::from_request_parts(parts, state).await;
-        path.map(|path| Self(path.0)).map_err(|_| Error::NotFound)
+        axum::extract::Path::from_request_parts(parts, state)
+            .await
+            .map(|path| Self(path.0))
+            .map_err(|_| Error::NotFound)
+    }
+}
+
+/// The entity tags of `If-None-Match`.
+#[derive(Debug)]
+pub(crate) struct IfNoneMatch(Vec<String>);
+
+impl IfNoneMatch {
+    /// Whether the client has the entity with this strong tag.
+    ///
+    /// Tags compare weakly, as a CDN that compresses turns our strong tag into a weak one.
+    pub(crate) fn matches(&self, etag: &str) -> bool {
+        self.0.iter().any(|known| known == etag || known == "*")
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for IfNoneMatch {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let tags = parts
+            .headers
+            .get_all(header::IF_NONE_MATCH)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .map(|tag| tag.trim().trim_start_matches("W/").to_owned());
+        Ok(Self(tags.collect()))
     }
 }
 
@@ -88,119 +123,116 @@ fn is_json(request: &Request) -> bool {
     let content_type = request
         .headers()
         .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let essence = content_type
-        .unwrap_or_default()
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim();
-    essence.eq_ignore_ascii_case("application/json")
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default();
+    essence.trim().eq_ignore_ascii_case("application/json")
 }
 
-async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
-    Bytes::from_request(request, state)
-        .await
-        .map_err(|rejection| match rejection {
-            BytesRejection::FailedToBufferBody(broken)
-                if broken.status() == http::StatusCode::PAYLOAD_TOO_LARGE =>
-            {
-                Error::TooLarge
-            }
-            broken => Error::BadRequest(broken.body_text()),
-        })
+async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
+    let body = Bytes::from_request(request, state).await;
+    body.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(failed)
+            if failed.status() == http::StatusCode::PAYLOAD_TOO_LARGE =>
+        {
+            Error::TooLarge
+        }
+        other => Error::BadRequest(other.body_text()),
+    })
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let field = error.path().to_string();
+        let path = error.path().to_string();
+        let field = if path == "." { "body".to_owned() } else { path };
         let cause = error.into_inner();
+
         if cause.is_data() {
-            Error::invalid(
-                if field == "." {
-                    "body".to_owned()
-                } else {
-                    field
-                },
-                without_position(&cause),
-            )
+            Error::invalid(field, without_position(&cause))
         } else {
-            Error::BadRequest(format!("The body is not JSON: {cause}."))
+            not_json(&cause)
         }
     })?;
-    deserializer
-        .end()
-        .map_err(|error| Error::BadRequest(format!("The body is not JSON: {error}.")))?;
+
+    deserializer.end().map_err(|cause| not_json(&cause))?;
     Ok(parsed)
 }
 
-/// serde_json appends "at line 1 column 20", which says nothing to the person who filled in a form.
-fn without_position(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    message
-        .rsplit_once(" at line ")
-        .map_or(message.clone(), |(text, _)| text.to_owned())
+fn not_json(cause: &serde_json::Error) -> Error {
+    Error::BadRequest(format!("The body is not JSON: {cause}."))
 }
 
-/// `?limit=1..100&cursor=…` of every list. A cursor is the id of the last row seen.
+/// Removes the " at line 1 column 20" of `serde_json`, which means nothing to a person who filled in a form.
+fn without_position(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let position = message.rfind(" at line ").unwrap_or(message.len());
+    message[..position].to_owned()
+}
+
+/// `?limit=1..100&cursor=…` of every list. A cursor is the id of the last row of the previous page.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
-pub struct Page {
+pub(crate) struct Page {
     /// Rows to return.
     #[serde(default)]
     #[param(value_type = u8, minimum = 1, maximum = 100, default = 20)]
-    pub limit: Limit,
-    /// `next_cursor` of the page before.
-    pub cursor: Option<Uuid>,
+    pub(crate) limit: PageSize,
+    /// `next_cursor` of the previous page.
+    pub(crate) cursor: Option<Uuid>,
 }
 
-/// How many rows a page holds.
+/// How many rows a page has.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(try_from = "i64")]
-pub struct Limit(i64);
+pub(crate) struct PageSize(i64);
 
-impl Limit {
-    /// Rows to ask the database for: one more than shown tells whether there is a next page.
-    pub fn rows(self) -> i64 {
+impl PageSize {
+    /// Rows to query: one more than the page has shows whether there is a next page.
+    pub(crate) fn rows(self) -> i64 {
         self.0 + 1
     }
 
-    /// Cuts the extra row off and names the cursor of the next page.
-    pub fn cut<T>(self, mut rows: Vec<T>, id: impl Fn(&T) -> Uuid) -> (Vec<T>, Option<Uuid>) {
-        let shown = usize::try_from(self.0).expect("a limit is between 1 and 100");
-        let more = rows.len() > shown;
-        rows.truncate(shown);
-        let next = rows.last().map(id).filter(|_| more);
-        (rows, next)
+    /// Cuts the extra row off, and returns the cursor of the next page.
+    pub(crate) fn cut<T>(
+        self,
+        mut rows: Vec<T>,
+        id: impl Fn(&T) -> Uuid,
+    ) -> (Vec<T>, Option<Uuid>) {
+        let size = usize::try_from(self.0).expect("a page size is between 1 and 100");
+        let has_next = rows.len() > size;
+        rows.truncate(size);
+
+        let cursor = rows.last().map(id).filter(|_| has_next);
+        (rows, cursor)
     }
 }
 
-impl Default for Limit {
+impl Default for PageSize {
     fn default() -> Self {
         Self(20)
     }
 }
 
-impl TryFrom<i64> for Limit {
+impl TryFrom<i64> for PageSize {
     type Error = &'static str;
 
-    fn try_from(limit: i64) -> Result<Self, Self::Error> {
-        if (1..=100).contains(&limit) {
-            Ok(Self(limit))
+    fn try_from(rows: i64) -> Result<Self, Self::Error> {
+        if (1..=100).contains(&rows) {
+            Ok(Self(rows))
         } else {
             Err("limit must be between 1 and 100")
         }
     }
 }
 
-/// Text of a bounded length without surrounding space, for fields that people type.
+/// Trimmed text of 1 to `MAX` characters, for fields that people type.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Text<const MAX: usize>(String);
+pub(crate) struct Text<const MAX: usize>(String);
 
 impl<const MAX: usize> Text<MAX> {
     /// The text.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -213,21 +245,21 @@ impl<const MAX: usize> fmt::Debug for Text<MAX> {
 
 impl<'de, const MAX: usize> Deserialize<'de> for Text<MAX> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+
         let typed = String::deserialize(deserializer)?;
         let text = typed.trim();
+
         if text.is_empty() {
-            return Err(serde::de::Error::custom("must not be empty"));
+            return Err(D::Error::custom("must not be empty"));
         }
         if text.chars().count() > MAX {
-            return Err(serde::de::Error::custom(format_args!(
-                "must be at most {MAX} characters"
-            )));
+            let message = format_args!("must be at most {MAX} characters");
+            return Err(D::Error::custom(message));
         }
-        // Postgres cannot store it, and no person types it.
+        // Postgres cannot store it.
         if text.contains('\0') {
-            return Err(serde::de::Error::custom(
-                "must not contain a null character",
-            ));
+            return Err(D::Error::custom("must not contain a null character"));
         }
         Ok(Self(text.to_owned()))
     }
@@ -245,8 +277,9 @@ mod tests {
 
     #[track_caller]
     fn check(body: &str, expected: Result<(), (&str, &str)>) {
-        let got = parse::<Form>(body.as_bytes());
-        match (got, expected) {
+        let parsed = parse::<Form>(body.as_bytes());
+
+        match (parsed, expected) {
             (Ok(_), Ok(())) => {}
             (Err(Error::Invalid { field, message }), Err(expected)) => {
                 assert_eq!((field.as_str(), message.as_str()), expected);
@@ -254,12 +287,12 @@ mod tests {
             (Err(Error::BadRequest(detail)), Err(("", start))) => {
                 assert!(detail.starts_with(start), "{detail}")
             }
-            (got, expected) => panic!("{got:?} instead of {expected:?}"),
+            (parsed, expected) => panic!("{parsed:?} instead of {expected:?}"),
         }
     }
 
     #[test]
-    fn a_body_that_does_not_hold_names_the_field() {
+    fn an_invalid_body_names_the_field() {
         check(r#"{"name":" Ada "}"#, Ok(()));
         check(
             r#"{"name":7}"#,
@@ -287,12 +320,13 @@ mod tests {
     }
 
     #[test]
-    fn a_page_knows_whether_there_is_another() {
+    fn an_extra_row_becomes_the_cursor_of_the_next_page() {
         let ids: Vec<Uuid> = (1..=3).map(Uuid::from_u128).collect();
+
         assert_eq!(
-            Limit(2).cut(ids.clone(), |id| *id),
+            PageSize(2).cut(ids.clone(), |id| *id),
             (ids[..2].to_vec(), Some(ids[1]))
         );
-        assert_eq!(Limit(3).cut(ids.clone(), |id| *id), (ids, None));
+        assert_eq!(PageSize(3).cut(ids.clone(), |id| *id), (ids, None));
     }
 }

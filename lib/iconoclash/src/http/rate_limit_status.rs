@@ -1,4 +1,4 @@
-//! The state of a limit as HTTP headers, whichever limit it is.
+//! The state of any limit as HTTP headers, and waits in words.
 
 use std::time::Duration;
 
@@ -34,7 +34,8 @@ impl RateLimitStatus {
             reset_at,
             reset_in_secs,
         } = self;
-        [
+
+        let fields = [
             (
                 "ratelimit-policy",
                 format!(r#""{name}";q={limit};w={window_secs}"#),
@@ -46,13 +47,13 @@ impl RateLimitStatus {
             ("x-ratelimit-limit", limit.to_string()),
             ("x-ratelimit-remaining", remaining.to_string()),
             ("x-ratelimit-reset", reset_at.unix_timestamp().to_string()),
-        ]
-        .into_iter()
-        .map(|(name, value)| {
+        ];
+
+        let headers = fields.map(|(name, value)| {
             let value = HeaderValue::try_from(value).expect("digits and quotes are visible ASCII");
             (HeaderName::from_static(name), value)
-        })
-        .collect()
+        });
+        headers.into_iter().collect()
     }
 }
 
@@ -61,7 +62,7 @@ pub fn retry_after_secs(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
-/// A wait as a person says it, rounded up.
+/// A wait in words, such as "2 minutes", rounded up.
 pub(crate) fn in_words(wait: Duration) -> String {
     let seconds = retry_after_secs(wait);
     let (count, unit) = match seconds {
@@ -70,6 +71,7 @@ pub(crate) fn in_words(wait: Duration) -> String {
         5_401..=129_600 => (seconds.div_ceil(3_600), "hour"),
         _ => (seconds.div_ceil(86_400), "day"),
     };
+
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {unit}{plural}")
 }
@@ -79,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_said_in_the_unit_that_people_use() {
+    fn a_wait_is_written_in_units_that_people_use() {
         for (seconds, expected) in [
             (0, "1 second"),
             (45, "45 seconds"),

@@ -1,12 +1,13 @@
-//! Telling operators what needs their eyes: by mail to `ALERT_EMAIL_TO` and in the chat behind `ALERT_WEBHOOK_URL`.
-//! What is not set is left out; what cannot be told is a line in the log. What many instances notice is told once a day.
+//! Alerts to operators: by mail to `ALERT_EMAIL_TO` and to the chat behind `ALERT_WEBHOOK_URL`.
+//!
+//! A channel that is not configured is skipped, and a failed delivery is logged. All instances together send an alert
+//! once a day.
 
 use std::time::Duration;
 
+use secrecy::ExposeSecret;
 use serde_json::json;
 use upstash_redis_rs::Command;
-
-use secrecy::ExposeSecret;
 
 use crate::{
     app::App,
@@ -14,97 +15,97 @@ use crate::{
     notify::mail::{self, Mail},
 };
 
-const DEADLINE: Duration = Duration::from_secs(10);
-const ONCE_IN: Duration = Duration::from_secs(24 * 60 * 60);
+const CHAT_DEADLINE: Duration = Duration::from_secs(10);
+const REPEAT_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Something that a person should look at.
+/// A message that asks an operator to act.
 #[derive(Clone, Debug)]
-pub struct Alert {
-    /// In one line.
-    pub subject: String,
-    /// What happened.
-    pub text: String,
-    /// Where to look.
-    pub link: Option<(String, String)>,
-    /// Names what it tells, so that it is told once.
-    pub key: String,
+pub(crate) struct Alert {
+    /// One line.
+    pub(crate) subject: String,
+    /// What happened, and what to do.
+    pub(crate) text: String,
+    /// Label and address of a page with the details.
+    pub(crate) link: Option<(String, String)>,
+    /// Identifies the alert, so that it is sent once a day.
+    pub(crate) key: String,
 }
 
-/// Tells the operators, or logs that they could not be told.
-pub async fn operators(app: &App, alert: Alert) {
-    // Rather twice than never, where Redis does not say.
-    if !is_news(app, &alert.key).await.unwrap_or(true) {
+/// Sends an alert to the operators, unless it was sent within the last day.
+pub(crate) async fn send(app: &App, alert: Alert) {
+    // Without Redis an alert is sent twice rather than never.
+    if !is_new(app, &alert.key).await.unwrap_or(true) {
         return;
     }
+
     tracing::warn!(
         alert.key = alert.key,
         alert.subject = alert.subject,
-        "operators are told"
+        "sending an alert to the operators"
     );
-    tokio::join!(by_mail(app, &alert), by_chat(app, &alert));
+    tokio::join!(send_mail(app, &alert), post_to_chat(app, &alert));
 }
 
-/// Whether this is the first to tell it. Not sent again where the answer is lost: it would find itself.
-async fn is_news(app: &App, key: &str) -> Result<bool> {
-    let first = Command::new("SET")
+/// Whether this call is the first with the key today. Not idempotent: a retry would find its own mark.
+async fn is_new(app: &App, key: &str) -> Result<bool> {
+    let mark = Command::new("SET")
         .arg(format!("alert:{key}"))
         .arg(1)
         .arg("NX")
         .arg("EX")
-        .arg(ONCE_IN.as_secs());
-    Ok(app.redis()?.exec::<Option<String>>(&first).await?.is_some())
+        .arg(REPEAT_AFTER.as_secs());
+
+    let set: Option<String> = app.redis()?.exec(&mark).await?;
+    Ok(set.is_some())
 }
 
-async fn by_mail(app: &App, alert: &Alert) {
+async fn send_mail(app: &App, alert: &Alert) {
     let to = app.config().alerts.emails.clone();
     if to.is_empty() {
         return;
     }
-    let Alert {
-        subject,
-        text,
-        link,
-        key,
-    } = alert.clone();
-    mail::send(
-        app,
-        Mail {
-            to,
-            subject,
-            paragraphs: vec![text],
-            link,
-            key,
-        },
-    )
-    .await;
+
+    let alert = alert.clone();
+    let mail = Mail {
+        to,
+        subject: alert.subject,
+        paragraphs: vec![alert.text],
+        link: alert.link,
+        key: alert.key,
+    };
+    mail::send(app, mail).await;
 }
 
-async fn by_chat(app: &App, alert: &Alert) {
-    let (Some(url), Ok(http)) = (&app.config().alerts.webhook_url, app.http()) else {
+async fn post_to_chat(app: &App, alert: &Alert) {
+    let Some(url) = &app.config().alerts.webhook_url else {
         return;
     };
-    let link = alert
-        .link
-        .as_ref()
-        .map(|(label, url)| format!("\n{label}: {url}"))
-        .unwrap_or_default();
-    let words = format!("{}\n{}{link}", alert.subject, alert.text);
-    // Slack and its likes read `text`, Discord reads `content`; each ignores the other.
+    let Ok(http) = app.http() else {
+        return;
+    };
+
+    let mut text = format!("{}\n{}", alert.subject, alert.text);
+    if let Some((label, url)) = &alert.link {
+        text.push_str(&format!("\n{label}: {url}"));
+    }
+
+    // Slack reads `text`, Discord reads `content`. Each ignores the other.
     let request = http
         .post(url.expose_secret())
-        .json(&json!({"text": words, "content": words}))
-        .timeout(DEADLINE);
-    let told = request
+        .json(&json!({"text": text, "content": text}))
+        .timeout(CHAT_DEADLINE);
+    let sent = request
         .send()
         .await
         .and_then(reqwest::Response::error_for_status);
-    if let Err(error) = told {
-        // The address is the webhook's only secret.
+
+    if let Err(error) = sent {
+        // The address is a secret.
         let cause = error.without_url().to_string();
         tracing::warn!(
             alert.key = alert.key,
             cause,
-            "the operators' chat was not told"
+            "could not post the alert to the chat"
         );
     }
 }

@@ -1,97 +1,131 @@
-//! Outgoing mail, over Resend's HTTP API. A mail that cannot be sent is a line in the log and never a failed request:
-//! send it from registered background work, after what it tells of is written.
+//! Outgoing mail through Resend's HTTP API.
+//!
+//! A failed mail is logged and never fails a request. Send it from registered background work, after the change that it
+//! reports is stored.
 
 use std::time::Duration;
 
+use backon::{ConstantBuilder, Retryable};
 use http::{HeaderMap, StatusCode, header};
-use serde_json::json;
-
 use secrecy::ExposeSecret;
+use serde_json::{Value, json};
 
-use crate::{app::App, http::error::Error};
+use crate::{
+    app::App,
+    config::MailConfig,
+    http::error::{Error, Result},
+};
 
 const DEADLINE: Duration = Duration::from_secs(10);
-const TRIES: u32 = 2;
-/// What the provider wants between two tries where it does not say how long.
-const PAUSE: Duration = Duration::from_secs(1);
-/// What it says is heeded up to this: a function waits for it.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const MAX_RETRIES: usize = 1;
+/// The pause before the retry if Resend names none.
+const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause, because a function waits for it.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// A mail, as text and as simple HTML of the same words.
+/// A mail, sent as text and as simple HTML.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mail {
-    /// Who gets it.
+    /// The recipients.
     pub to: Vec<String>,
-    /// In one line.
+    /// One line.
     pub subject: String,
-    /// One after the other.
+    /// The paragraphs of plain text.
     pub paragraphs: Vec<String>,
-    /// What to click, and where that leads.
+    /// Label and address of the link below them.
     pub link: Option<(String, String)>,
-    /// Names what it tells, so that the provider sends it once however often it is asked.
+    /// Identifies the mail, so that Resend sends it once.
     pub key: String,
 }
 
-/// Sends it, or logs why not.
-pub async fn send(app: &App, mail: Mail) {
+/// Sends a mail, or logs why it was not sent.
+pub(crate) async fn send(app: &App, mail: Mail) {
     if let Err(error) = try_to_send(app, &mail).await {
         tracing::warn!(
             mail.key = mail.key,
             mail.subject = mail.subject,
             cause = error.cause(),
-            "a mail was not sent"
+            "could not send a mail"
         );
     }
 }
 
-async fn try_to_send(app: &App, mail: &Mail) -> Result<(), Error> {
-    let settings = app.config().mail.clone()?;
+async fn try_to_send(app: &App, mail: &Mail) -> Result<()> {
+    let config = app.config().mail()?;
+    let http = app.http()?;
     let body = json!({
-        "from": settings.from, "to": mail.to, "subject": mail.subject, "text": mail.text(), "html": mail.html(),
+        "from": config.from,
+        "to": mail.to,
+        "subject": mail.subject,
+        "text": mail.text(),
+        "html": mail.html(),
     });
-    let mut left = TRIES;
-    loop {
-        left -= 1;
-        let request = app
-            .http()?
-            .post(format!("{}/emails", settings.base_url))
-            .bearer_auth(settings.key.expose_secret());
-        let request = request
-            .header("idempotency-key", &mail.key)
-            .json(&body)
-            .timeout(DEADLINE);
-        let (failure, pause) = match request.send().await {
-            Ok(answer) if answer.status().is_success() => return Ok(()),
-            Ok(answer) => {
-                let (status, pause) = (answer.status(), pause(answer.status(), answer.headers()));
-                let said = answer.text().await.unwrap_or_default();
-                let said: String = said.chars().take(300).collect();
-                (
-                    Error::Internal(format!("the mail provider answered {status}: {said}").into()),
-                    pause,
-                )
-            }
-            Err(error) => (Error::unavailable(error.without_url()), Some(PAUSE)),
-        };
-        match pause {
-            Some(pause) if left > 0 => tokio::time::sleep(pause).await,
-            _ => return Err(failure),
-        }
-    }
+
+    let attempt = || post(http, &config, &mail.key, &body);
+    let retries = ConstantBuilder::new()
+        .with_delay(DEFAULT_PAUSE)
+        .with_max_times(MAX_RETRIES);
+
+    attempt
+        .retry(retries)
+        .when(|failure| failure.retry_after.is_some())
+        .adjust(|failure, pause| pause.and(failure.retry_after))
+        .await
+        .map_err(|failure| failure.error)
 }
 
-/// How long to wait for another try, where one may help.
-fn pause(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
-    let again = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
-    let wanted = headers
+/// Why an attempt failed.
+struct Failure {
+    error: Error,
+    /// The pause before a retry, if a retry may succeed.
+    retry_after: Option<Duration>,
+}
+
+async fn post(
+    http: &reqwest::Client,
+    config: &MailConfig,
+    key: &str,
+    body: &Value,
+) -> Result<(), Failure> {
+    let request = http
+        .post(format!("{}/emails", config.base_url))
+        .bearer_auth(config.key.expose_secret())
+        .header("idempotency-key", key)
+        .json(body)
+        .timeout(DEADLINE);
+
+    let response = request.send().await.map_err(|error| Failure {
+        error: Error::unavailable(error.without_url()),
+        retry_after: Some(DEFAULT_PAUSE),
+    })?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(());
+    }
+
+    let retry_after = retry_after(status, response.headers());
+    let answer = response.text().await.unwrap_or_default();
+    let reason: String = answer.chars().take(300).collect();
+    Err(Failure {
+        error: Error::internal(format!("the mail provider answered {status}: {reason}")),
+        retry_after,
+    })
+}
+
+/// The pause before a retry: Resend's `Retry-After` up to [`MAX_PAUSE`]. `None` if a retry cannot succeed.
+fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    let is_retryable = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+    let requested = headers
         .get(header::RETRY_AFTER)
-        .and_then(|wanted| wanted.to_str().ok()?.parse().ok());
-    again.then(|| wanted.map_or(PAUSE, Duration::from_secs).min(LONGEST_PAUSE))
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .map_or(DEFAULT_PAUSE, Duration::from_secs);
+
+    is_retryable.then(|| requested.min(MAX_PAUSE))
 }
 
 impl Mail {
-    /// The words alone.
-    pub fn text(&self) -> String {
+    /// The mail as plain text.
+    fn text(&self) -> String {
         let mut text = self.paragraphs.join("\n\n");
         if let Some((label, url)) = &self.link {
             text.push_str(&format!("\n\n{label}: {url}"));
@@ -99,22 +133,25 @@ impl Mail {
         text + "\n"
     }
 
-    /// The words as a page that every mail program shows.
-    pub fn html(&self) -> String {
-        let paragraphs: String = self
+    /// The mail as HTML that every mail program shows.
+    fn html(&self) -> String {
+        let mut body: String = self
             .paragraphs
             .iter()
             .map(|text| format!("<p>{}</p>", escaped(text)))
             .collect();
-        let link = self.link.as_ref().map_or_else(String::new, |(label, url)| {
-            format!(
-                r#"<p><a href="{}">{}</a></p>"#,
-                escaped(url),
-                escaped(label)
-            )
-        });
+        if let Some((label, url)) = &self.link {
+            let label = escaped(label);
+            let url = escaped(url);
+            body.push_str(&format!(r#"<p><a href="{url}">{label}</a></p>"#));
+        }
+
         format!(
-            r#"<div style="font:16px/1.5 Georgia,serif;max-width:34em;color:#1c1917">{paragraphs}{link}<p style="color:#78716c">Iconoclash</p></div>"#
+            concat!(
+                r#"<div style="font:16px/1.5 Georgia,serif;max-width:34em;color:#1c1917">"#,
+                r#"{}<p style="color:#78716c">Iconoclash</p></div>"#
+            ),
+            body
         )
     }
 }
@@ -129,35 +166,38 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
+
+    #[track_caller]
+    fn check_pause(status: u16, header: Option<&'static str>, expected_secs: Option<u64>) {
+        let status = StatusCode::from_u16(status).unwrap();
+        let headers = header
+            .map(|value| (header::RETRY_AFTER, HeaderValue::from_static(value)))
+            .into_iter()
+            .collect();
+
+        assert_eq!(
+            retry_after(status, &headers),
+            expected_secs.map(Duration::from_secs),
+            "{status} {header:?}"
+        );
+    }
 
     #[test]
-    fn another_try_waits_for_as_long_as_the_provider_wants_within_reason() {
-        let check = |status: u16, retry_after: Option<&'static str>, expected: Option<u64>| {
-            let wanted = retry_after
-                .map(|wanted| (header::RETRY_AFTER, http::HeaderValue::from_static(wanted)));
-            let waits = pause(
-                StatusCode::from_u16(status).unwrap(),
-                &wanted.into_iter().collect(),
-            );
-            assert_eq!(
-                waits,
-                expected.map(Duration::from_secs),
-                "{status} {retry_after:?}"
-            );
-        };
+    fn a_retry_waits_as_long_as_the_provider_asks_up_to_a_limit() {
         for status in [429, 500, 503] {
-            check(status, None, Some(1));
-            check(status, Some("3"), Some(3));
-            check(status, Some("3600"), Some(5));
-            check(status, Some("Tue, 24 Nov 2026 12:00:00 GMT"), Some(1));
+            check_pause(status, None, Some(1));
+            check_pause(status, Some("3"), Some(3));
+            check_pause(status, Some("3600"), Some(5));
+            check_pause(status, Some("Tue, 24 Nov 2026 12:00:00 GMT"), Some(1));
         }
         for status in [400, 401, 403, 409, 422] {
-            check(status, Some("3"), None);
+            check_pause(status, Some("3"), None);
         }
     }
 
     #[test]
-    fn a_mail_says_the_same_as_text_and_as_html() {
+    fn a_mail_has_the_same_words_as_text_and_as_html() {
         let mail = Mail {
             to: vec!["ada@example.org".into()],
             subject: "Hello".into(),
@@ -165,6 +205,7 @@ mod tests {
             link: Some(("Pay".into(), "https://x.test/?a=1&b=\"".into())),
             key: "k".into(),
         };
+
         assert_eq!(
             mail.text(),
             "Dear <Ada> & Bob,\n\npay.\n\nPay: https://x.test/?a=1&b=\"\n"

@@ -1,4 +1,6 @@
-//! Accounts and sessions: sign up, sign in, visit as a guest, sign out, see who one is.
+//! Accounts and sessions: sign up, sign in, visit as a guest, sign out, show the current session.
+
+use std::fmt;
 
 use axum::{
     extract::State,
@@ -11,7 +13,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use pooled_postgres::{row, sql_positional};
+use pooled_postgres::{row, sql};
 
 use crate::{
     app::App,
@@ -52,7 +54,7 @@ struct NewAccount {
     name: Option<Text<80>>,
 }
 
-/// What an account is signed in to with.
+/// The address and password of an account.
 #[derive(Debug, Deserialize, ToSchema)]
 struct Credentials {
     email: String,
@@ -66,25 +68,25 @@ struct Logout {
     everywhere: bool,
 }
 
-/// A session that has just begun.
+/// A new session.
 #[derive(Debug, Serialize, ToSchema)]
 struct SignedIn {
     user: Profile,
-    /// Present it as `Authorization: Bearer …`; browsers also get it as a cookie.
+    /// Send it as `Authorization: Bearer …`; browsers also get it as a cookie.
     token: String,
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
 }
 
-/// Who one is and what is left of today.
+/// The signed-in user and today's quota.
 #[derive(Debug, Serialize, ToSchema)]
 struct CurrentSession {
     user: Profile,
     quota: Quota,
 }
 
-/// An address that could be one: something on both sides of one @, no space, at most 254 characters (RFC 5321).
-/// Whether mail arrives there only a mail can tell.
+/// A plausible address: something on both sides of one @, no space, at most 254 characters (RFC 5321). Only a mail can
+/// verify that the address exists.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
 struct Email(String);
@@ -95,13 +97,13 @@ impl TryFrom<String> for Email {
     fn try_from(typed: String) -> Result<Self, Self::Error> {
         let email = typed.trim();
         let (local, domain) = email.split_once('@').unwrap_or_default();
-        let labels = domain.split('.').all(|label| !label.is_empty());
-        let plausible =
-            !local.is_empty() && domain.contains('.') && labels && !domain.contains('@');
-        if plausible
-            && email.len() <= 254
-            && !email.contains(|c: char| c.is_whitespace() || c.is_control())
-        {
+
+        let is_domain = domain.contains('.')
+            && !domain.contains('@')
+            && domain.split('.').all(|label| !label.is_empty());
+        let is_clean = !email.contains(|c: char| c.is_whitespace() || c.is_control());
+
+        if !local.is_empty() && is_domain && is_clean && email.len() <= 254 {
             Ok(Self(email.to_owned()))
         } else {
             Err("must be an e-mail address")
@@ -109,13 +111,13 @@ impl TryFrom<String> for Email {
     }
 }
 
-/// A password that is long enough; what it is made of is the user's business (NIST SP 800-63B).
+/// A password of 8 to 200 characters, whichever they are (NIST SP 800-63B).
 #[derive(Deserialize)]
 #[serde(try_from = "String")]
 struct Password(String);
 
-impl std::fmt::Debug for Password {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Password(…)")
     }
 }
@@ -132,217 +134,230 @@ impl TryFrom<String> for Password {
     }
 }
 
-/// Make an account. With a guest's token that guest becomes the account and keeps the discussions.
-#[utoipa::path(post, path = "/api/auth/signup", tag = "accounts", security((), ("bearer" = [])),
-    responses((status = 201, body = SignedIn), (status = 401, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
+/// Create an account. With a guest's token the guest becomes the account and keeps the discussions.
+#[utoipa::path(
+    post, path = "/api/auth/signup", tag = "accounts", security((), ("bearer" = [])),
+    responses(
+        (status = 201, body = SignedIn),
+        (status = 401, body = Problem),
+        (status = 409, body = Problem),
+        (status = 422, body = Problem),
+        (status = 429, body = Problem),
+    ),
+)]
 async fn signup(
     State(app): State<App>,
     visitor: Visitor,
     Json(new): Json<NewAccount>,
 ) -> Result<Response> {
-    let (network, address) = (
-        LimitSubject::Network(visitor.network),
-        LimitSubject::Email(&new.email.0),
-    );
-    rate_limit::check(
-        &app,
-        &[(Limit::SignUp, network), (Limit::SignUpByEmail, address)],
-    )
-    .await?;
-    let hash = password::hash(new.password.0).await?;
+    let limits = [
+        (Limit::SignUp, LimitSubject::Network(visitor.network)),
+        (Limit::SignUpByEmail, LimitSubject::Email(&new.email.0)),
+    ];
+    rate_limit::check(&app, &limits).await?;
+
+    let email = new.email.0.as_str();
     let name = new.name.as_ref().map(Text::as_str);
-    let db = app.db()?;
-    let row = match visitor
-        .session
-        .map(|session| session.claims)
-        .filter(|claims| claims.guest)
-    {
-        Some(guest) => {
-            let Claims { sub, sid, ver, .. } = guest;
-            cache::invalidate(&app, &[Cached::Session(sub)], Vec::new()).await?;
-            let upgraded = db
-                .old_optional(
-                    &UPGRADE_GUEST,
-                    &[&sub, &ver, &sid, &new.email.0, &name, &hash],
-                )
-                .await;
-            upgraded
-                .on_constraint("users_email_key", EMAIL_TAKEN)?
-                .ok_or(auth::INVALID_TOKEN)?
-        }
+    let password_hash = password::hash(new.password.0).await?;
+
+    let claims = visitor.session.map(|session| session.claims);
+    let user = match claims.filter(|claims| claims.guest) {
+        Some(guest) => upgrade_guest(&app, &guest, email, name, &password_hash).await?,
         None => {
-            let inserted = db
-                .old_one(
-                    &INSERT,
-                    &[
-                        &app.new_id(),
-                        &new.email.0,
-                        &name,
-                        &hash,
-                        &"free",
-                        &app.now(),
-                    ],
-                )
-                .await;
+            let insert = InsertUser {
+                id: app.new_id(),
+                email: Some(email),
+                name,
+                password_hash: Some(&password_hash),
+                plan: Plan::Free,
+                now: app.now(),
+            };
+            let inserted = app.db()?.one(insert).await;
             inserted.on_constraint("users_email_key", EMAIL_TAKEN)?
         }
     };
-    begin_session(&app, row, StatusCode::CREATED)
+
+    begin_session(&app, user, StatusCode::CREATED)
 }
 
-/// Sign in. An unknown address takes as long as a wrong password and is answered the same.
-#[utoipa::path(post, path = "/api/auth/login", tag = "accounts",
-    responses((status = 200, body = SignedIn), (status = 401, body = Problem), (status = 403, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
+/// Turns a guest into an account with plan free.
+async fn upgrade_guest(
+    app: &App,
+    guest: &Claims,
+    email: &str,
+    name: Option<&str>,
+    password_hash: &str,
+) -> Result<UserRow> {
+    cache::invalidate(app, &[Cached::Session(guest.sub)], Vec::new()).await?;
+
+    let upgrade = UpgradeGuest {
+        user: guest.sub,
+        token_version: guest.ver,
+        session: guest.sid,
+        email,
+        name,
+        password_hash,
+    };
+    let upgraded = app.db()?.optional(upgrade).await;
+    upgraded
+        .on_constraint("users_email_key", EMAIL_TAKEN)?
+        .ok_or(auth::INVALID_TOKEN)
+}
+
+/// Sign in. An unknown address gets the same answer as a wrong password, after the same time.
+#[utoipa::path(
+    post, path = "/api/auth/login", tag = "accounts",
+    responses(
+        (status = 200, body = SignedIn),
+        (status = 401, body = Problem),
+        (status = 403, body = Problem),
+        (status = 422, body = Problem),
+        (status = 429, body = Problem),
+    ),
+)]
 async fn login(
     State(app): State<App>,
     visitor: Visitor,
     Json(credentials): Json<Credentials>,
 ) -> Result<Response> {
-    let (network, account) = (
-        LimitSubject::Network(visitor.network),
-        LimitSubject::Email(&credentials.email),
-    );
-    rate_limit::check(
-        &app,
-        &[(Limit::SignIn, network), (Limit::SignInByEmail, account)],
-    )
-    .await?;
-    let address = credentials.email.trim();
-    let found = match address.contains('\0') {
-        // Nobody's, and nothing that Postgres could be asked for.
+    let limits = [
+        (Limit::SignIn, LimitSubject::Network(visitor.network)),
+        (
+            Limit::SignInByEmail,
+            LimitSubject::Email(&credentials.email),
+        ),
+    ];
+    rate_limit::check(&app, &limits).await?;
+
+    let email = credentials.email.trim();
+    let account = match email.contains('\0') {
+        // No account has such an address, and Postgres rejects it as a parameter.
         true => None,
-        false => app.db()?.old_optional(&BY_EMAIL, &[&address]).await?,
+        false => app.db()?.optional(PasswordByEmail { email }).await?,
     };
-    let (stored, suspended, user) = match found {
-        Some(row) => (Some(row.password_hash), row.suspended, Some(row.id)),
-        None => (None, false, None),
-    };
-    let right = password::verify(credentials.password, stored.flatten()).await?;
-    let user = user.filter(|_| right).ok_or(INVALID_CREDENTIALS)?;
-    if suspended {
+
+    let password_hash = account.as_ref().and_then(|row| row.password_hash.clone());
+    let is_right = password::verify(credentials.password, password_hash).await?;
+    let account = account.filter(|_| is_right).ok_or(INVALID_CREDENTIALS)?;
+    if account.suspended {
         return Err(SUSPENDED);
     }
-    let row = app
-        .db()?
-        .old_optional(&BY_ID, &[&user])
-        .await?
-        .ok_or(INVALID_CREDENTIALS)?;
-    begin_session(&app, row, StatusCode::OK)
+
+    let user = app.db()?.optional(UserById { user: account.id }).await?;
+    begin_session(&app, user.ok_or(INVALID_CREDENTIALS)?, StatusCode::OK)
 }
 
-/// Visit without an account; messages count by network.
-#[utoipa::path(post, path = "/api/auth/guest", tag = "accounts", responses((status = 201, body = SignedIn), (status = 429, body = Problem)))]
+/// Visit without an account. Messages of guests count by network.
+#[utoipa::path(
+    post, path = "/api/auth/guest", tag = "accounts",
+    responses((status = 201, body = SignedIn), (status = 429, body = Problem)),
+)]
 async fn guest(State(app): State<App>, visitor: Visitor) -> Result<Response> {
     rate_limit::check(
         &app,
         &[(Limit::Guest, LimitSubject::Network(visitor.network))],
     )
     .await?;
-    let nothing = None::<&str>;
-    let row = app
-        .db()?
-        .old_one(
-            &INSERT,
-            &[
-                &app.new_id(),
-                &nothing,
-                &nothing,
-                &nothing,
-                &"guest",
-                &app.now(),
-            ],
-        )
-        .await?;
-    begin_session(&app, row, StatusCode::CREATED)
+
+    let insert = InsertUser {
+        id: app.new_id(),
+        email: None,
+        name: None,
+        password_hash: None,
+        plan: Plan::Guest,
+        now: app.now(),
+    };
+    let user = app.db()?.one(insert).await?;
+
+    begin_session(&app, user, StatusCode::CREATED)
 }
 
 /// Sign out, here or everywhere, at once.
-#[utoipa::path(post, path = "/api/auth/logout", tag = "accounts", security(("bearer" = [])),
-    responses((status = 204), (status = 401, body = Problem)))]
+#[utoipa::path(
+    post, path = "/api/auth/logout", tag = "accounts", security(("bearer" = [])),
+    responses((status = 204), (status = 401, body = Problem)),
+)]
 async fn logout(
     State(app): State<App>,
     user: User,
     OptionalJson(logout): OptionalJson<Logout>,
 ) -> Result<Response> {
-    let claims = &user.session.claims;
-    let ends = OffsetDateTime::from_unix_timestamp(claims.exp)
-        .map_err(|error| Error::Internal(error.into()))?;
-    let (session, version) = match logout.everywhere {
-        true => (None, Some(claims.ver + 1)),
-        false => (Some((claims.sid, (ends - app.now()).unsigned_abs())), None),
-    };
     cache::invalidate(&app, &[Cached::Session(user.id)], Vec::new()).await?;
-    let db = app.db()?;
-    match logout.everywhere {
-        true => db.old_execute(&REVOKE_ALL, &[&user.id]).await?,
-        false => {
-            db.old_execute(&REVOKE, &[&claims.sid, &user.id, &ends])
-                .await?
-        }
-    };
-    // Not before it is written: for as long as a token lives Redis would refuse what Postgres still holds to be live.
-    admission::revoke(&app, session, user.id, version).await;
-    let forget = [(header::SET_COOKIE, auth::session_cookie("", 0))];
-    Ok((StatusCode::NO_CONTENT, forget).into_response())
+
+    // Redis follows Postgres: the other way round, a failed write would leave Redis refusing a live session.
+    let Claims { sid, ver, exp, .. } = user.session.claims;
+    if logout.everywhere {
+        let revoke = RevokeAllSessions { user: user.id };
+        app.db()?.execute(revoke).await?;
+        admission::revoke(&app, None, user.id, Some(ver + 1)).await;
+    } else {
+        let expires_at = OffsetDateTime::from_unix_timestamp(exp).map_err(Error::internal)?;
+        let revoke = RevokeSession {
+            session: sid,
+            user: user.id,
+            expires_at,
+        };
+        app.db()?.execute(revoke).await?;
+
+        let remaining = (expires_at - app.now()).unsigned_abs();
+        admission::revoke(&app, Some((sid, remaining)), user.id, None).await;
+    }
+
+    let removed_cookie = [(header::SET_COOKIE, auth::session_cookie("", 0))];
+    Ok((StatusCode::NO_CONTENT, removed_cookie).into_response())
 }
 
-/// Who one is and what is left of today's messages.
-#[utoipa::path(get, path = "/api/auth/session", tag = "accounts", security(("bearer" = [])),
-    responses((status = 200, body = CurrentSession), (status = 401, body = Problem)))]
+/// The signed-in user and what is left of today's messages.
+#[utoipa::path(
+    get, path = "/api/auth/session", tag = "accounts", security(("bearer" = [])),
+    responses((status = 200, body = CurrentSession), (status = 401, body = Problem)),
+)]
 async fn session(State(app): State<App>, session: Session) -> Result<Response> {
-    let (subject, now) = (Subject::from_session(&session, &app)?, app.now());
-    let messages_command = redis_keys::messages_command(&subject, now);
-    let (user, counted) = session_cache::load_user(&app, session, vec![messages_command]).await?;
-    let counted = counted
+    let subject = Subject::from_session(&session, &app)?;
+    let now = app.now();
+    let count = redis_keys::messages_command(&subject, now);
+    let (user, counted) = session_cache::load_user(&app, session, vec![count]).await?;
+
+    let cached = counted
         .into_iter()
         .next()
         .flatten()
-        .and_then(|counted| counted.as_str()?.parse().ok());
-    let messages = match counted {
+        .and_then(|count| count.as_str()?.parse().ok());
+    let messages = match cached {
         Some(messages) => messages,
         None => admission::messages(&app, &subject, now).await?,
     };
-    let limit = user
-        .profile
-        .plan
-        .messages_per_day(&app.config().quotas.clone()?);
+
+    let quotas = app.config().quotas()?;
+    let limit = user.profile.plan.messages_per_day(&quotas);
     let quota = Quota::new(limit, u32::try_from(messages).unwrap_or_default(), now);
-    Ok((
-        quota.headers(),
-        axum::Json(CurrentSession {
-            user: user.profile,
-            quota,
-        }),
-    )
-        .into_response())
+    let session = CurrentSession {
+        user: user.profile,
+        quota,
+    };
+    Ok((quota.headers(), axum::Json(session)).into_response())
 }
 
-fn begin_session(app: &App, row: UserRow, status: StatusCode) -> Result<Response> {
-    let version = row.token_version;
-    let user: Profile = row.into();
-    let guest = user.plan == Plan::Guest;
+fn begin_session(app: &App, user: UserRow, status: StatusCode) -> Result<Response> {
+    let token_version = user.token_version;
+    let user: Profile = user.into();
+    let is_guest = user.plan == Plan::Guest;
     let (token, expires_at) =
         app.tokens()?
-            .sign(user.id, app.new_id(), version, guest, app.now())?;
-    let cookie = [(
-        header::SET_COOKIE,
-        auth::session_cookie(&token, token::LIFETIME.whole_seconds()),
-    )];
-    Ok((
-        status,
-        cookie,
-        axum::Json(SignedIn {
-            user,
-            token,
-            expires_at,
-        }),
-    )
-        .into_response())
+            .sign(user.id, app.new_id(), token_version, is_guest, app.now())?;
+
+    let cookie = auth::session_cookie(&token, token::LIFETIME.whole_seconds());
+    let session = SignedIn {
+        user,
+        token,
+        expires_at,
+    };
+    Ok((status, [(header::SET_COOKIE, cookie)], axum::Json(session)).into_response())
 }
 
 const EMAIL_TAKEN: Error = Error::Conflict {
     code: "email_taken",
-    detail: "There is an account with this address; sign in instead.",
+    detail: "An account with this address already exists. Sign in instead.",
 };
 const INVALID_CREDENTIALS: Error = Error::Unauthorized {
     code: "invalid_credentials",
@@ -350,48 +365,63 @@ const INVALID_CREDENTIALS: Error = Error::Unauthorized {
 };
 const SUSPENDED: Error = Error::Forbidden {
     code: "account_suspended",
-    detail: "This account is suspended; write to us to have it back.",
+    detail: "This account is suspended. Contact us to have it restored.",
 };
 
-sql_positional! {
-    write INSERT(UUID, TEXT, TEXT, TEXT, TEXT, TIMESTAMPTZ) -> UserRow = "
+sql! {
+    write InsertUser {
+        id: Uuid,
+        email: Option<&str>,
+        name: Option<&str>,
+        password_hash: Option<&str>,
+        plan: Plan,
+        now: OffsetDateTime,
+    } -> UserRow = "
         insert into users (id, email, name, password_hash, plan, created_at)
-        values ($1, $2, $3, $4, $5, $6)
+        values (:id, :email, :name, :password_hash, :plan, :now)
         returning id, email, name, plan, role, token_version, created_at";
-}
 
-sql_positional! {
-    /// Ends the guest's sessions: their tokens count messages by network, the account's do not.
-    write UPGRADE_GUEST(UUID, INT4, UUID, TEXT, TEXT, TEXT) -> UserRow = "
+    /// Raises the token version, which ends the guest's sessions: their tokens count messages by network, those of the
+    /// account do not.
+    write UpgradeGuest {
+        user: Uuid,
+        token_version: i32,
+        session: Uuid,
+        email: &str,
+        name: Option<&str>,
+        password_hash: &str,
+    } -> UserRow = "
         update users
-        set email = $4, name = $5, password_hash = $6, plan = 'free', token_version = token_version + 1
-        where id = $1 and token_version = $2 and plan = 'guest' and suspended_at is null
-          and not exists (select from revoked_sessions r where r.sid = $3)
+        set email = :email, name = :name, password_hash = :password_hash, plan = 'free',
+          token_version = token_version + 1
+        where id = :user and token_version = :token_version and plan = 'guest'
+          and suspended_at is null
+          and not exists (select from revoked_sessions r where r.sid = :session)
         returning id, email, name, plan, role, token_version, created_at";
-}
 
-sql_positional! {
-    read BY_EMAIL(TEXT) -> PasswordRow = "
+    read PasswordByEmail { email: &str } -> PasswordRow = "
         select id, password_hash, suspended_at is not null as suspended
-        from users where lower(email) = lower($1)";
-}
+        from users where lower(email) = lower(:email)";
 
-sql_positional! {
-    read BY_ID(UUID) -> UserRow = "
-        select id, email, name, plan, role, token_version, created_at from users where id = $1";
-}
+    read UserById { user: Uuid } -> UserRow = "
+        select id, email, name, plan, role, token_version, created_at
+        from users where id = :user";
 
-sql_positional! {
-    write REVOKE(UUID, UUID, TIMESTAMPTZ) -> () = "
-        insert into revoked_sessions (sid, user_id, expires_at) values ($1, $2, $3) on conflict do nothing";
-}
+    write RevokeSession { session: Uuid, user: Uuid, expires_at: OffsetDateTime } -> () = "
+        insert into revoked_sessions (sid, user_id, expires_at)
+        values (:session, :user, :expires_at)
+        on conflict do nothing";
 
-sql_positional! {
-    write REVOKE_ALL(UUID) -> () = "update users set token_version = token_version + 1 where id = $1";
+    write RevokeAllSessions { user: Uuid } -> () = "
+        update users set token_version = token_version + 1 where id = :user";
 }
 
 row! {
-    struct PasswordRow { id: Uuid, password_hash: Option<String>, suspended: bool }
+    struct PasswordRow {
+        id: Uuid,
+        password_hash: Option<String>,
+        suspended: bool,
+    }
 }
 
 #[cfg(test)]
@@ -399,8 +429,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_taken_unless_it_cannot_be_one() {
+    fn only_implausible_addresses_are_rejected() {
         let accepted = |typed: &str| Email::try_from(typed.to_owned()).is_ok();
+
         for good in [
             "ada@example.org",
             " Ada+x@sub.example.co.uk ",
@@ -408,6 +439,7 @@ mod tests {
         ] {
             assert!(accepted(good), "{good}");
         }
+
         let long = format!("{}@example.org", "a".repeat(250));
         for bad in [
             "",

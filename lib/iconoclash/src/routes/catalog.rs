@@ -1,22 +1,25 @@
-//! What anybody may see and a CDN may keep: the icons and the plans.
+//! Public lists that a CDN may cache: the icons and the plans.
 
 use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, StatusCode, header};
+use http::{StatusCode, header};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use pooled_postgres::{row, sql_positional};
+use pooled_postgres::{row, sql};
 
 use crate::{
     app::App,
-    http::error::{Error, Problem, Result},
+    http::{
+        error::{Error, Problem, Result},
+        extract::IfNoneMatch,
+    },
     identity::auth::Visitor,
-    spending::plan,
+    spending::plan::Plan,
 };
 
 /// `/api/icons`, `/api/plans`
@@ -26,30 +29,19 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(plans))
 }
 
-/// All of something that is short enough to be listed at once.
+/// A list that is short enough for one page.
 #[derive(Debug, Serialize, ToSchema)]
 struct List<T> {
     data: Vec<T>,
 }
 
-/// A persona to argue with.
-#[derive(Debug, Serialize, ToSchema)]
-struct Icon {
-    /// Names the icon in `POST /api/discussions`.
-    #[schema(example = "socrates")]
-    slug: String,
-    name: String,
-    era: String,
-    tagline: String,
-}
-
 /// What can be subscribed to.
 #[derive(Debug, Serialize, ToSchema)]
-struct Plan {
-    plan: plan::Plan,
-    /// A month, in micro-dollars.
+struct PlanOffer {
+    plan: Plan,
+    /// Per month, in micro-dollars.
     price_microusd: i64,
-    /// A UTC day.
+    /// Per UTC day.
     messages_per_day: u32,
     /// The longest reply.
     max_output_tokens: u32,
@@ -57,57 +49,60 @@ struct Plan {
 }
 
 /// The personas.
-#[utoipa::path(get, path = "/api/icons", tag = "catalog",
-    responses((status = 200, body = List<Icon>), (status = 304, description = "The caller's copy is current"), (status = 429, body = Problem)))]
-async fn icons(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> Result<Response> {
+#[utoipa::path(
+    get, path = "/api/icons", tag = "catalog",
+    responses(
+        (status = 200, body = List<Icon>),
+        (status = 304, description = "The client's copy is current"),
+        (status = 429, body = Problem),
+    ),
+)]
+async fn icons(
+    State(app): State<App>,
+    visitor: Visitor,
+    if_none_match: IfNoneMatch,
+) -> Result<Response> {
     visitor.check_read_limit(&app).await?;
-    let rows = app.db()?.old_all(&OFFERED, &[]).await?;
-    let data = rows
-        .into_iter()
-        .map(
-            |IconRow {
-                 slug,
-                 name,
-                 era,
-                 tagline,
-             }| Icon {
-                slug,
-                name,
-                era,
-                tagline,
-            },
-        )
-        .collect();
-    cacheable(&headers, &List { data })
+
+    let data = app.db()?.all(OfferedIcons).await?;
+
+    cacheable(&if_none_match, &List { data })
 }
 
 /// The plans, their prices and limits.
-#[utoipa::path(get, path = "/api/plans", tag = "catalog",
-    responses((status = 200, body = List<Plan>), (status = 304, description = "The caller's copy is current"), (status = 429, body = Problem)))]
-async fn plans(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> Result<Response> {
+#[utoipa::path(
+    get, path = "/api/plans", tag = "catalog",
+    responses(
+        (status = 200, body = List<PlanOffer>),
+        (status = 304, description = "The client's copy is current"),
+        (status = 429, body = Problem),
+    ),
+)]
+async fn plans(
+    State(app): State<App>,
+    visitor: Visitor,
+    if_none_match: IfNoneMatch,
+) -> Result<Response> {
     visitor.check_read_limit(&app).await?;
-    let (quotas, models) = (app.config().quotas.clone()?, app.config().models.clone()?);
-    let data = plan::Plan::ALL.map(|plan| Plan {
+
+    let quotas = app.config().quotas()?;
+    let models = app.config().models()?;
+    let data = Plan::ALL.map(|plan| PlanOffer {
         plan,
         price_microusd: plan.price_microusd(),
         messages_per_day: plan.messages_per_day(&quotas),
         max_output_tokens: plan.max_output_tokens(),
         model: plan.model(&models).to_owned(),
     });
-    cacheable(&headers, &List { data: data.into() })
+
+    cacheable(&if_none_match, &List { data: data.into() })
 }
 
-/// An answer that browsers keep for a minute and the CDN for an hour, renewing it in the background for a day.
-fn cacheable(request: &HeaderMap, answer: &impl Serialize) -> Result<Response> {
-    let body = serde_json::to_vec(answer).map_err(|error| Error::Internal(error.into()))?;
-    let digest = Sha256::digest(&body);
-    let etag = format!(
-        "\"{}\"",
-        digest[..12]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
-    );
+/// A response that browsers cache for a minute and the CDN for an hour. For a day more the CDN serves its copy while it
+/// fetches a new one.
+fn cacheable(if_none_match: &IfNoneMatch, list: &impl Serialize) -> Result<Response> {
+    let body = serde_json::to_vec(list).map_err(Error::internal)?;
+    let etag = format!("\"{}\"", hex::encode(&Sha256::digest(&body)[..12]));
     let headers = [
         (header::CACHE_CONTROL.as_str(), "public, max-age=60"),
         (
@@ -117,25 +112,30 @@ fn cacheable(request: &HeaderMap, answer: &impl Serialize) -> Result<Response> {
         (header::ETAG.as_str(), &etag),
         (header::CONTENT_TYPE.as_str(), "application/json"),
     ];
-    // A CDN that compresses turns our strong tag into a weak one; the copy is the same.
-    let known = request
-        .get_all(header::IF_NONE_MATCH)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let mut known = known
-        .flat_map(|value| value.split(','))
-        .map(|tag| tag.trim().trim_start_matches("W/"));
-    if known.any(|tag| tag == etag || tag == "*") {
-        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+
+    if if_none_match.matches(&etag) {
+        Ok((StatusCode::NOT_MODIFIED, headers).into_response())
+    } else {
+        Ok((headers, body).into_response())
     }
-    Ok((headers, body).into_response())
 }
 
-sql_positional! {
-    read OFFERED() -> IconRow = "
-        select slug, name, era, tagline from icons where not retired order by position, slug";
+sql! {
+    read OfferedIcons -> Icon = "
+        select slug, name, era, tagline from icons
+        where not retired
+        order by position, slug";
 }
 
 row! {
-    struct IconRow { slug: String, name: String, era: String, tagline: String }
+    /// A persona to argue with.
+    #[derive(Debug, Serialize, ToSchema)]
+    struct Icon {
+        /// Names the icon in `POST /api/discussions`.
+        #[schema(example = "socrates")]
+        slug: String,
+        name: String,
+        era: String,
+        tagline: String,
+    }
 }

@@ -1,4 +1,6 @@
-//! Discussions: what a user argues about, and with whom.
+//! Discussions: their topic, their icons, and their life from creation to deletion.
+
+mod title;
 
 use axum::{
     extract::State,
@@ -7,12 +9,12 @@ use axum::{
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use time::{OffsetDateTime, Time, UtcOffset};
+use time::{Date, OffsetDateTime, Time, UtcOffset};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use pooled_postgres::{row, sql_positional};
+use pooled_postgres::{row, sql};
 
 use crate::{
     app::App,
@@ -37,10 +39,10 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(show, edit, delete))
 }
 
-/// What to argue about, and with whom.
+/// A new discussion.
 #[derive(Debug, Deserialize, ToSchema)]
 struct NewDiscussion {
-    /// Made from the topic or the icons where it is left out, and anew from what was said after the first reply.
+    /// Left out, it is made from the topic or the icons, and again from the conversation after the first reply.
     #[schema(value_type = Option<String>, max_length = 200)]
     title: Option<Text<200>>,
     #[schema(value_type = Option<String>, max_length = 2000)]
@@ -49,33 +51,14 @@ struct NewDiscussion {
     icons: Icons,
 }
 
-/// What to change; what is left out stays.
+/// Fields to change. Those that are left out stay as they are.
 #[derive(Debug, Deserialize, ToSchema)]
 struct EditDiscussion {
     #[schema(value_type = Option<String>, max_length = 200)]
     title: Option<Text<200>>,
     archived: Option<bool>,
-    /// Whether anybody may read it at `share_url`.
+    /// Whether anyone with `share_url` may read it.
     shared: Option<bool>,
-}
-
-/// A discussion.
-#[derive(Debug, Serialize, ToSchema)]
-struct Discussion {
-    id: Uuid,
-    title: String,
-    topic: Option<String>,
-    /// Slugs, in the order in which they speak.
-    icons: Vec<String>,
-    archived: bool,
-    shared: bool,
-    /// Where anybody may read it, while it is shared.
-    share_url: Option<String>,
-    message_count: i32,
-    #[serde(with = "time::serde::rfc3339")]
-    created_at: OffsetDateTime,
-    #[serde(with = "time::serde::rfc3339")]
-    updated_at: OffsetDateTime,
 }
 
 /// A page of discussions, newest first.
@@ -88,14 +71,14 @@ struct Discussions {
 #[derive(Debug, Serialize, ToSchema)]
 struct Count {
     total: i64,
-    /// Begun since midnight UTC.
+    /// Created since midnight UTC.
     today: i64,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct Filter {
-    /// Archived discussions instead of the others.
+    /// Only archived discussions, instead of only those that are not.
     #[serde(default)]
     archived: bool,
 }
@@ -109,49 +92,66 @@ impl TryFrom<Vec<String>> for Icons {
     type Error = &'static str;
 
     fn try_from(slugs: Vec<String>) -> Result<Self, Self::Error> {
-        let repeated = slugs
-            .iter()
-            .enumerate()
-            .any(|(at, slug)| slugs[..at].contains(slug));
-        match slugs.len() {
-            1..=4 if repeated => Err("must not name an icon twice"),
-            1..=4 if slugs.iter().any(|slug| slug.contains('\0')) => {
-                Err("must be slugs of GET /api/icons")
-            }
-            1..=4 => Ok(Self(slugs)),
-            _ => Err("must name one to four icons"),
+        if !(1..=4).contains(&slugs.len()) {
+            return Err("must name one to four icons");
         }
+        let is_repeated = |at: usize| slugs[..at].contains(&slugs[at]);
+        if (0..slugs.len()).any(is_repeated) {
+            return Err("must not name an icon twice");
+        }
+        // No icon has such a slug, and Postgres rejects it as a parameter.
+        if slugs.iter().any(|slug| slug.contains('\0')) {
+            return Err(UNKNOWN_ICONS);
+        }
+        Ok(Self(slugs))
     }
 }
 
-/// One's own discussions, newest first.
-#[utoipa::path(get, path = "/api/discussions", tag = "discussions", security(("bearer" = [])), params(Filter, Page),
-    responses((status = 200, body = Discussions), (status = 400, body = Problem), (status = 401, body = Problem)))]
+const UNKNOWN_ICONS: &str = "must be slugs of GET /api/icons";
+
+/// The user's discussions, newest first.
+#[utoipa::path(
+    get, path = "/api/discussions", tag = "discussions", security(("bearer" = [])),
+    params(Filter, Page),
+    responses(
+        (status = 200, body = Discussions),
+        (status = 400, body = Problem),
+        (status = 401, body = Problem),
+    ),
+)]
 async fn list(
     State(app): State<App>,
     user: User,
     Query(filter): Query<Filter>,
     Query(page): Query<Page>,
 ) -> Result<axum::Json<Discussions>> {
-    let rows = app
-        .db()?
-        .old_all(
-            &PAGE,
-            &[&user.id, &filter.archived, &page.cursor, &page.limit.rows()],
-        )
-        .await?;
-    let (rows, next_cursor) = page.limit.cut(rows, |row| row.id);
-    let data = rows
-        .into_iter()
-        .map(|row| row.into_discussion(&app))
-        .collect();
+    let select = PageOfDiscussions {
+        user: user.id,
+        archived: filter.archived,
+        cursor: page.cursor,
+        rows: page.limit.rows(),
+        share_base: &share_base(&app),
+    };
+    let rows = app.db()?.all(select).await?;
+    let (data, next_cursor) = page.limit.cut(rows, |discussion| discussion.id);
+
     Ok(axum::Json(Discussions { data, next_cursor }))
 }
 
-/// Begin a discussion.
-#[utoipa::path(post, path = "/api/discussions", tag = "discussions", security(("bearer" = [])),
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
-    responses((status = 201, body = Discussion), (status = 401, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
+/// Create a discussion.
+#[utoipa::path(
+    post, path = "/api/discussions", tag = "discussions", security(("bearer" = [])),
+    params((
+        "Idempotency-Key" = Option<String>, Header,
+        description = "1 to 255 visible ASCII characters",
+    )),
+    responses(
+        (status = 201, body = Discussion),
+        (status = 401, body = Problem),
+        (status = 422, body = Problem),
+        (status = 429, body = Problem),
+    ),
+)]
 async fn create(
     State(app): State<App>,
     user: User,
@@ -159,318 +159,331 @@ async fn create(
     Json(new): Json<NewDiscussion>,
 ) -> Result<Response> {
     rate_limit::check(&app, &[(Limit::Discussion, LimitSubject::User(user.id))]).await?;
-    let topic = new.topic.as_ref().map(Text::as_str);
-    let title = new.title.as_ref().map_or_else(
-        || default_title(topic, &new.icons.0),
-        |title| title.as_str().to_owned(),
-    );
-    let now = app.now();
-    let discussion = Discussion {
-        id: app.new_id(),
-        title,
-        topic: topic.map(str::to_owned),
-        icons: new.icons.0,
-        archived: false,
-        shared: false,
-        share_url: None,
-        message_count: 0,
-        created_at: now,
-        updated_at: now,
-    };
-    let mut asked = vec![
-        "POST /api/discussions",
-        new.title.as_ref().map_or("", Text::as_str),
-        topic.unwrap_or(""),
-    ];
-    asked.extend(discussion.icons.iter().map(String::as_str));
-    let hash = idempotency::fingerprint(&asked);
-    let answer =
-        serde_json::to_value(&discussion).map_err(|error| Error::Internal(error.into()))?;
-    let (
-        Discussion {
-            id, title, icons, ..
-        },
-        title_made,
-    ) = (&discussion, new.title.is_none());
+
+    let request_hash = new.fingerprint();
+    let title_made = new.title.is_none();
+    let discussion = new.into_discussion(&app);
+    let response = serde_json::to_value(&discussion).map_err(Error::internal)?;
+
     cache::invalidate(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
-    let inserted = app
-        .db()?
-        .old_execute(
-            &INSERT,
-            &[
-                id,
-                &user.id,
-                title,
-                &topic,
-                icons,
-                &now,
-                &key.0,
-                &hash,
-                &answer,
-                &title_made,
-            ],
-        )
-        .await?;
-    if inserted == 1 {
-        return Ok((StatusCode::CREATED, axum::Json(discussion)).into_response());
-    }
-    replay(&app, &user, &key, &hash).await
-}
-
-/// Nothing was inserted: the key is known, or an icon is not.
-async fn replay(app: &App, user: &User, key: &IdempotencyKey, hash: &[u8]) -> Result<Response> {
-    match app.db()?.old_optional(&BY_KEY, &[&user.id, &key.0]).await? {
-        None => Err(Error::invalid("icons", "must be slugs of GET /api/icons")),
-        Some(first) if first.request_hash != hash => Err(Error::IdempotencyKeyReused),
-        Some(first) => Ok((
-            StatusCode::CREATED,
-            [idempotency::REPLAYED],
-            axum::Json(first.response),
-        )
-            .into_response()),
+    let insert = InsertDiscussion {
+        id: discussion.id,
+        user: user.id,
+        title: &discussion.title,
+        title_made,
+        topic: discussion.topic.as_deref(),
+        icons: &discussion.icons,
+        now: discussion.created_at,
+        key: key.0.as_deref(),
+        request_hash: &request_hash,
+        response: &response,
+    };
+    match app.db()?.execute(insert).await? {
+        0 => replay(&app, &user, &key, &request_hash).await,
+        _ => Ok((StatusCode::CREATED, axum::Json(discussion)).into_response()),
     }
 }
 
-/// How many discussions one has.
-#[utoipa::path(get, path = "/api/discussions/count", tag = "discussions", security(("bearer" = [])),
-    responses((status = 200, body = Count), (status = 401, body = Problem)))]
+impl NewDiscussion {
+    fn fingerprint(&self) -> Vec<u8> {
+        let title = self.title.as_ref().map_or("", Text::as_str);
+        let topic = self.topic.as_ref().map_or("", Text::as_str);
+        let icons = self.icons.0.iter().map(String::as_str);
+
+        let mut parts = vec!["POST /api/discussions", title, topic];
+        parts.extend(icons);
+        idempotency::fingerprint(&parts)
+    }
+
+    fn into_discussion(self, app: &App) -> Discussion {
+        let now = app.now();
+        let topic = self.topic.as_ref().map(Text::as_str);
+        let title = match &self.title {
+            Some(title) => title.as_str().to_owned(),
+            None => title::default_title(topic, &self.icons.0),
+        };
+
+        Discussion {
+            id: app.new_id(),
+            title,
+            topic: topic.map(str::to_owned),
+            icons: self.icons.0,
+            archived: false,
+            shared: false,
+            share_url: None,
+            message_count: 0,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+}
+
+/// The response where nothing was inserted: the key is known, or an icon is not.
+async fn replay(
+    app: &App,
+    user: &User,
+    key: &IdempotencyKey,
+    request_hash: &[u8],
+) -> Result<Response> {
+    let first = match key.0.as_deref() {
+        Some(key) => {
+            app.db()?
+                .optional(FirstResponse { user: user.id, key })
+                .await?
+        }
+        None => None,
+    };
+
+    match first {
+        None => Err(Error::invalid("icons", UNKNOWN_ICONS)),
+        Some(first) if first.request_hash != request_hash => Err(Error::IdempotencyKeyReused),
+        Some(first) => {
+            let body = axum::Json(first.response);
+            Ok((StatusCode::CREATED, [idempotency::REPLAYED], body).into_response())
+        }
+    }
+}
+
+/// How many discussions the user has.
+#[utoipa::path(
+    get, path = "/api/discussions/count", tag = "discussions", security(("bearer" = [])),
+    responses((status = 200, body = Count), (status = 401, body = Problem)),
+)]
 async fn count(State(app): State<App>, session: Session) -> Result<axum::Json<Count>> {
-    let now = app.now();
+    let now = app.now().to_offset(UtcOffset::UTC);
+    let midnight = now.replace_time(Time::MIDNIGHT);
+    let today = midnight.date();
+
     let counts = Cached::Counts(session.claims.sub);
     let (user, mut found) = session_cache::load_user(&app, session, vec![counts.command()]).await?;
-    let midnight = now.to_offset(UtcOffset::UTC).replace_time(Time::MIDNIGHT);
+
     let load = async || {
-        let CountRow { total, today } = app.db()?.old_one(&COUNT, &[&user.id, &midnight]).await?;
-        Ok(CountOfDay {
+        let select = CountDiscussions {
+            user: user.id,
+            midnight,
+        };
+        let CountRow { total, today } = app.db()?.one(select).await?;
+        Ok(DatedCount {
             day: midnight.date(),
             total,
             today,
         })
     };
-    let counted = counts
-        .get_or_load(
-            &app,
-            found.pop().flatten(),
-            |counted| counted.day == midnight.date(),
-            load,
-        )
-        .await?;
-    Ok(axum::Json(Count {
-        total: counted.total,
-        today: counted.today,
-    }))
+    let is_current = |count: &DatedCount| count.day == today;
+    let found = found.pop().flatten();
+    let DatedCount { total, today, .. } = counts.get_or_load(&app, found, is_current, load).await?;
+
+    Ok(axum::Json(Count { total, today }))
 }
 
-/// As it is cached: "today" is another day after midnight.
+/// The cached count, with the day that its `today` counts.
 #[derive(Debug, Serialize, Deserialize)]
-struct CountOfDay {
-    day: time::Date,
+struct DatedCount {
+    day: Date,
     total: i64,
     today: i64,
 }
 
 /// One discussion.
-#[utoipa::path(get, path = "/api/discussions/{id}", tag = "discussions", security(("bearer" = [])), params(("id" = Uuid, Path)),
-    responses((status = 200, body = Discussion), (status = 401, body = Problem), (status = 404, body = Problem)))]
+#[utoipa::path(
+    get, path = "/api/discussions/{id}", tag = "discussions", security(("bearer" = [])),
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, body = Discussion),
+        (status = 401, body = Problem),
+        (status = 404, body = Problem),
+    ),
+)]
 async fn show(
     State(app): State<App>,
     user: User,
     Path(id): Path<Uuid>,
 ) -> Result<axum::Json<Discussion>> {
-    let row = app
-        .db()?
-        .old_optional(&BY_ID, &[&id, &user.id])
-        .await?
-        .ok_or(Error::NotFound)?;
-    Ok(axum::Json(row.into_discussion(&app)))
+    let select = DiscussionById {
+        id,
+        user: user.id,
+        share_base: &share_base(&app),
+    };
+    let discussion = app.db()?.optional(select).await?;
+
+    discussion.map(axum::Json).ok_or(Error::NotFound)
 }
 
 /// Rename, archive or share.
-#[utoipa::path(patch, path = "/api/discussions/{id}", tag = "discussions", security(("bearer" = [])), params(("id" = Uuid, Path)),
-    responses((status = 200, body = Discussion), (status = 401, body = Problem), (status = 404, body = Problem), (status = 422, body = Problem)))]
+#[utoipa::path(
+    patch, path = "/api/discussions/{id}", tag = "discussions", security(("bearer" = [])),
+    params(("id" = Uuid, Path)),
+    responses(
+        (status = 200, body = Discussion),
+        (status = 401, body = Problem),
+        (status = 404, body = Problem),
+        (status = 422, body = Problem),
+    ),
+)]
 async fn edit(
     State(app): State<App>,
     user: User,
     Path(id): Path<Uuid>,
     Json(edit): Json<EditDiscussion>,
 ) -> Result<axum::Json<Discussion>> {
-    let title = edit.title.as_ref().map(Text::as_str);
-    let share_slug = share_slug();
-    let EditDiscussion {
-        archived, shared, ..
-    } = edit;
-    let changed = app
-        .db()?
-        .old_optional(
-            &UPDATE,
-            &[
-                &id,
-                &user.id,
-                &title,
-                &archived,
-                &shared,
-                &share_slug,
-                &app.now(),
-            ],
-        )
-        .await?;
-    Ok(axum::Json(
-        changed.ok_or(Error::NotFound)?.into_discussion(&app),
-    ))
+    let update = UpdateDiscussion {
+        id,
+        user: user.id,
+        title: edit.title.as_ref().map(Text::as_str),
+        archived: edit.archived,
+        shared: edit.shared,
+        new_slug: &random_slug(),
+        now: app.now(),
+        share_base: &share_base(&app),
+    };
+    let discussion = app.db()?.optional(update).await?;
+
+    discussion.map(axum::Json).ok_or(Error::NotFound)
 }
 
 /// Delete it with all its messages.
-#[utoipa::path(delete, path = "/api/discussions/{id}", tag = "discussions", security(("bearer" = [])), params(("id" = Uuid, Path)),
-    responses((status = 204), (status = 401, body = Problem), (status = 404, body = Problem)))]
+#[utoipa::path(
+    delete, path = "/api/discussions/{id}", tag = "discussions", security(("bearer" = [])),
+    params(("id" = Uuid, Path)),
+    responses((status = 204), (status = 401, body = Problem), (status = 404, body = Problem)),
+)]
 async fn delete(State(app): State<App>, user: User, Path(id): Path<Uuid>) -> Result<StatusCode> {
     cache::invalidate(&app, &[Cached::Counts(user.id)], Vec::new()).await?;
-    match app.db()?.old_execute(&DELETE, &[&id, &user.id]).await? {
+
+    let delete = DeleteDiscussion { id, user: user.id };
+    match app.db()?.execute(delete).await? {
         0 => Err(Error::NotFound),
         _ => Ok(StatusCode::NO_CONTENT),
     }
 }
 
-/// The topic's beginning, else the names that the slugs are made of.
-fn default_title(topic: Option<&str>, icons: &[String]) -> String {
-    if let Some(topic) = topic {
-        let line = topic.lines().next().unwrap_or_default();
-        return match line.char_indices().nth(80) {
-            Some((end, _)) => format!("{}…", line[..end].trim_end()),
-            None => line.to_owned(),
-        };
-    }
-    let names = icons.iter().map(|slug| {
-        let words = slug.split('-').map(|word| {
-            let mut letters = word.chars();
-            letters.next().map_or(String::new(), |first| {
-                first.to_uppercase().chain(letters).collect()
-            })
-        });
-        words.collect::<Vec<_>>().join(" ")
-    });
-    names
-        .collect::<Vec<_>>()
-        .join(", ")
-        .chars()
-        .take(200)
-        .collect()
+/// An unguessable slug, because knowing it is the permission to read.
+fn random_slug() -> String {
+    hex::encode(rand::random::<[u8; 16]>())
 }
 
-/// Unguessable: who knows it may read.
-fn share_slug() -> String {
-    format!("{:032x}", rand::random::<u128>())
+/// The share URL of a discussion, up to its slug.
+fn share_base(app: &App) -> String {
+    format!("{}/share/", app.config().public_url)
 }
 
-sql_positional! {
-    read PAGE(UUID, BOOL, UUID, INT8) -> DiscussionRow = "
-        select id, title, topic, icons, archived, shared, share_slug, message_count, created_at, updated_at
+sql! {
+    read PageOfDiscussions {
+        user: Uuid,
+        archived: bool,
+        cursor: Option<Uuid>,
+        rows: i64,
+        share_base: &str,
+    } -> Discussion = "
+        select id, title, topic, icons, archived, shared,
+          case when shared then :share_base || share_slug end as share_url,
+          message_count, created_at, updated_at
         from discussions
-        where user_id = $1 and archived = $2 and ($3::uuid is null or id < $3)
-        order by id desc limit $4";
-}
+        where user_id = :user and archived = :archived
+          and (:cursor::uuid is null or id < :cursor)
+        order by id desc limit :rows";
 
-sql_positional! {
-    /// With a key it inserts once: a second request waits for the first, then finds the key and inserts nothing.
-    write INSERT(UUID, UUID, TEXT, TEXT, TEXT_ARRAY, TIMESTAMPTZ, TEXT, BYTEA, JSONB, BOOL) -> () = "
+    /// Inserts once per key: a concurrent request with the same key waits for the first, then inserts nothing.
+    write InsertDiscussion {
+        id: Uuid,
+        user: Uuid,
+        title: &str,
+        title_made: bool,
+        topic: Option<&str>,
+        icons: &[String],
+        now: OffsetDateTime,
+        key: Option<&str>,
+        request_hash: &[u8],
+        response: &Value,
+    } -> () = "
         with offered as (
-          select from icons where slug = any($5::text[]) and not retired having count(*) = cardinality($5)
+          select from icons
+          where slug = any(:icons::text[]) and not retired
+          having count(*) = cardinality(:icons)
         ), claimed as (
           insert into idempotency_keys (user_id, key, request_hash, response, created_at)
-          select $2, $7::text, $8::bytea, $9::jsonb, $6 from offered where $7 is not null
+          select :user, :key::text, :request_hash::bytea, :response::jsonb, :now
+          from offered where :key is not null
           on conflict do nothing
           returning key
         )
-        insert into discussions (id, user_id, title, topic, icons, created_at, updated_at, title_made)
-        select $1, $2, $3, $4, $5, $6, $6, $10 from offered
-        where $7 is null or exists (select from claimed)";
-}
+        insert into discussions
+          (id, user_id, title, title_made, topic, icons, created_at, updated_at)
+        select :id, :user, :title, :title_made, :topic, :icons, :now, :now
+        from offered
+        where :key is null or exists (select from claimed)";
 
-sql_positional! {
-    read BY_KEY(UUID, TEXT) -> AnswerRow = "
-        select request_hash, response from idempotency_keys where user_id = $1 and key = $2";
-}
+    read FirstResponse { user: Uuid, key: &str } -> FirstResponseRow = "
+        select request_hash, response from idempotency_keys where user_id = :user and key = :key";
 
-sql_positional! {
-    read COUNT(UUID, TIMESTAMPTZ) -> CountRow = "
-        select count(*) as total, count(*) filter (where created_at >= $2) as today
-        from discussions where user_id = $1";
-}
+    read CountDiscussions { user: Uuid, midnight: OffsetDateTime } -> CountRow = "
+        select count(*) as total, count(*) filter (where created_at >= :midnight) as today
+        from discussions where user_id = :user";
 
-sql_positional! {
-    read BY_ID(UUID, UUID) -> DiscussionRow = "
-        select id, title, topic, icons, archived, shared, share_slug, message_count, created_at, updated_at
-        from discussions where id = $1 and user_id = $2";
-}
+    read DiscussionById { id: Uuid, user: Uuid, share_base: &str } -> Discussion = "
+        select id, title, topic, icons, archived, shared,
+          case when shared then :share_base || share_slug end as share_url,
+          message_count, created_at, updated_at
+        from discussions where id = :id and user_id = :user";
 
-sql_positional! {
-    write UPDATE(UUID, UUID, TEXT, BOOL, BOOL, TEXT, TIMESTAMPTZ) -> DiscussionRow = "
+    /// A discussion keeps its slug when it is no longer shared, so that sharing it again restores the URL.
+    write UpdateDiscussion {
+        id: Uuid,
+        user: Uuid,
+        title: Option<&str>,
+        archived: Option<bool>,
+        shared: Option<bool>,
+        new_slug: &str,
+        now: OffsetDateTime,
+        share_base: &str,
+    } -> Discussion = "
         update discussions
-        set title = coalesce($3, title), title_made = title_made and $3 is null, archived = coalesce($4, archived), shared = coalesce($5, shared),
-          share_slug = case when $5 then coalesce(share_slug, $6) else share_slug end, updated_at = $7
-        where id = $1 and user_id = $2
-        returning id, title, topic, icons, archived, shared, share_slug, message_count, created_at, updated_at";
-}
+        set title = coalesce(:title, title),
+          title_made = title_made and :title is null,
+          archived = coalesce(:archived, archived),
+          shared = coalesce(:shared, shared),
+          share_slug = case when :shared then coalesce(share_slug, :new_slug) else share_slug end,
+          updated_at = :now
+        where id = :id and user_id = :user
+        returning id, title, topic, icons, archived, shared,
+          case when shared then :share_base || share_slug end as share_url,
+          message_count, created_at, updated_at";
 
-sql_positional! {
-    write DELETE(UUID, UUID) -> () = "delete from discussions where id = $1 and user_id = $2";
+    write DeleteDiscussion { id: Uuid, user: Uuid } -> () = "
+        delete from discussions where id = :id and user_id = :user";
 }
 
 row! {
-    struct DiscussionRow {
+    /// A discussion.
+    #[derive(Debug, Serialize, ToSchema)]
+    struct Discussion {
         id: Uuid,
         title: String,
         topic: Option<String>,
+        /// Slugs, in the order in which they speak.
         icons: Vec<String>,
         archived: bool,
         shared: bool,
-        share_slug: Option<String>,
+        /// Where anyone may read it, while it is shared.
+        share_url: Option<String>,
         message_count: i32,
+        #[serde(with = "time::serde::rfc3339")]
         created_at: OffsetDateTime,
+        #[serde(with = "time::serde::rfc3339")]
         updated_at: OffsetDateTime,
     }
 }
 
 row! {
-    struct AnswerRow { request_hash: Vec<u8>, response: Option<Value> }
-}
-
-row! {
-    struct CountRow { total: i64, today: i64 }
-}
-
-impl DiscussionRow {
-    fn into_discussion(self, app: &App) -> Discussion {
-        let slug = self.share_slug.filter(|_| self.shared);
-        Discussion {
-            id: self.id,
-            title: self.title,
-            topic: self.topic,
-            icons: self.icons,
-            archived: self.archived,
-            shared: self.shared,
-            share_url: slug.map(|slug| format!("{}/share/{slug}", app.config().public_url)),
-            message_count: self.message_count,
-            created_at: self.created_at,
-            updated_at: self.updated_at,
-        }
+    struct FirstResponseRow {
+        request_hash: Vec<u8>,
+        response: Option<Value>,
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_discussion_without_a_title_is_named_after_its_topic_or_its_icons() {
-        let icons = ["ibn-rushd".to_owned(), "socrates".to_owned()];
-        assert_eq!(default_title(None, &icons), "Ibn Rushd, Socrates");
-        assert_eq!(
-            default_title(Some("Is virtue taught?\nOr not"), &icons),
-            "Is virtue taught?"
-        );
-        assert_eq!(
-            default_title(Some(&"ä".repeat(100)), &icons),
-            format!("{}…", "ä".repeat(80))
-        );
+row! {
+    struct CountRow {
+        total: i64,
+        today: i64,
     }
 }

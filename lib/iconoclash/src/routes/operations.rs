@@ -1,4 +1,6 @@
-//! What machines ask: is it alive, and which keys sign its tokens.
+//! For machines: whether the service is healthy, and the public keys of its tokens.
+
+use std::collections::BTreeMap;
 
 use axum::{
     extract::State,
@@ -6,14 +8,13 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use time::format_description::well_known::Rfc3339;
 use upstash_redis_rs::Command;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use claude::{self, KeyHealth, Pool};
-use pooled_postgres::sql_positional;
+use claude::{KeyHealth, Pool};
+use pooled_postgres::sql;
 
 use crate::{
     api_keys,
@@ -32,10 +33,10 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(jwks))
 }
 
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct Depth {
-    /// `1` also asks Postgres, Redis and the Claude keys; needs the cron secret.
+    /// `1` also checks Postgres, Redis and the Claude keys; needs the cron secret.
     deep: Option<String>,
 }
 
@@ -45,39 +46,53 @@ struct Health {
     status: &'static str,
     version: String,
     region: String,
-    /// What each dependency said, where they were asked.
+    /// By dependency, where they were checked: `ok`, or what failed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     checks: BTreeMap<&'static str, String>,
-    /// What each Claude key is known to be, by its label, where they were asked for.
+    /// By the label of a Claude key, where they were checked: `ok`, or how long it is cooling down.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     claude_keys: BTreeMap<String, String>,
 }
 
-/// Whether the function answers; with `deep=1`, whether what it needs does.
-#[utoipa::path(get, path = "/api/health", tag = "operations", params(Depth),
-    responses((status = 200, body = Health), (status = 401, body = Problem), (status = 503, body = Health)))]
+/// The state of each dependency. Empty unless it was checked.
+#[derive(Default)]
+struct Dependencies {
+    checks: BTreeMap<&'static str, String>,
+    claude_keys: BTreeMap<String, String>,
+}
+
+/// Whether the function answers; with `deep=1`, whether its dependencies work.
+#[utoipa::path(
+    get, path = "/api/health", tag = "operations", params(Depth),
+    responses(
+        (status = 200, body = Health),
+        (status = 401, body = Problem),
+        (status = 503, body = Health),
+    ),
+)]
 async fn health(
     State(app): State<App>,
     headers: HeaderMap,
     Query(depth): Query<Depth>,
 ) -> Result<Response> {
-    let (checks, claude_keys) = if depth.deep.as_deref() == Some("1") {
+    let Dependencies {
+        checks,
+        claude_keys,
+    } = if depth.deep.as_deref() == Some("1") {
         Cron::from_headers(&headers, &app)?;
-        dependencies(&app).await
+        check_dependencies(&app).await
     } else {
-        Default::default()
+        Dependencies::default()
     };
-    let failed = checks.values().any(|said| said != "ok");
-    let (code, status) = if failed {
-        (StatusCode::SERVICE_UNAVAILABLE, "failing")
-    } else {
-        (StatusCode::OK, "ok")
+
+    let (code, status) = match checks.values().all(|state| state == "ok") {
+        true => (StatusCode::OK, "ok"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "failing"),
     };
-    let config = app.config();
     let health = Health {
         status,
-        version: config.version.clone(),
-        region: config.region.clone(),
+        version: app.config().version.clone(),
+        region: app.config().region.clone(),
         checks,
         claude_keys,
     };
@@ -85,53 +100,79 @@ async fn health(
 }
 
 /// The public keys of the session tokens, as a JWK set.
-#[utoipa::path(get, path = "/api/jwks", tag = "operations", responses((status = 200, body = serde_json::Value)))]
+#[utoipa::path(
+    get, path = "/api/jwks", tag = "operations",
+    responses((status = 200, body = serde_json::Value)),
+)]
 async fn jwks(State(app): State<App>) -> Result<Response> {
-    Ok((PUBLIC_FOR_FIVE_MINUTES, axum::Json(app.tokens()?.jwks())).into_response())
+    let keys = app.tokens()?.jwks();
+    Ok((PUBLIC_FOR_FIVE_MINUTES, axum::Json(keys)).into_response())
 }
 
 const PUBLIC_FOR_FIVE_MINUTES: [(header::HeaderName, &str); 1] =
     [(header::CACHE_CONTROL, "public, s-maxage=300, max-age=60")];
 
-async fn dependencies(app: &App) -> (BTreeMap<&'static str, String>, BTreeMap<String, String>) {
-    let postgres =
-        async { Ok::<_, Error>(app.db()?.old_execute(&ANSWERS, &[]).await.map(|_| ())?) };
-    let ping = Command::new("PING").idempotent();
-    let redis = async { Ok::<_, Error>(app.redis()?.exec::<String>(&ping).await.map(|_| ())?) };
-    let (postgres, redis, keys) = tokio::join!(postgres, redis, api_keys::up_to_date(app));
-    let keys = keys.map(Pool::health);
-    let claude = match &keys {
-        Ok(keys) if keys.is_empty() => Err(Error::unavailable(claude::Error::NoKey)),
-        Ok(keys) if keys.iter().all(|(_, health)| *health != KeyHealth::Ready) => {
-            Err(Error::unavailable("every key is left alone for now"))
-        }
-        Ok(_) => Ok(()),
-        Err(error) => Err(Error::Internal(error.to_string().into())),
-    };
-    let shown = |health| match health {
-        KeyHealth::Ready => "ok".to_owned(),
-        KeyHealth::Cooling(until) => format!(
-            "left alone until {}",
-            until.format(&Rfc3339).unwrap_or_default()
-        ),
-    };
-    let keys = keys
+async fn check_dependencies(app: &App) -> Dependencies {
+    let (postgres, redis, pool) = tokio::join!(
+        ping_postgres(app),
+        ping_redis(app),
+        api_keys::synced_pool(app)
+    );
+    let keys = pool.map(Pool::health);
+
+    let checks = [
+        ("postgres", state(postgres)),
+        ("redis", state(redis)),
+        ("claude", state(check_keys(&keys))),
+    ];
+    let claude_keys = keys
         .unwrap_or_default()
         .into_iter()
-        .map(|(label, health)| (label, shown(health)))
-        .collect();
-    let said = |result: Result<()>| match result {
-        Ok(()) => "ok".to_owned(),
-        Err(error) => error.cause(),
-    };
-    let checks = [
-        ("postgres", said(postgres)),
-        ("redis", said(redis)),
-        ("claude", said(claude)),
-    ];
-    (checks.into(), keys)
+        .map(|(label, health)| (label, key_state(health)));
+    Dependencies {
+        checks: checks.into(),
+        claude_keys: claude_keys.collect(),
+    }
 }
 
-sql_positional! {
-    read ANSWERS() -> () = "select";
+async fn ping_postgres(app: &App) -> Result<()> {
+    app.db()?.execute(SelectNothing).await?;
+    Ok(())
+}
+
+async fn ping_redis(app: &App) -> Result<()> {
+    let ping = Command::new("PING").idempotent();
+    app.redis()?.exec::<String>(&ping).await?;
+    Ok(())
+}
+
+/// Fails unless at least one key can be used now.
+fn check_keys(keys: &Result<Vec<(String, KeyHealth)>>) -> Result<()> {
+    match keys {
+        Ok(keys) if keys.is_empty() => Err(Error::unavailable(api_keys::NO_KEY)),
+        Ok(keys) if keys.iter().any(|(_, health)| *health == KeyHealth::Ready) => Ok(()),
+        Ok(_) => Err(Error::unavailable("every key is cooling down")),
+        Err(error) => Err(Error::internal(error.to_string())),
+    }
+}
+
+fn state(result: Result<()>) -> String {
+    match result {
+        Ok(()) => "ok".to_owned(),
+        Err(error) => error.cause(),
+    }
+}
+
+fn key_state(health: KeyHealth) -> String {
+    match health {
+        KeyHealth::Ready => "ok".to_owned(),
+        KeyHealth::Cooling(until) => {
+            let until = until.format(&Rfc3339).unwrap_or_default();
+            format!("cooling down until {until}")
+        }
+    }
+}
+
+sql! {
+    read SelectNothing -> () = "select";
 }

@@ -101,8 +101,8 @@ impl<'a> Admission<'a> {
         request: Uuid,
         now: OffsetDateTime,
     ) -> Result<Self> {
-        let quotas = app.config().quotas.clone()?;
-        let models = app.config().models.clone()?;
+        let quotas = *app.config().quotas()?;
+        let models = app.config().models()?;
         let longest = u32::try_from(Plan::MAX_PROMPT_BYTES).expect("a prompt is short");
 
         let prices = Plan::ALL.map(|plan| {
@@ -128,9 +128,8 @@ impl<'a> Admission<'a> {
     pub async fn reserve(&self, max_prompt_bytes: usize) -> Result<Decision, redis::Error> {
         let plan = self.subject.is_network().then_some(Plan::Guest);
         let command = self.reserve_command(plan, max_prompt_bytes, None);
-        let redis = self.app.redis().map_err(|_| redis::Error::CircuitOpen)?;
 
-        let words = redis.exec::<[i64; 8]>(&command).await?;
+        let words = self.app.redis_exec::<[i64; 8]>(&command).await?;
         let decision = Decision::from_words(words, max_prompt_bytes);
         self.remember_hold(&decision);
         Ok(decision)
@@ -164,9 +163,8 @@ impl<'a> Admission<'a> {
             self.sync_command(ledger),
             self.reserve_command(Some(ledger.plan), bytes, Some(&ledger.budgets)),
         ];
-        let redis = self.app.redis().map_err(|_| redis::Error::CircuitOpen)?;
         let ask = async || {
-            let last = redis.pipeline(&commands).await?.pop();
+            let last = self.app.redis_pipeline(&commands).await?.pop();
             let words = last.unwrap_or(Err(upstash_redis_rs::Error::Timeout))?;
             let words = serde_json::from_value(words)
                 .map_err(|error| upstash_redis_rs::Error::Redis(error.to_string()))?;
@@ -183,7 +181,9 @@ impl<'a> Admission<'a> {
     }
 
     fn permit(&self, decision: &Decision, ledger: &LedgerSnapshot) -> Result<Permit> {
-        let permit = self.permit_for(ledger, decision.hold);
+        // Redis may have reserved for the longest prompt, before the true one was known.
+        let max_cost = decision.hold.min(self.max_cost(ledger));
+        let permit = self.permit_for(ledger, max_cost);
         let used = decision.messages;
 
         match decision.code() {
@@ -202,10 +202,7 @@ impl<'a> Admission<'a> {
 
     /// Leaves the decision to the ledger, but refuses without a write what is certain already.
     fn permit_without_redis(&self, ledger: &LedgerSnapshot) -> Result<Permit> {
-        let (prompt_rate, longest_reply) = self.prices[ledger.plan as usize];
-        let cost = (ledger.prompt_bytes as u64 * prompt_rate + longest_reply).div_ceil(1_000_000);
-        let max_cost = i64::try_from(cost).unwrap_or(i64::MAX);
-        let mut permit = self.permit_for(ledger, max_cost);
+        let mut permit = self.permit_for(ledger, self.max_cost(ledger));
 
         let interval = self.burst_interval_ms();
         let tolerance = self.burst_tolerance_ms();
@@ -219,6 +216,13 @@ impl<'a> Admission<'a> {
             return Err(permit.quota(permit.messages_per_day).exceeded(ledger.plan));
         }
         Ok(permit)
+    }
+
+    /// The most that the reply can cost, now that its plan and its prompt are known.
+    fn max_cost(&self, ledger: &LedgerSnapshot) -> i64 {
+        let (prompt_rate, longest_reply) = self.prices[ledger.plan as usize];
+        let cost = (ledger.prompt_bytes as u64 * prompt_rate + longest_reply).div_ceil(1_000_000);
+        i64::try_from(cost).unwrap_or(i64::MAX)
     }
 
     fn permit_for(&self, ledger: &LedgerSnapshot, max_cost: i64) -> Permit {
@@ -275,11 +279,11 @@ impl<'a> Admission<'a> {
         let command = self
             .open_hold(self.request, amount)
             .settle(cost_microusd, uncount);
-        let settled = async { Ok::<_, Error>(self.app.redis()?.exec::<i64>(&command).await?) };
-        if let Err(error) = settled.await {
+        if let Err(error) = self.app.redis_exec::<i64>(&command).await {
+            let cause = request_log::error_chain(&error);
             tracing::warn!(
                 request.id = %self.request,
-                cause = error.cause(),
+                cause,
                 "a hold was not settled; reconciliation settles it"
             );
         }
@@ -408,16 +412,14 @@ pub(crate) async fn revoke(
     version: Option<i32>,
 ) {
     let commands = redis_keys::revoke_commands(session, user, version);
-    let revoked = async {
-        let redis = app.redis().map_err(|_| redis::Error::CircuitOpen)?;
-        let results = redis.pipeline(&commands).await?;
+    let revoked = app.redis_pipeline(&commands).await.and_then(|results| {
+        let mut results = results.into_iter();
         results
-            .into_iter()
             .try_for_each(|result| result.map(drop))
             .map_err(redis::Error::from)
-    };
+    });
 
-    if let Err(cause) = revoked.await {
+    if let Err(cause) = revoked {
         request_log::degraded(&cause);
     }
 }
@@ -432,11 +434,8 @@ pub async fn messages(app: &App, subject: &Subject, now: OffsetDateTime) -> Resu
     let expire = Command::new("EXPIRE")
         .arg(&key)
         .arg(SUBJECT_DAY_TTL.as_secs());
-    if let Ok(redis) = app.redis()
-        && let Err(cause) = redis
-            .pipeline(&[store.idempotent(), expire.idempotent()])
-            .await
-    {
+    let commands = [store.idempotent(), expire.idempotent()];
+    if let Err(cause) = app.redis_pipeline(&commands).await {
         request_log::degraded(&cause);
     }
     Ok(messages)

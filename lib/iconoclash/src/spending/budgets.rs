@@ -96,14 +96,10 @@ pub async fn set(app: &App, scope: &str, limit_microusd: i64) -> Result<Propagat
     }
 
     let forget = Command::new("DEL").arg(REDIS_KEY).idempotent();
-    let forgotten = async { Ok::<_, Error>(app.redis()?.exec::<i64>(&forget).await?) };
-    match forgotten.await {
-        Ok(_) => Ok(Propagation::Immediate),
-        Err(Error::Unavailable { cause, .. } | Error::Internal(cause)) => {
-            Ok(Propagation::OnCacheExpiry(cause))
-        }
-        Err(other) => Err(other),
-    }
+    Ok(match app.redis_exec::<i64>(&forget).await {
+        Ok(_) => Propagation::Immediate,
+        Err(error) => Propagation::OnCacheExpiry(error.into()),
+    })
 }
 
 /// 503: everybody's budget is used up. The amount stays secret.

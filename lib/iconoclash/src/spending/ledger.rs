@@ -62,6 +62,8 @@ pub(crate) struct NewCall<'a> {
     pub(crate) key_label: &'a str,
     /// The most that the call can cost, in micro-dollars.
     pub(crate) max_cost: i64,
+    /// Whether it counts as one of the subject's messages.
+    pub(crate) counted: bool,
     pub(crate) now: OffsetDateTime,
 }
 
@@ -105,7 +107,6 @@ pub(crate) async fn begin(
     rows: Option<&ReplyRows<'_>>,
 ) -> Result<Option<i64>, Error> {
     let day = utc_day(call.now);
-    let is_message = call.kind == Kind::Reply;
     let key = rows.and_then(|rows| rows.key);
 
     db.optional(Begin {
@@ -122,7 +123,7 @@ pub(crate) async fn begin(
         now_ms: epoch_ms(call.now),
         day,
         month: month_start(day),
-        counted: is_message,
+        counted: call.counted,
         messages_limit: limits.messages,
         subject_limit: limits.subject_microusd,
         day_limit: limits.day_microusd,
@@ -180,13 +181,14 @@ pub(crate) enum CallResult<'a> {
     Nothing,
 }
 
-/// Writes how the call ended, what it cost and what it produced, and returns the cost in micro-dollars.
+/// Writes how the call ended, what it cost and what it produced. Returns the cost in micro-dollars, or `None` if the
+/// ledger does not have the call.
 ///
 /// Safe to repeat. It is right even after [`settle_expired`] ended the call of a producer that was only slow: the sums
 /// change by the difference to what the ledger has. A message that no longer counts stays uncounted, because it may have
 /// been sent again. A failed reply frees its idempotency key. A title that the user has set meanwhile stays, and so does
 /// a summary that reaches further.
-pub(crate) async fn settle(db: &Db, settlement: &Settlement<'_>) -> Result<i64, Error> {
+pub(crate) async fn settle(db: &Db, settlement: &Settlement<'_>) -> Result<Option<i64>, Error> {
     let tokens = &settlement.usage.tokens;
     let price = price::cost(settlement.model, tokens, settlement.began_at)
         .expect("configuration accepts only models with a price");
@@ -241,8 +243,25 @@ pub(crate) async fn settle(db: &Db, settlement: &Settlement<'_>) -> Result<i64, 
         CallResult::Nothing => {}
     }
 
-    db.execute(statement).await?;
-    Ok(price.microusd)
+    let settled = db.execute(statement).await? > 0;
+    Ok(settled.then_some(price.microusd))
+}
+
+/// Books a call that was made although the ledger refused it, or did not answer whether it accepted it. Such a call is
+/// paid for all the same. Returns its cost.
+///
+/// No limit applies. Safe to repeat, also if the refused statement takes effect after all.
+pub(crate) async fn book(
+    db: &Db,
+    call: &NewCall<'_>,
+    settlement: &Settlement<'_>,
+) -> Result<i64, Error> {
+    if let Some(cost) = settle(db, settlement).await? {
+        return Ok(cost);
+    }
+    begin(db, call, &Limits::default(), None).await?;
+    let cost = settle(db, settlement).await?;
+    Ok(cost.unwrap_or(call.max_cost))
 }
 
 /// Ends replies whose lease ran out, of one discussion or of all, and calls that nothing can end any more. Returns how
@@ -421,7 +440,7 @@ sql! {
         ), ended as (
           update messages m
           set lease_expires_at = null, status = case
-            when m.stop_requested_at is not null then 'stopped' when m.content = '' then 'failed' else 'partial' end
+            when m.stop_requested_at is not null then 'stopped' when btrim(m.content, E' \\t\\r\\n') = '' then 'failed' else 'partial' end
           from expired where m.id = expired.id
           returning m.id, m.status
         ), freed as (

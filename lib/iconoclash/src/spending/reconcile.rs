@@ -18,7 +18,7 @@ use pooled_postgres::{row, sql};
 
 use crate::{
     app::App,
-    billing::{self, Confirmed},
+    billing::{self, RefreshReport},
     cache,
     clock::epoch_ms,
     http::{
@@ -78,9 +78,9 @@ pub async fn run(app: &App) -> Result<Report> {
         .map(|ended| report.replies_ended = ended);
     let limits = forget_rate_limits(app, started).await;
     let redis = reconcile_redis_if_available(app, started, &mut report).await;
-    let subscriptions = billing::confirm_stale(app)
+    let subscriptions = billing::refresh_due(app)
         .await
-        .map(|confirmed| report.count_subscriptions(&confirmed));
+        .map(|refreshed| report.count_subscriptions(&refreshed));
     let recorded = record_run(app, started, &report).await;
 
     replies
@@ -92,10 +92,10 @@ pub async fn run(app: &App) -> Result<Report> {
 }
 
 impl Report {
-    fn count_subscriptions(&mut self, confirmed: &Confirmed) {
-        self.subscriptions_confirmed = confirmed.asked;
-        self.subscriptions_healed = confirmed.healed;
-        self.subscriptions_failed = confirmed.failed;
+    fn count_subscriptions(&mut self, refreshed: &RefreshReport) {
+        self.subscriptions_confirmed = refreshed.checked;
+        self.subscriptions_healed = refreshed.healed;
+        self.subscriptions_failed = refreshed.failed;
     }
 }
 

@@ -10,7 +10,7 @@ impl Subject {
     /// A user's id. For a guest, a keyed hash of the network, because a new guest account costs nothing.
     pub fn from_session(session: &Session, app: &App) -> Result<Self> {
         if session.claims.guest {
-            let key = app.config().credentials_key.clone()?;
+            let key = app.config().credentials_key()?;
             Ok(Self(format!("ip:{}", session.network.pseudonym(&key.0))))
         } else {
             Ok(Self(format!("u:{}", session.claims.sub)))

@@ -1,5 +1,10 @@
 //! What a call used: the provider's report, completed by an estimate where there is none.
 
+use std::time::Duration;
+
+/// No model generates faster.
+const MAX_TOKENS_PER_SECOND: f64 = 300.0;
+
 /// What a call used.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct UsageReport {
@@ -36,6 +41,36 @@ impl UsageReport {
             estimated: output > reported.output,
             begun: true,
         }
+    }
+
+    /// Usage of a call that the provider did not answer with a reply.
+    pub(crate) fn of_failure(error: &claude::Error, prompt_bytes: usize) -> Self {
+        match error.may_be_billed() {
+            true => Self::unanswered(prompt_bytes),
+            false => Self::default(),
+        }
+    }
+
+    /// Usage of a call that was dropped `elapsed` after it was made, without reading its text.
+    pub(crate) fn of_dropped(
+        reply: Option<&claude::Reply>,
+        prompt_bytes: usize,
+        elapsed: Duration,
+        max_tokens: u32,
+    ) -> Self {
+        let mut report = match reply {
+            Some(reply) => Self {
+                tokens: reply.usage(),
+                estimated: true,
+                begun: true,
+            },
+            None => Self::unanswered(prompt_bytes),
+        };
+
+        let generated = (elapsed.as_secs_f64() * MAX_TOKENS_PER_SECOND).ceil() as u32;
+        let output = &mut report.tokens.output;
+        *output = (*output).max(generated.min(max_tokens));
+        report
     }
 
     /// Usage of a call that was given up before the provider answered: it has probably read the prompt.

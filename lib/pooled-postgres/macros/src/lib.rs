@@ -1,6 +1,7 @@
-//! The `sql!` macro of `pooled-postgres`, where its use is documented.
+//! The `sql!` macro of `pooled-postgres`.
 
 mod declaration;
+mod lexer;
 mod placeholders;
 
 use proc_macro::TokenStream;
@@ -9,7 +10,7 @@ use declaration::Declarations;
 
 /// Declares statements as structs whose fields are the statement's named parameters.
 ///
-/// See `pooled_postgres::sql!`, which re-exports this macro and has examples.
+/// `pooled_postgres` re-exports this macro and documents it.
 #[proc_macro]
 pub fn sql(input: TokenStream) -> TokenStream {
     let expanded = syn::parse::<Declarations>(input).and_then(Declarations::expand);

@@ -1,6 +1,6 @@
 //! The local REST front, in cases that the client does not reach.
 
-use iconoclash_fakes::upstash::Front;
+use iconoclash_fakes::upstash::RestProxy;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use upstash_redis_rs::{Command, Error, Script};
@@ -12,7 +12,7 @@ redis.call('SET', KEYS[1], 'v')
 return redis.call('GET', ARGV[1])";
 
 struct Raw {
-    front: Front,
+    front: RestProxy,
     http: reqwest::Client,
 }
 

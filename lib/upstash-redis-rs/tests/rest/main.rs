@@ -10,7 +10,7 @@ mod front;
 
 use std::{net::SocketAddr, time::Duration};
 
-use iconoclash_fakes::upstash::Front;
+use iconoclash_fakes::upstash::RestProxy;
 use upstash_redis_rs::Redis;
 
 #[expect(
@@ -24,8 +24,8 @@ fn redis_addr() -> SocketAddr {
         .expect("ICONOCLASH_TEST_REDIS is an address and port")
 }
 
-async fn front() -> Front {
-    Front::isolated(redis_addr()).await.unwrap()
+async fn front() -> RestProxy {
+    RestProxy::isolated(redis_addr()).await.unwrap()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test is its own application")]
@@ -40,6 +40,6 @@ fn client_of(url: &str, token: &str) -> Redis {
         .with_deadline(Duration::from_secs(20))
 }
 
-fn client(front: &Front) -> Redis {
+fn client(front: &RestProxy) -> Redis {
     client_of(front.url(), front.token())
 }

@@ -130,7 +130,7 @@ impl<'a> BackgroundCall<'a> {
         reply: Uuid,
     ) -> Self {
         let now = request.app.now();
-        let prompt_bytes = prompt::bytes(&prompt.system, &prompt.recap, &prompt.turns);
+        let prompt_bytes = prompt::bytes(&prompt.system, &prompt.summary_block, &prompt.turns);
 
         Self {
             request,
@@ -201,6 +201,7 @@ impl<'a> BackgroundCall<'a> {
             model: &self.prompt.model,
             key_label: &likely_key,
             max_cost: self.max_cost,
+            counted: false,
             now: self.now,
         };
         let limits = ledger::Limits {
@@ -229,6 +230,7 @@ impl<'a> BackgroundCall<'a> {
                 Completion::read(claude, stream, self.prompt.max_tokens, deadline).await
             }
             Ok(Err(error)) => Completion {
+                usage: UsageReport::of_failure(&error, self.prompt_bytes),
                 failure: Some(request_log::error_chain(&error)),
                 ..Completion::default()
             },
@@ -272,7 +274,8 @@ impl<'a> BackgroundCall<'a> {
             now: self.request.app.now(),
             result,
         };
-        Ok(ledger::settle(self.request.app.db()?, &settlement).await?)
+        let cost = ledger::settle(self.request.app.db()?, &settlement).await?;
+        Ok(cost.unwrap_or(self.max_cost))
     }
 }
 
@@ -307,7 +310,7 @@ impl Completion {
             Ok(Ok(())) if stream.stop_reason() == Some("refusal") => Some("refused".to_owned()),
             Ok(Ok(())) => None,
             Ok(Err(error)) => {
-                claude.broke(&stream, &error);
+                claude.record_broken_stream(&stream, &error);
                 Some(request_log::error_chain(&error))
             }
             Err(_) => Some(TOO_LATE.to_owned()),

@@ -131,7 +131,7 @@ async fn evaluate(
         history: row.history.take().map_or(Ok(Vec::new()), parse)?,
     };
     let prompt = build_prompt(request, row.plan, &personas, &state)?;
-    let prompt_bytes = prompt::bytes(&prompt.system, &prompt.recap, &prompt.turns);
+    let prompt_bytes = prompt::bytes(&prompt.system, &prompt.summary_block, &prompt.turns);
 
     let ledger = snapshot(row, prompt_bytes)?;
     let permit = admission.decide(decision, &ledger).await?;
@@ -166,17 +166,17 @@ fn build_prompt(
     personas: &[Persona],
     state: &ConversationState,
 ) -> Result<Prompt> {
-    let models = request.app.config().models.clone()?;
+    let models = request.app.config().models()?;
     let system = prompt::system(personas, state.topic.as_deref());
     let summary = state.summary.as_deref();
-    let recap = summary.map(summary::summary_block).unwrap_or_default();
-    let bytes_before = system.len() + recap.len();
+    let summary_block = summary.map(summary::summary_block).unwrap_or_default();
+    let bytes_before = system.len() + summary_block.len();
 
     Ok(Prompt {
         model: plan.model(&models).to_owned(),
         max_tokens: plan.max_output_tokens(),
         system,
-        recap,
+        summary_block,
         turns: prompt::turns(&state.history, &request.content, bytes_before),
         user_id: request.session.claims.sub.to_string(),
     })

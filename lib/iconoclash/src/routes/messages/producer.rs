@@ -40,10 +40,10 @@ pub(super) async fn run(request: SendRequest, tx: EventSender) {
         }
     };
 
-    Box::pin(api_keys::beside(&app, Box::pin(work))).await;
+    Box::pin(api_keys::run_with_key_sync(&app, Box::pin(work))).await;
 }
 
-/// Returns the turn for the follow-ups, or `None` if an earlier answer was replayed.
+/// Returns the turn for the follow-ups, if there is one.
 async fn answer(request: &SendRequest, tx: &EventSender) -> Result<Option<CompletedTurn>> {
     let app = &request.app;
     let admission = Admission::new(
@@ -55,7 +55,7 @@ async fn answer(request: &SendRequest, tx: &EventSender) -> Result<Option<Comple
     )?;
 
     let preflight = Box::pin(preflight::run(request, &admission));
-    let (preflight, claude) = tokio::join!(preflight, api_keys::ready(app));
+    let (preflight, claude) = tokio::join!(preflight, api_keys::fresh_pool(app));
     let approved = match preflight? {
         Preflight::Proceed(approved) => approved,
         Preflight::Replay(replay) => {
@@ -66,9 +66,7 @@ async fn answer(request: &SendRequest, tx: &EventSender) -> Result<Option<Comple
     };
 
     match claude {
-        Ok(claude) => call_and_relay(request, admission, *approved, claude, tx)
-            .await
-            .map(Some),
+        Ok(claude) => call_and_relay(request, admission, *approved, claude, tx).await,
         Err(error) => {
             Box::pin(admission.release()).await;
             Err(error)
@@ -82,7 +80,7 @@ async fn call_and_relay(
     approved: ApprovedRequest,
     claude: &Pool,
     tx: &EventSender,
-) -> Result<CompletedTurn> {
+) -> Result<Option<CompletedTurn>> {
     let ApprovedRequest {
         permit,
         prompt,
@@ -90,7 +88,7 @@ async fn call_and_relay(
         speakers,
         state,
     } = approved;
-    let models = request.app.config().models.clone()?;
+    let models = request.app.config().models()?;
     let route = Route {
         conversation: request.discussion,
         fallback: permit.plan().fallback(&models, request.now),
@@ -122,13 +120,19 @@ async fn call_and_relay(
             Box::pin(reply.admission.release()).await;
             return Err(error);
         }
+        CallOutcome::RefusedLate(error, usage) => {
+            // The client does not wait for the booking.
+            tx.send(Event::refused(error));
+            Box::pin(reply.book_refused(usage)).await;
+            return Ok(None);
+        }
     };
-    Ok(CompletedTurn {
+    Ok(Some(CompletedTurn {
         permit,
         state,
         message_id,
         reply,
-    })
+    }))
 }
 
 /// Sends the answer of an earlier request again.
@@ -140,7 +144,7 @@ async fn send_replay(request: &SendRequest, replay: Replay, tx: &EventSender) ->
     let model = match &reply.model {
         Some(model) => model.clone(),
         None => {
-            let models = request.app.config().models.clone()?;
+            let models = request.app.config().models()?;
             replay.plan.model(&models).to_owned()
         }
     };

@@ -2,6 +2,7 @@
 
 use std::{
     pin::{Pin, pin},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -34,10 +35,30 @@ use crate::{
 /// Renew the lease at least this often, even when no text arrives.
 const RENEW_LEASE: Duration = Duration::from_secs(20);
 
+/// From this duration of the last write on, the ledger is asked before Claude.
+const SLOW_BEGIN: Duration = Duration::from_millis(250);
+
+/// Milliseconds that this process's last begin took.
+static LAST_BEGIN_MS: AtomicU64 = AtomicU64::new(0);
+
+fn ledger_is_slow() -> bool {
+    u128::from(LAST_BEGIN_MS.load(Ordering::Relaxed)) >= SLOW_BEGIN.as_millis()
+}
+
+async fn begin(rows: &ReplyRows<'_>) -> Result<i64> {
+    let started_at = Instant::now();
+    let begun = rows.begin().await;
+    let ms = u64::try_from(started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+    LAST_BEGIN_MS.store(ms, Ordering::Relaxed);
+    begun
+}
+
 /// What a call to Claude came to.
 pub(super) enum CallOutcome {
-    /// The ledger refused it, or could not be reached.
+    /// The ledger refused it, or could not be reached, before Claude was called.
     Refused(Error),
+    /// The ledger refused it, or could not be reached, while Claude was called.
+    RefusedLate(Error, UsageReport),
     /// Claude did not begin a reply.
     Failed(claude::Error),
     /// Claude began a reply.
@@ -116,16 +137,17 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// Calls Claude and writes the rows at the same time. If the ledger refuses, the call is dropped. Where only the
-    /// ledger checks the limits, it goes first.
+    /// Calls Claude and writes the rows at the same time. If the ledger refuses, the call is dropped and booked.
+    ///
+    /// Where only the ledger checks the limits, or where it was slow lately, it goes first.
     pub(super) async fn begin_and_call(
         &mut self,
         claude: &Pool,
         prompt: &Prompt,
         route: &Route<'_>,
     ) -> CallOutcome {
-        if self.permit.is_ledger_only() {
-            return match self.rows.begin().await {
+        if self.permit.is_ledger_only() || ledger_is_slow() {
+            return match begin(&self.rows).await {
                 Ok(messages) => {
                     self.messages_today = messages;
                     CallOutcome::from(claude.ask(prompt, route).await)
@@ -134,32 +156,49 @@ impl<'a> Reply<'a> {
             };
         }
 
+        let called_at = Instant::now();
         let mut call = pin!(claude.ask(prompt, route));
-        let mut begin = pin!(self.rows.begin());
+        let mut begin = pin!(begin(&self.rows));
         let (begun, called) = tokio::select! {
             begun = &mut begin => match begun {
-                Ok(messages) => (Ok(messages), call.await),
-                Err(refusal) => return CallOutcome::Refused(refusal),
+                Ok(messages) => (Ok(messages), Some(call.await)),
+                Err(refusal) => (Err(refusal), None),
             },
-            called = &mut call => (begin.await, called),
+            called = &mut call => (begin.await, Some(called)),
         };
-        match begun {
-            Ok(messages) => {
+        match (begun, called) {
+            (Ok(messages), Some(called)) => {
                 self.messages_today = messages;
                 CallOutcome::from(called)
             }
-            Err(refusal) => {
-                if let Ok(reply) = called {
-                    let usage = reply.usage();
-                    tracing::warn!(
-                        request.id = %self.request.id,
-                        ?usage,
-                        "a reply that began is not in the ledger"
-                    );
-                }
-                CallOutcome::Refused(refusal)
+            (Ok(_), None) => unreachable!("a begun call is awaited"),
+            (Err(refusal), called) => {
+                let usage = self.usage_of_refused(called, called_at.elapsed());
+                CallOutcome::RefusedLate(refusal, usage)
             }
         }
+    }
+
+    /// What a call used that is dropped because the ledger refused it.
+    fn usage_of_refused(
+        &self,
+        called: Option<Result<claude::Reply, claude::Error>>,
+        elapsed: Duration,
+    ) -> UsageReport {
+        let max_tokens = self.permit.plan().max_output_tokens();
+        match called {
+            Some(Err(error)) => UsageReport::of_failure(&error, self.prompt_bytes),
+            Some(Ok(reply)) => {
+                UsageReport::of_dropped(Some(&reply), self.prompt_bytes, elapsed, max_tokens)
+            }
+            None => UsageReport::of_dropped(None, self.prompt_bytes, elapsed, max_tokens),
+        }
+    }
+
+    /// Books a call that the ledger refused after it was made. The message does not count.
+    pub(super) async fn book_refused(&self, usage: UsageReport) {
+        let cost = self.rows.book_refused(&usage).await;
+        self.admission.settle_uncounted(cost).await;
     }
 
     /// Relays a stream to its end.
@@ -176,7 +215,7 @@ impl<'a> Reply<'a> {
         if let Ending::Failed(error) = &ending
             && let Ok(claude) = self.request.app.claude()
         {
-            claude.broke(&stream, error);
+            claude.record_broken_stream(&stream, error);
         }
         let max_tokens = self.permit.plan().max_output_tokens();
         let usage = UsageReport::of_stream(&stream, &self.text, max_tokens);
@@ -197,10 +236,7 @@ impl<'a> Reply<'a> {
 
     /// Ends a reply that the provider did not begin, and returns the outcome for the client.
     pub(super) async fn fail(mut self, error: claude::Error) -> Error {
-        let usage = match error.may_be_billed() {
-            true => UsageReport::unanswered(self.prompt_bytes),
-            false => UsageReport::default(),
-        };
+        let usage = UsageReport::of_failure(&error, self.prompt_bytes);
         match self.end(Ending::Failed(error), usage).await {
             Ok((_, _, failure)) => failure.unwrap_or(INTERRUPTED),
             Err(error) => error,
@@ -296,7 +332,7 @@ impl<'a> Reply<'a> {
         let (outcome, failure) = match ending {
             Ending::Complete => (Outcome::Complete, None),
             Ending::Stopped => (Outcome::Stopped, None),
-            Ending::Failed(error) if self.text.is_empty() => (Outcome::Failed, Some(error)),
+            Ending::Failed(error) if self.text.trim().is_empty() => (Outcome::Failed, Some(error)),
             Ending::Failed(error) => (Outcome::Partial, Some(error)),
         };
         let settled = self.rows.settle(outcome, &self.text, &usage).await;

@@ -79,18 +79,7 @@ impl<'a> ReplyRows<'a> {
     /// Writes the rows and the ledger's, and returns the subject's messages of today. Every limit is checked again.
     pub(super) async fn begin(&self) -> Result<i64> {
         let request = self.request;
-        let call = NewCall {
-            request: request.id,
-            kind: Kind::Reply,
-            user: Some(request.session.claims.sub),
-            reply: self.reply_id,
-            subject: request.subject.as_str(),
-            plan: self.permit.plan(),
-            model: &self.model,
-            key_label: &self.key_label,
-            max_cost: self.permit.max_cost,
-            now: request.now,
-        };
+        let call = self.new_call();
         let fingerprint = request.fingerprint();
         let key = request.key.as_deref();
         let rows = ledger::ReplyRows {
@@ -109,6 +98,74 @@ impl<'a> ReplyRows<'a> {
             Ok(None) if key.is_some() => Err(idempotency::IN_PROGRESS),
             Ok(None) => Err(Error::NotFound),
             Err(error) => Err(self.refusal(error)),
+        }
+    }
+
+    fn new_call(&self) -> NewCall<'_> {
+        let request = self.request;
+        NewCall {
+            request: request.id,
+            kind: Kind::Reply,
+            user: Some(request.session.claims.sub),
+            reply: self.reply_id,
+            subject: request.subject.as_str(),
+            plan: self.permit.plan(),
+            model: &self.model,
+            key_label: &self.key_label,
+            max_cost: self.permit.max_cost,
+            counted: true,
+            now: request.now,
+        }
+    }
+
+    /// Books a call that was made although its rows could not be written, and returns its cost.
+    pub(super) async fn book_refused(&self, usage: &UsageReport) -> i64 {
+        let call = NewCall {
+            counted: false,
+            ..self.new_call()
+        };
+        let settlement = self.settlement(Outcome::Failed, "", false, usage);
+
+        let booked = match self.request.app.db() {
+            Ok(db) => (|| ledger::book(db, &call, &settlement))
+                .retry(settle_retries())
+                .await
+                .map_err(Error::from),
+            Err(error) => Err(error),
+        };
+        booked.unwrap_or_else(|error| {
+            let cause = error.cause();
+            tracing::error!(
+                request.id = %self.request.id,
+                ?usage,
+                cause,
+                "a call to Claude is not in the ledger"
+            );
+            self.permit.max_cost
+        })
+    }
+
+    fn settlement<'b>(
+        &'b self,
+        outcome: Outcome,
+        text: &'b str,
+        counted: bool,
+        usage: &'b UsageReport,
+    ) -> Settlement<'b> {
+        Settlement {
+            request: self.request.id,
+            outcome,
+            counted,
+            usage,
+            model: &self.model,
+            key_label: Some(&self.key_label),
+            began_at: self.request.now,
+            now: self.request.app.now(),
+            result: CallResult::Reply {
+                reply: self.reply_id,
+                text,
+                stop_reason: self.stop_reason.as_deref(),
+            },
         }
     }
 
@@ -149,35 +206,19 @@ impl<'a> ReplyRows<'a> {
         usage: &UsageReport,
     ) -> Result<Message> {
         let app = &self.request.app;
-        let settlement = Settlement {
-            request: self.request.id,
-            outcome,
-            counted: outcome != Outcome::Failed || usage.begun,
-            usage,
-            model: &self.model,
-            key_label: Some(&self.key_label),
-            began_at: self.request.now,
-            now: app.now(),
-            result: CallResult::Reply {
-                reply: self.reply_id,
-                text,
-                stop_reason: self.stop_reason.as_deref(),
-            },
-        };
+        let counted = outcome != Outcome::Failed || usage.begun;
+        let settlement = self.settlement(outcome, text, counted, usage);
         app.crash_point("streamed").await;
 
         let db = app.db()?;
-        let retries = ExponentialBuilder::new()
-            .with_min_delay(Duration::from_secs(1))
-            .with_factor(2.0)
-            .with_max_times(5);
         let cost = (|| ledger::settle(db, &settlement))
-            .retry(retries)
+            .retry(settle_retries())
             .notify(|error, _| {
                 let cause = request_log::error_chain(error);
                 tracing::warn!(request.id = %self.request.id, cause, "a reply's end is not written yet");
             })
             .await?;
+        let cost = cost.unwrap_or(self.permit.max_cost);
         Ok(self.ended_message(outcome, text, usage, cost))
     }
 
@@ -210,6 +251,14 @@ impl<'a> ReplyRows<'a> {
             created_at: self.request.now,
         }
     }
+}
+
+/// Five retries within half a minute: a reply that is paid for must be written.
+fn settle_retries() -> ExponentialBuilder {
+    ExponentialBuilder::new()
+        .with_min_delay(Duration::from_secs(1))
+        .with_factor(2.0)
+        .with_max_times(5)
 }
 
 fn status_of(outcome: Outcome) -> MessageStatus {

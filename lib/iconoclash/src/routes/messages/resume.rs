@@ -221,7 +221,7 @@ impl ReplyFollower {
 
     async fn quota(&self) -> Result<Quota> {
         let now = self.app.now();
-        let quotas = self.app.config().quotas.clone()?;
+        let quotas = self.app.config().quotas()?;
         let used = ledger::messages_today(self.app.db()?, self.subject.as_str(), now).await?;
 
         let limit = self.plan.messages_per_day(&quotas);
