@@ -178,7 +178,7 @@ async fn reconciling_does_not_wait_for_a_process_that_ends_the_same_reply_late()
         app.eventually(&is_blocking, "1").await;
 
         app.claude.release();
-        let is_blocked = active("wait_event_type = 'Lock' and query like '%with ended as%'");
+        let is_blocked = active("wait_event_type = 'Lock' and query like '%with titled as%'");
         app.eventually(&is_blocked, "1").await;
 
         let report = app.cron("/api/cron/reconcile").await;
