@@ -69,7 +69,7 @@ async fn a_thousand_writes_that_race_with_reads_are_each_seen_by_the_next_read()
     });
     let users = join_all(sign_ups).await;
 
-    // 20 users × 25 rounds × 3 writes, 1,000 of which race with reads.
+    // 20 users × 25 rounds × 3 writes; 1,000 of the writes race with reads.
     let writes = users.iter().map(|user| write_and_read(proxied, user));
     join_all(writes).await;
 }

@@ -125,7 +125,7 @@ async fn crash_while_sending(app: &TestApp, ada: &Actor<'_>, discussion: &str, t
         }
         trap.reached.notified().await;
     };
-    // The producer never continues after the crash point, which looks like a dead process to all others.
+    // The producer never continues after the crash point, as if its process had died.
     tokio::select! {
         answer = ada.send(discussion, "Why?") => panic!("{} was passed: {answer:?}", trap.point),
         () = crashed => {}
@@ -178,7 +178,7 @@ async fn reconciling_does_not_wait_for_a_process_that_ends_the_same_reply_late()
         app.eventually(&is_blocking, "1").await;
 
         app.claude.release();
-        let is_blocked = active("wait_event_type = 'Lock' and query like '%with ended as%'");
+        let is_blocked = active("wait_event_type = 'Lock' and query like '%with titled as%'");
         app.eventually(&is_blocked, "1").await;
 
         let report = app.cron("/api/cron/reconcile").await;

@@ -327,7 +327,8 @@ pooled_postgres::sql! {
         values (:key, :now_ms::bigint + :emission_interval_ms::bigint)
         on conflict (key) do update
         set arrival_ms = greatest(l.arrival_ms, :now_ms) + :emission_interval_ms
-        where greatest(l.arrival_ms, :now_ms) + :emission_interval_ms - :now_ms <= :burst_tolerance_ms
+        where greatest(l.arrival_ms, :now_ms) + :emission_interval_ms - :now_ms
+          <= :burst_tolerance_ms
         returning arrival_ms as tat_ms";
 }
 
