@@ -3,7 +3,7 @@
 //! The modules, from the bottom up: directories ([`paths`]), processes that must not outlive this
 //! program ([`process`], [`instance`]), installation of programs ([`install`]), the services
 //! ([`postgres`], [`pgbouncer`], [`redis`], [`services`]), the development stack ([`stack`]), and
-//! the commands ([`up`], [`serve`], [`vercel`], [`suite`], [`bench`]).
+//! the commands ([`up`], [`serve`], [`vercel`], [`suite`], [`mod@bench`]).
 //!
 //! No function depends on this crate.
 #![expect(

@@ -61,7 +61,7 @@ async fn try_to_send(app: &App, mail: &Mail) -> Result<()> {
         "html": mail.html(),
     });
 
-    let attempt = || post(http, &config, &mail.key, &body);
+    let attempt = || post(http, config, &mail.key, &body);
     let retries = ConstantBuilder::new()
         .with_delay(DEFAULT_PAUSE)
         .with_max_times(MAX_RETRIES);

@@ -329,7 +329,7 @@ async fn session(State(app): State<App>, session: Session) -> Result<Response> {
     };
 
     let quotas = app.config().quotas()?;
-    let limit = user.profile.plan.messages_per_day(&quotas);
+    let limit = user.profile.plan.messages_per_day(quotas);
     let quota = Quota::new(limit, u32::try_from(messages).unwrap_or_default(), now);
     let session = CurrentSession {
         user: user.profile,

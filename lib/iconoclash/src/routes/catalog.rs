@@ -90,9 +90,9 @@ async fn plans(
     let data = Plan::ALL.map(|plan| PlanOffer {
         plan,
         price_microusd: plan.price_microusd(),
-        messages_per_day: plan.messages_per_day(&quotas),
+        messages_per_day: plan.messages_per_day(quotas),
         max_output_tokens: plan.max_output_tokens(),
-        model: plan.model(&models).to_owned(),
+        model: plan.model(models).to_owned(),
     });
 
     cacheable(&if_none_match, &List { data: data.into() })

@@ -106,7 +106,7 @@ impl<'a> Admission<'a> {
         let longest = u32::try_from(Plan::MAX_PROMPT_BYTES).expect("a prompt is short");
 
         let prices = Plan::ALL.map(|plan| {
-            let rates = price::max_rates(plan.model(&models), longest, now);
+            let rates = price::max_rates(plan.model(models), longest, now);
             let rates = rates.expect("configuration accepts only models with a price");
             let longest_reply = rates.output * u64::from(plan.max_output_tokens());
             (rates.prompt, longest_reply)

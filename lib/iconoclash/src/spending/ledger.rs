@@ -399,7 +399,7 @@ sql! {
         ), ended as (
           update messages
           set status = :outcome, content = :text::text, input_tokens = :input,
-            cache_write_tokens = :cache_write_5m + :cache_write_1h, cache_read_tokens = :cache_read,
+            cache_write_tokens = :cache_write_5m::bigint + :cache_write_1h::bigint, cache_read_tokens = :cache_read,
             output_tokens = :output, cost_microusd = :cost, lease_expires_at = null, model = :model,
             stop_reason = :stop_reason::text
           where id = :reply::uuid

@@ -164,14 +164,14 @@ async fn payment_page(
     let price = app.config().stripe_price_pro()?;
 
     if let Some(open) = latest.as_ref().filter(|latest| latest.is_open()) {
-        if let Some(url) = reusable_url(open, &price, app.now()) {
+        if let Some(url) = reusable_url(open, price, app.now()) {
             return Ok(url.to_owned());
         }
         close_page(app, background, customer, open).await?;
     }
 
     let previous = latest.as_ref().map(|latest| latest.id.as_str());
-    open_page(app, user, customer, &price, previous).await
+    open_page(app, user, customer, price, previous).await
 }
 
 /// The address of an open page that sells the right price and stays open long enough.

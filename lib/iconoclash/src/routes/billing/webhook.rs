@@ -109,7 +109,7 @@ fn verify_event(app: &App, headers: &HeaderMap, body: Result<Raw>) -> Result<Eve
         .get("stripe-signature")
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    webhook::verify(&secrets, signature, &body, app.now()).map_err(|error| bad_request(&error))?;
+    webhook::verify(secrets, signature, &body, app.now()).map_err(|error| bad_request(&error))?;
 
     serde_json::from_slice(&body).map_err(|_| bad_request(&"The body is not a Stripe event."))
 }

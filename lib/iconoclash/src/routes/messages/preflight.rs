@@ -173,7 +173,7 @@ fn build_prompt(
     let bytes_before = system.len() + summary_block.len();
 
     Ok(Prompt {
-        model: plan.model(&models).to_owned(),
+        model: plan.model(models).to_owned(),
         max_tokens: plan.max_output_tokens(),
         system,
         summary_block,

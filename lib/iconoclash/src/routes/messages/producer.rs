@@ -90,7 +90,7 @@ async fn call_and_relay(
     let models = request.app.config().models()?;
     let route = Route {
         conversation: request.discussion,
-        fallback: permit.plan().fallback(&models, request.now),
+        fallback: permit.plan().fallback(models, request.now),
     };
     let likely_key = claude.likely_key(request.discussion);
     let mut reply = Reply::new(request, admission, permit, &prompt.model, likely_key);
@@ -144,7 +144,7 @@ async fn send_replay(request: &SendRequest, replay: Replay, tx: &EventSender) ->
         Some(model) => model.clone(),
         None => {
             let models = request.app.config().models()?;
-            replay.plan.model(&models).to_owned()
+            replay.plan.model(models).to_owned()
         }
     };
     tx.send(Event::start(Start {

@@ -223,7 +223,7 @@ impl ReplyFollower {
         let quotas = self.app.config().quotas()?;
         let used = ledger::messages_today(self.app.db()?, self.subject.as_str(), now).await?;
 
-        let limit = self.plan.messages_per_day(&quotas);
+        let limit = self.plan.messages_per_day(quotas);
         Ok(Quota::new(
             limit,
             u32::try_from(used).unwrap_or_default(),
