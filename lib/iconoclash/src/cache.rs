@@ -85,7 +85,7 @@ impl Cached {
     }
 
     /// Returns the value in Redis's answer if it is valid and `is_fresh` accepts it, else loads it from Postgres.
-    pub async fn get_or_load<T: Serialize + DeserializeOwned>(
+    pub(crate) async fn get_or_load<T: Serialize + DeserializeOwned>(
         self,
         app: &App,
         answer: Option<Value>,
@@ -230,7 +230,7 @@ fn put_tombstone(key: &str) -> Command {
 }
 
 /// Sends the invalidations that could not reach Redis when their write happened. Returns how many it sent.
-pub async fn flush_pending_invalidations(app: &App) -> Result<usize> {
+pub(crate) async fn flush_pending_invalidations(app: &App) -> Result<usize> {
     let keys = app.db()?.all(PendingInvalidations).await?;
     if keys.is_empty() {
         return Ok(0);

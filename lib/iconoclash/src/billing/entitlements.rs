@@ -74,7 +74,7 @@ impl StoredSubscription {
     }
 
     /// When the grace period of a past due payment ends.
-    pub fn grace_ends(&self) -> Option<OffsetDateTime> {
+    pub(crate) fn grace_ends(&self) -> Option<OffsetDateTime> {
         self.past_due_since.map(|since| since + GRACE)
     }
 

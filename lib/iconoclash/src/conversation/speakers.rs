@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 /// An icon that speaks in a discussion.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Speaker {
+pub(crate) struct Speaker {
     /// The icon's slug.
     pub slug: String,
     /// The name that the icon signs with.
@@ -14,7 +14,7 @@ pub struct Speaker {
 
 /// What one icon says in its turn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Part {
+pub(crate) struct Part {
     /// The icon's slug.
     icon: String,
     /// What it says, without its name.
@@ -25,7 +25,7 @@ pub struct Part {
 ///
 /// Text before the first name belongs to the first icon. A line that names no icon of this discussion continues the
 /// current turn.
-pub fn parts(text: &str, speakers: &[Speaker]) -> Vec<Part> {
+pub(crate) fn parts(text: &str, speakers: &[Speaker]) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     for line in text.split_inclusive('\n') {
         if let Some((speaker, said)) = turn_start(line, speakers) {

@@ -10,15 +10,15 @@ use super::history::{HistoryMessage, MessageRole, newest_that_fit};
 /// A conversation longer than this, in bytes, is summarised.
 ///
 /// Far below the longest prompt: every message pays for the history again, and once more for an expired cache.
-pub const SOFT_BYTES: usize = 24_000;
+pub(crate) const SOFT_BYTES: usize = 24_000;
 /// A conversation of more messages than this is summarised, however short they are.
 ///
 /// A prompt reads no more than that, and one that loses its oldest message each time never hits the cache.
-pub const SOFT_MESSAGES: usize = 40;
+pub(crate) const SOFT_MESSAGES: usize = 40;
 /// Bytes of the newest messages that stay as they are.
-pub const KEPT_BYTES: usize = 8_000;
+pub(crate) const KEPT_BYTES: usize = 8_000;
 /// The longest summary, in tokens.
-pub const MAX_TOKENS: u32 = 800;
+pub(crate) const MAX_TOKENS: u32 = 800;
 
 /// The most messages that stay as they are.
 const KEPT_MESSAGES: usize = 10;

@@ -7,7 +7,7 @@ use std::fmt::Write;
 /// Bytes of each message that the model reads.
 const EXCERPT_BYTES: usize = 1_200;
 /// The longest title, in tokens, with room for a model that thinks first.
-pub const MAX_TOKENS: u32 = 100;
+pub(crate) const MAX_TOKENS: u32 = 100;
 /// A longer line is an answer to something else.
 const MAX_CHARS: usize = 80;
 

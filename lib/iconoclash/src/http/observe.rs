@@ -26,7 +26,7 @@ use crate::{
 
 /// Names a request in its response, in the log and in the ledger.
 #[derive(Clone, Copy, Debug)]
-pub struct RequestId(pub Uuid);
+pub(crate) struct RequestId(pub Uuid);
 
 impl<S: Sync> FromRequestParts<S> for RequestId {
     type Rejection = Infallible;

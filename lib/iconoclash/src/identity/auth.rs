@@ -40,7 +40,7 @@ const SIGN_IN: Error = Error::Unauthorized {
 
 /// A caller who may be signed in. An invalid token is rejected even here.
 #[derive(Debug)]
-pub struct Visitor {
+pub(crate) struct Visitor {
     /// The session, if the request has a token.
     pub session: Option<Session>,
     /// The caller's network.
@@ -53,7 +53,7 @@ pub struct Admin(pub User);
 
 /// A caller who knows the cron secret.
 #[derive(Debug)]
-pub struct Cron;
+pub(crate) struct Cron;
 
 impl FromRequestParts<App> for Visitor {
     type Rejection = Error;

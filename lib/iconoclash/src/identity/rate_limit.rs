@@ -28,7 +28,7 @@ static COUNT: LazyLock<Script> =
 
 /// An action that is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
+pub(crate) enum Limit {
     /// New accounts of a network.
     SignUp,
     /// New accounts of one address: a sign-up reveals whether the address is taken.
@@ -39,10 +39,6 @@ pub enum Limit {
     SignIn,
     /// Attempts to sign in to one account.
     SignInByEmail,
-    /// Password resets of a network.
-    Reset,
-    /// Password resets of one account.
-    ResetByEmail,
     /// New discussions of a user.
     Discussion,
     /// Checkout and portal sessions of a user at Stripe.
@@ -53,7 +49,7 @@ pub enum Limit {
 
 /// The party that a limit counts for.
 #[derive(Clone, Debug)]
-pub enum LimitSubject<'a> {
+pub(crate) enum LimitSubject<'a> {
     /// A network.
     Network(Network),
     /// An e-mail address, whether or not it has an account.
@@ -101,10 +97,6 @@ impl Limit {
                 .message("Too many attempts to sign in from your network."),
             Self::SignInByEmail => Rule::new("signin-account", 10, Duration::from_secs(600))
                 .message("Too many attempts to sign in to this account."),
-            Self::Reset => Rule::new("reset", 10, HOUR)
-                .message("Too many password resets were requested from your network."),
-            Self::ResetByEmail => Rule::new("reset-account", 3, HOUR)
-                .message("Too many password resets were requested for this account."),
             Self::Discussion => Rule::new("discussions", 60, HOUR)
                 .message("You have created many discussions in a short time."),
             Self::Billing => Rule::new("billing", 20, HOUR).message("Too many billing requests."),
@@ -138,7 +130,7 @@ impl Rule {
 }
 
 /// Counts an attempt against every limit, or rejects it and reports the limit with the longest wait.
-pub async fn check(app: &App, limits: &[(Limit, LimitSubject<'_>)]) -> Result<()> {
+pub(crate) async fn check(app: &App, limits: &[(Limit, LimitSubject<'_>)]) -> Result<()> {
     let now = app.now();
     let counters = limits
         .iter()
@@ -348,8 +340,6 @@ mod tests {
         Limit::Guest,
         Limit::SignIn,
         Limit::SignInByEmail,
-        Limit::Reset,
-        Limit::ResetByEmail,
         Limit::Discussion,
         Limit::Billing,
         Limit::Read,

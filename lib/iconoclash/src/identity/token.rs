@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long a token is valid.
-pub const LIFETIME: Duration = Duration::days(30);
+pub(crate) const LIFETIME: Duration = Duration::days(30);
 const AUDIENCE: &str = "iconoclash";
 /// Maximum clock difference between two machines.
 const LEEWAY_SECS: i64 = 60;

@@ -266,7 +266,7 @@ impl<'a> Admission<'a> {
     }
 
     /// Replaces the hold by the cost of a message that does not count.
-    pub async fn settle_uncounted(&self, cost_microusd: i64) {
+    pub(crate) async fn settle_uncounted(&self, cost_microusd: i64) {
         self.close(cost_microusd, true).await;
     }
 

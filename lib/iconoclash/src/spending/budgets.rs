@@ -39,13 +39,13 @@ pub struct Budgets {
 
 impl Budgets {
     /// Reads `{scope: micro-dollars}`, as Postgres aggregates the table.
-    pub fn from_json(scopes: Value) -> Result<Self> {
+    pub(crate) fn from_json(scopes: Value) -> Result<Self> {
         serde_json::from_value(scopes)
             .map_err(|error| Error::internal(format!("the table budgets: {error}")))
     }
 
     /// The limit of one user of a plan.
-    pub fn of_plan(&self, plan: Plan) -> i64 {
+    pub(crate) fn of_plan(&self, plan: Plan) -> i64 {
         match plan {
             Plan::Guest => self.guest,
             Plan::Free => self.free,

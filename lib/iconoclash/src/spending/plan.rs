@@ -42,7 +42,7 @@ impl Plan {
     }
 
     /// The model that answers if the plan's own does not. It never costs more, so a reply's hold covers it.
-    pub fn fallback(self, models: &Models, now: OffsetDateTime) -> Option<&str> {
+    pub(crate) fn fallback(self, models: &Models, now: OffsetDateTime) -> Option<&str> {
         let longest = u32::try_from(Self::MAX_PROMPT_BYTES).expect("a prompt is short");
         let own = self.model(models);
         let other = models.small.as_str();
@@ -63,10 +63,10 @@ impl Plan {
     }
 
     /// The longest prompt, in bytes, of which no token is shorter than one. Far below where a long prompt costs more.
-    pub const MAX_PROMPT_BYTES: usize = 64_000;
+    pub(crate) const MAX_PROMPT_BYTES: usize = 64_000;
 
     /// Price a month in micro-dollars.
-    pub fn price_microusd(self) -> i64 {
+    pub(crate) fn price_microusd(self) -> i64 {
         match self {
             Self::Guest | Self::Free => 0,
             Self::Pro => 12_000_000,

@@ -85,7 +85,7 @@ impl Row {
 
 /// Micro-dollars per million tokens, of the dearest kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rates {
+pub(crate) struct Rates {
     /// Of a prompt of which all is written to the cache for five minutes, as ours are.
     pub prompt: u64,
     /// Of a reply.
@@ -93,7 +93,7 @@ pub struct Rates {
 }
 
 /// The most that a token may cost in a request whose prompt has at most so many tokens.
-pub fn max_rates(model: &str, prompt_tokens: u32, at: OffsetDateTime) -> Option<Rates> {
+pub(crate) fn max_rates(model: &str, prompt_tokens: u32, at: OffsetDateTime) -> Option<Rates> {
     let longest = Usage {
         input: prompt_tokens,
         ..Usage::default()

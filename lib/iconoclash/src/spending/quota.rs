@@ -56,7 +56,7 @@ impl Quota {
     }
 
     /// As one of the limits of an answer.
-    pub fn status(&self) -> RateLimitStatus {
+    pub(crate) fn status(&self) -> RateLimitStatus {
         let Self {
             limit,
             remaining,
@@ -75,12 +75,12 @@ impl Quota {
     }
 
     /// The same with the burst that refusals tell.
-    pub fn with_burst(self, burst: u32) -> Self {
+    pub(crate) fn with_burst(self, burst: u32) -> Self {
         Self { burst, ..self }
     }
 
     /// The headers of an answer under this limit.
-    pub fn headers(&self) -> HeaderMap {
+    pub(crate) fn headers(&self) -> HeaderMap {
         self.status().headers()
     }
 

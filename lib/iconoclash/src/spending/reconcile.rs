@@ -100,7 +100,7 @@ impl Report {
 }
 
 /// Ends replies whose lease ran out, of one discussion or of all.
-pub async fn end_expired(app: &App, discussion: Option<Uuid>) -> Result<i64> {
+pub(crate) async fn end_expired(app: &App, discussion: Option<Uuid>) -> Result<i64> {
     Ok(ledger::settle_expired(app.db()?, app.now(), discussion).await?)
 }
 

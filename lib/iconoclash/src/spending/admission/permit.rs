@@ -30,12 +30,12 @@ pub struct Permit {
 
 impl Permit {
     /// Whether Redis did not decide, so that the ledger must decide before Claude is called.
-    pub fn is_ledger_only(&self) -> bool {
+    pub(crate) fn is_ledger_only(&self) -> bool {
         self.limits.burst_tolerance_ms.is_some()
     }
 
     /// The outcome of a limit that the ledger's statement refused.
-    pub fn refusal(&self, error: pooled_postgres::Error) -> Error {
+    pub(crate) fn refusal(&self, error: pooled_postgres::Error) -> Error {
         match error.constraint() {
             Some("subject_days_messages") => self.quota(self.messages_per_day).exceeded(self.plan),
             Some("subject_days_burst") => self
@@ -49,19 +49,19 @@ impl Permit {
     }
 
     /// The day's quota when `used` messages are sent.
-    pub fn quota(&self, used: i64) -> Quota {
+    pub(crate) fn quota(&self, used: i64) -> Quota {
         let limit = u32::try_from(self.messages_per_day).unwrap_or(u32::MAX);
         let used = u32::try_from(used).unwrap_or_default();
         Quota::new(limit, used, self.now).with_burst(self.burst_per_minute)
     }
 
     /// The subject's messages today, with this one.
-    pub fn messages_with_this(&self) -> i64 {
+    pub(crate) fn messages_with_this(&self) -> i64 {
         self.messages_before + 1
     }
 
     /// The plan that the message is sent under.
-    pub fn plan(&self) -> Plan {
+    pub(crate) fn plan(&self) -> Plan {
         self.plan
     }
 }
