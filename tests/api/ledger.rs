@@ -112,11 +112,16 @@ impl TestApp {
         }
     }
 
-    /// Asserts that each request that Claude got has a row, whatever became of it.
+    /// Asserts that each request that Claude got has a row, whatever became of it. A call that was dropped before Claude
+    /// got it has a row too: whether it was sent is not known.
     pub(crate) async fn assert_every_call_is_in_the_ledger(&self) {
         self.background.idle().await;
         let rows = self.value("select count(*) from usage_events").await;
-        assert_eq!(rows, self.claude.requests().len().to_string());
+        let requests = self.claude.requests().len();
+        assert!(
+            rows.parse::<usize>().unwrap() >= requests,
+            "{rows} rows for {requests} requests"
+        );
         let running = "select count(*) from usage_events where outcome = 'running'";
         assert_eq!(self.value(running).await, "0");
     }

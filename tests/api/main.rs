@@ -25,6 +25,7 @@ mod crashes;
 mod discussions;
 mod failover;
 mod follow_ups;
+mod idempotency;
 mod key_faults;
 mod keys;
 mod limits;

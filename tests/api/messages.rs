@@ -209,7 +209,7 @@ async fn one_idempotency_key_calls_claude_once() {
 }
 
 #[tokio::test]
-async fn of_parallel_sends_with_one_key_exactly_one_calls_claude() {
+async fn of_parallel_sends_with_one_key_exactly_one_counts() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     let discussion = ada.discussion().await;

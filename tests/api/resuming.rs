@@ -6,6 +6,8 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use serde_json::json;
 use std::time::Duration;
 
+use http::Method;
+
 use crate::harness::{Actor, Event, TestApp};
 
 /// The part of a reply that a client has received.
@@ -230,15 +232,18 @@ async fn a_resumed_partial_reply_ends_with_its_failure() {
     );
     assert_eq!(
         (rest[1].name.as_str(), &rest[1].data["code"]),
-        ("error", &json!("reply_interrupted"))
+        ("failed", &json!("reply_interrupted"))
     );
-    // A client that has everything gets the end again, even if it has more than was saved.
-    for beyond in [events[3].id, 1_000_000] {
-        let rest = ada.resume(&reply, Some(beyond)).await.rest().await;
-        assert_eq!(
-            (rest.len(), rest[0].name.as_str(), rest[0].id),
-            (1, "error", beyond + 1)
-        );
+    let end = ada.resume(&reply, Some(events[2].id)).await.rest().await;
+    assert_eq!(end.len(), 1);
+    assert_eq!((end[0].name.as_str(), end[0].id), ("failed", events[3].id));
+    // A client that has the end gets nothing, so that an `EventSource` does not reconnect for ever.
+    for end in [events[3].id, events[3].id + 1, 1_000_000] {
+        let headers = [("last-event-id", end.to_string())];
+        let headers = headers.each_ref().map(|(name, id)| (*name, id.as_str()));
+        let path = format!("/api/messages/{reply}/events");
+        let nothing = ada.request(Method::GET, &path, &headers, json!(null)).await;
+        assert_eq!(nothing.status, 204, "{end}");
     }
 }
 
@@ -262,7 +267,7 @@ async fn a_follower_ends_the_reply_of_a_dead_producer() {
     app.sql("update messages set lease_expires_at = now() - interval '1 second' where status = 'streaming'").await;
     let rest = ada.resume(&reply, Some(1)).await.rest().await;
     let names: Vec<&str> = rest.iter().map(|event| event.name.as_str()).collect();
-    assert_eq!(names, ["delta", "error"]);
+    assert_eq!(names, ["delta", "failed"]);
     assert_eq!(
         app.value("select status from messages where role = 'assistant'")
             .await,

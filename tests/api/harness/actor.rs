@@ -177,14 +177,22 @@ impl Actor<'_> {
         discussion: &str,
         content: &str,
     ) -> Result<Events, Answer> {
+        self.stream_with(discussion, content, &[]).await
+    }
+
+    /// Sends a message with further headers and reads the reply as a stream, or the refusal.
+    pub(crate) async fn stream_with(
+        &self,
+        discussion: &str,
+        content: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Events, Answer> {
         let path = format!("/api/discussions/{discussion}/messages");
         let body = Body::from(json!({ "content": content }).to_string());
-        let request = self.prepare(
-            &Method::POST,
-            &path,
-            &[("accept", "text/event-stream")],
-            body,
-        );
+        let mut headers = headers.to_vec();
+        headers.push(("accept", "text/event-stream"));
+
+        let request = self.prepare(&Method::POST, &path, &headers, body);
         Events::read(Method::POST, &path, self.app.call(request).await).await
     }
 

@@ -341,6 +341,7 @@ async fn ask_for_one_token(app: &App, label: &str, key: ApiKey) -> Result<KeyTes
             Err(_) => Outcome::Failed,
         },
         counted: false,
+        burst_ms: 0,
         usage: &usage,
         model: &model,
         key_label: Some(label),

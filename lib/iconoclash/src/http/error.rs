@@ -20,6 +20,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// The cause of a 5xx. Logged, never sent to the client.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
+/// When to retry a request that found an earlier one running.
+const IN_PROGRESS_RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// How a request failed, as the client sees it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -54,6 +57,14 @@ pub enum Error {
         /// Stable name of the case.
         code: &'static str,
         /// What happened and what to do, for a person.
+        detail: &'static str,
+    },
+    /// 409: an earlier request is still running. A retry may succeed in a moment.
+    #[error("{detail}")]
+    InProgress {
+        /// Stable name of the case.
+        code: &'static str,
+        /// What the person can do.
         detail: &'static str,
     },
     /// 413: the body is larger than the limit.
@@ -156,7 +167,7 @@ impl Error {
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Conflict { .. } => StatusCode::CONFLICT,
+            Self::Conflict { .. } | Self::InProgress { .. } => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid { .. } | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
@@ -172,7 +183,8 @@ impl Error {
             Self::BadRequest(_) => "bad_request",
             Self::Unauthorized { code, .. }
             | Self::Forbidden { code, .. }
-            | Self::Conflict { code, .. } => code,
+            | Self::Conflict { code, .. }
+            | Self::InProgress { code, .. } => code,
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::TooLarge => "body_too_large",
@@ -192,6 +204,7 @@ impl Error {
         let retry_after = match self {
             Self::Limited(limited) => Some(limited.retry_after),
             Self::Unavailable { retry_after, .. } => Some(*retry_after),
+            Self::InProgress { .. } => Some(IN_PROGRESS_RETRY_AFTER),
             _ => None,
         };
         let reset_at = match self {

@@ -8,7 +8,7 @@ use crate::{digest, http::error::Error};
 pub(crate) const REPLAYED: (&str, &str) = ("idempotent-replayed", "true");
 
 /// A request with the same key is still running.
-pub(crate) const IN_PROGRESS: Error = Error::Conflict {
+pub(crate) const IN_PROGRESS: Error = Error::InProgress {
     code: "request_in_progress",
     detail: "The first request with this idempotency key is still running. Try again in a moment.",
 };

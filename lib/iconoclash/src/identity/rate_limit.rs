@@ -334,7 +334,7 @@ mod tests {
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 12:00 UTC);
 
-    const ALL: [Limit; 10] = [
+    const ALL: [Limit; 8] = [
         Limit::SignUp,
         Limit::SignUpByEmail,
         Limit::Guest,

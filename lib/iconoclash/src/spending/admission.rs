@@ -257,28 +257,30 @@ impl<'a> Admission<'a> {
 
     /// Replaces the hold by the cost. If this fails, reconciliation settles the hold.
     pub async fn settle(&self, cost_microusd: i64) {
-        self.close(cost_microusd, false).await;
+        if let Some(hold) = self.take_hold() {
+            self.send_settlement(hold.settle(cost_microusd)).await;
+        }
     }
 
-    /// Releases the message and its hold.
+    /// Releases the message with its hold and its share of the burst.
     pub async fn release(&self) {
         self.settle_uncounted(0).await;
     }
 
     /// Replaces the hold by the cost of a message that does not count.
     pub(crate) async fn settle_uncounted(&self, cost_microusd: i64) {
-        self.close(cost_microusd, true).await;
+        if let Some(hold) = self.take_hold() {
+            let command = hold.settle_uncounted(cost_microusd, self.burst_interval_ms());
+            self.send_settlement(command).await;
+        }
     }
 
-    async fn close(&self, cost_microusd: i64, uncount: bool) {
+    fn take_hold(&self) -> Option<OpenHold> {
         let amount = self.held.swap(NOTHING_HELD, Ordering::Relaxed);
-        if amount == NOTHING_HELD {
-            return;
-        }
+        (amount != NOTHING_HELD).then(|| self.open_hold(self.request, amount))
+    }
 
-        let command = self
-            .open_hold(self.request, amount)
-            .settle(cost_microusd, uncount);
+    async fn send_settlement(&self, command: Command) {
         if let Err(error) = self.app.redis_exec::<i64>(&command).await {
             let cause = request_log::error_chain(&error);
             tracing::warn!(

@@ -147,6 +147,8 @@ pub(crate) struct Settlement<'a> {
     pub(crate) outcome: Outcome,
     /// Whether the message counts against the day's quota.
     pub(crate) counted: bool,
+    /// The burst that a message returns that does not count, in milliseconds.
+    pub(crate) burst_ms: i64,
     pub(crate) usage: &'a UsageReport,
     pub(crate) model: &'a str,
     /// The key that answered, if one did.
@@ -197,6 +199,7 @@ pub(crate) async fn settle(db: &Db, settlement: &Settlement<'_>) -> Result<Optio
         request: settlement.request,
         outcome: settlement.outcome,
         counted: settlement.counted,
+        burst_ms: settlement.burst_ms,
         input: tokens.input.into(),
         cache_write_5m: tokens.cache_write_5m.into(),
         cache_write_1h: tokens.cache_write_1h.into(),
@@ -381,7 +384,7 @@ sql! {
         returning (select subject_day.messages from subject_day)";
 
     write Settle {
-        request: Uuid, outcome: Outcome, counted: bool, input: i64, cache_write_5m: i64, cache_write_1h: i64,
+        request: Uuid, outcome: Outcome, counted: bool, burst_ms: i64, input: i64, cache_write_5m: i64, cache_write_1h: i64,
         cache_read: i64, output: i64, cost: i64, saved: i64, price_date: time::Date, estimated: bool, model: &str,
         key_label: Option<&str>, ended_at: OffsetDateTime, reply: Option<Uuid>, text: Option<&str>,
         stop_reason: Option<&str>, discussion: Option<Uuid>, title: Option<&str>, summary: Option<&str>,
@@ -416,7 +419,8 @@ sql! {
         ), subject_day as (
           update subject_days s
           set messages = s.messages + (before.counted and :counted::bool)::int - before.counted::int,
-            spent_microusd = s.spent_microusd + :cost - before.cost_microusd
+            spent_microusd = s.spent_microusd + :cost - before.cost_microusd,
+            burst_ms = s.burst_ms - case when before.counted and not :counted then :burst_ms::bigint else 0 end
           from before where s.subject = before.subject and s.day = before.day
           returning s.subject
         ), budget_day as (

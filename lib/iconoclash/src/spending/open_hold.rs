@@ -56,16 +56,26 @@ impl OpenHold {
         })
     }
 
-    /// Replaces the hold by the cost. With `uncount`, the message no longer counts.
-    pub(crate) fn settle(&self, cost_microusd: i64, uncount: bool) -> Command {
+    /// Replaces the hold by the cost.
+    pub(crate) fn settle(&self, cost_microusd: i64) -> Command {
+        self.settle_command(cost_microusd, false, 0)
+    }
+
+    /// Replaces the hold by the cost of a message that does not count, and returns its share of the burst.
+    pub(crate) fn settle_uncounted(&self, cost_microusd: i64, burst_ms: i64) -> Command {
+        self.settle_command(cost_microusd, true, burst_ms)
+    }
+
+    fn settle_command(&self, cost_microusd: i64, uncount: bool, burst_ms: i64) -> Command {
         let subject_day = redis_keys::subject_day(&self.subject, self.day);
         let day = redis_keys::day(self.day);
-        let args: [Arg; 5] = [
+        let args: [Arg; 6] = [
             self.to_string().into(),
             self.amount.into(),
             cost_microusd.into(),
             u8::from(uncount).into(),
             SUBJECT_DAY_TTL.as_secs().into(),
+            burst_ms.into(),
         ];
 
         SETTLE

@@ -167,12 +167,18 @@ async fn settle_open_holds(app: &App, now: OffsetDateTime, report: &mut Report) 
             Some(call) if call.running => {}
             Some(call) => {
                 report.holds_settled += 1;
-                let uncount = hold.is_message && !call.counted;
-                commands.push(hold.settle(call.cost_microusd, uncount));
+                let cost = call.cost_microusd;
+                commands.push(match hold.is_message && !call.counted {
+                    true => hold.settle_uncounted(cost, 0),
+                    false => hold.settle(cost),
+                });
             }
             None if *admitted_ms < dead_before_ms => {
                 report.holds_dropped += 1;
-                commands.push(hold.settle(0, hold.is_message));
+                commands.push(match hold.is_message {
+                    true => hold.settle_uncounted(0, 0),
+                    false => hold.settle(0),
+                });
             }
             None => {}
         }

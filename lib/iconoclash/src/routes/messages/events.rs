@@ -51,6 +51,9 @@ pub(super) struct Start {
     /// Whether this repeats the answer of an earlier request.
     #[serde(skip)]
     pub(super) replayed: bool,
+    /// Whether the events after this one go on where the client left the stream.
+    #[serde(skip)]
+    pub(super) resumed: bool,
 }
 
 /// The last event of a stream.

@@ -267,6 +267,7 @@ impl<'a> BackgroundCall<'a> {
             request: self.id,
             outcome,
             counted: false,
+            burst_ms: 0,
             usage: &completion.usage,
             model: &self.prompt.model,
             key_label: completion.key_label.as_deref(),

@@ -56,7 +56,7 @@ impl Message {
 }
 
 /// 409: the discussion has a running reply.
-pub(super) const REPLY_IN_PROGRESS: Error = Error::Conflict {
+pub(super) const REPLY_IN_PROGRESS: Error = Error::InProgress {
     code: "reply_in_progress",
     detail: "The last message is still being answered. Wait until the reply ends.",
 };

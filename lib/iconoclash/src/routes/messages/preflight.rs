@@ -39,6 +39,8 @@ pub(super) enum Preflight {
     Proceed(Box<ApprovedRequest>),
     /// The idempotency key's first request was answered by this reply.
     Replay(Box<Replay>),
+    /// The idempotency key's first request is being answered by this reply.
+    Follow(Box<Replay>),
 }
 
 /// A request that may be answered, and what it takes.
@@ -108,13 +110,17 @@ async fn evaluate(
     let speakers: Vec<Speaker> = parse(personas.clone())?;
 
     if let Some(hash) = row.key_hash.take() {
-        let reply = answered_before(request, &row, &hash).await?;
-        return Ok(Preflight::Replay(Box::new(Replay {
+        let (reply, is_running) = answered_before(request, &row, &hash).await?;
+        let replay = Box::new(Replay {
             reply,
             plan: row.plan,
             quota: admission.quota(row.plan, row.messages),
             speakers,
-        })));
+        });
+        return Ok(match is_running {
+            true => Preflight::Follow(replay),
+            false => Preflight::Replay(replay),
+        });
     }
     if let Some(lease) = row.streaming_until {
         if lease > request.now {
@@ -144,13 +150,20 @@ async fn evaluate(
     })))
 }
 
-/// The reply that answered the idempotency key's first request.
-async fn answered_before(request: &SendRequest, row: &SendingRow, hash: &[u8]) -> Result<Uuid> {
+/// The reply to the idempotency key's first request, and whether it is still running.
+///
+/// A running reply can be followed as a stream only.
+async fn answered_before(
+    request: &SendRequest,
+    row: &SendingRow,
+    hash: &[u8],
+) -> Result<(Uuid, bool)> {
     if hash != request.fingerprint() {
         return Err(Error::IdempotencyKeyReused);
     }
     match (row.key_reply, row.key_reply_lease) {
-        (Some(reply), None) => Ok(reply),
+        (Some(reply), None) => Ok((reply, false)),
+        (Some(reply), Some(lease)) if lease > request.now && request.streams => Ok((reply, true)),
         (_, Some(lease)) if lease <= request.now => {
             // Its process died. A retry finds what it left, or begins anew.
             reconcile::end_expired(&request.app, Some(request.discussion)).await?;

@@ -11,6 +11,7 @@ use super::{
     preflight::{self, ApprovedRequest, Preflight, Replay},
     reply::{CallOutcome, Reply},
     request::SendRequest,
+    resume::{self, ReplyFollower},
     stop,
 };
 use crate::{
@@ -60,6 +61,10 @@ async fn answer(request: &SendRequest, tx: &EventSender) -> Result<Option<Comple
         Preflight::Replay(replay) => {
             // Boxed because replays are rare and would enlarge every reply's future.
             Box::pin(send_replay(request, *replay, tx)).await?;
+            return Ok(None);
+        }
+        Preflight::Follow(replay) => {
+            Box::pin(follow(request, *replay, tx)).await?;
             return Ok(None);
         }
     };
@@ -134,6 +139,28 @@ async fn call_and_relay(
     }))
 }
 
+/// Sends the running answer of an earlier request, from where the client left it.
+async fn follow(request: &SendRequest, replay: Replay, tx: &EventSender) -> Result<()> {
+    let follower = ReplyFollower {
+        app: request.app.clone(),
+        subject: request.subject.clone(),
+        plan: replay.plan,
+        reply: replay.reply,
+        discussion: request.discussion,
+        speakers: replay.speakers,
+        position: resume::position_of(request.last_event_id),
+    };
+    let start = follower.start().await?;
+
+    tx.send(Event::start(Start {
+        replayed: true,
+        resumed: true,
+        ..start
+    }));
+    follower.run(tx).await;
+    Ok(())
+}
+
 /// Sends the answer of an earlier request again.
 async fn send_replay(request: &SendRequest, replay: Replay, tx: &EventSender) -> Result<()> {
     let quota = replay.quota;
@@ -153,6 +180,7 @@ async fn send_replay(request: &SendRequest, replay: Replay, tx: &EventSender) ->
         model,
         quota,
         replayed: true,
+        resumed: false,
     }));
     if !reply.content.is_empty() {
         tx.send(Event::Delta(reply.content.clone()));

@@ -79,7 +79,7 @@ enum Ending {
 
 /// What a poll of the reply's row found.
 struct Poll {
-    stop_requested: bool,
+    must_stop: bool,
     /// Length of the text that is saved now, if this poll saved any.
     saved: Option<usize>,
 }
@@ -89,13 +89,13 @@ impl Poll {
     async fn run(app: &App, rows: &ReplyRows<'_>, text: Option<String>) -> Self {
         let Some(text) = text else {
             return Self {
-                stop_requested: stop::stop_requested(app, rows.reply_id).await,
+                must_stop: stop::must_stop(app, rows.reply_id).await,
                 saved: None,
             };
         };
         let saved = rows.save(&text).await;
         Self {
-            stop_requested: saved.unwrap_or(false),
+            must_stop: saved.unwrap_or(false),
             saved: saved.map(|_| text.len()),
         }
     }
@@ -250,6 +250,7 @@ impl<'a> Reply<'a> {
             model: self.rows.model.clone(),
             quota: self.permit.quota(self.messages_today),
             replayed: false,
+            resumed: false,
         }));
     }
 
@@ -298,7 +299,7 @@ impl<'a> Reply<'a> {
                         saved = length;
                         renewed_at = Instant::now();
                     }
-                    if found.stop_requested {
+                    if found.must_stop {
                         break Ending::Stopped;
                     }
                     continue;

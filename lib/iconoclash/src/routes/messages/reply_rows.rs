@@ -159,6 +159,7 @@ impl<'a> ReplyRows<'a> {
             request: self.request.id,
             outcome,
             counted,
+            burst_ms: self.permit.limits.burst_interval_ms,
             usage,
             model: &self.model,
             key_label: Some(&self.key_label),
@@ -181,18 +182,18 @@ impl<'a> ReplyRows<'a> {
         }
     }
 
-    /// Saves the text so far and renews the lease. Returns whether a stop is requested, or `None` if the save failed:
-    /// only the end must be written.
+    /// Saves the text so far and renews the lease. Returns whether to stop, or `None` if the save failed: only the end must
+    /// be written.
     pub(super) async fn save(&self, text: &str) -> Option<bool> {
         let save = SaveReply {
             reply: self.reply_id,
             text,
             lease_expires_at: self.request.app.now() + LEASE,
         };
-        let saved = async { Ok::<_, Error>(self.request.app.db()?.optional(save).await?) };
+        let saved = async { Ok::<_, Error>(self.request.app.db()?.one(save).await?) };
 
         match saved.await {
-            Ok(stop_requested) => Some(stop_requested.unwrap_or(false)),
+            Ok(stop) => Some(stop),
             Err(error) => {
                 let cause = error.cause();
                 tracing::warn!(request.id = %self.request.id, cause, "a running reply was not saved");
@@ -274,8 +275,13 @@ fn status_of(outcome: Outcome) -> MessageStatus {
 }
 
 sql! {
+    /// Returns whether to stop. A reply that is gone was deleted with its discussion, so it stops too; one that was only
+    /// ended by another process goes on.
     write SaveReply { reply: Uuid, text: &str, lease_expires_at: OffsetDateTime } -> bool = "
-        update messages set content = :text, lease_expires_at = :lease_expires_at
-        where id = :reply and status = 'streaming'
-        returning stop_requested_at is not null";
+        with saved as (
+          update messages set content = :text, lease_expires_at = :lease_expires_at
+          where id = :reply and status = 'streaming'
+          returning stop_requested_at is not null as stop
+        )
+        select coalesce((select stop from saved), not exists (select from messages where id = :reply)) as stop";
 }

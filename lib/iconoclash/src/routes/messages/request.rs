@@ -14,8 +14,12 @@ pub(super) struct SendRequest {
     pub(super) subject: Subject,
     pub(super) discussion: Uuid,
     pub(super) content: String,
+    /// Whether the client accepts a stream.
+    pub(super) streams: bool,
     /// The `Idempotency-Key`, if the client sent one.
     pub(super) key: Option<String>,
+    /// The `Last-Event-ID` of a client that comes back with its key, or 0.
+    pub(super) last_event_id: u64,
     /// The request's id, which is the call's id in the ledger.
     pub(super) id: Uuid,
     pub(super) now: OffsetDateTime,

@@ -7,9 +7,9 @@ use std::time::Duration;
 use axum::{
     extract::{FromRequestParts, State},
     http::request::Parts,
-    response::Response,
+    response::{IntoResponse, Response},
 };
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use pooled_postgres::{row, sql};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -45,7 +45,8 @@ const MAX_CHARS: u64 = 1 << 30;
 
 /// Resume the stream of a running or ended reply after `Last-Event-ID`, or from its start.
 ///
-/// The stream ends with `done` or `error`. A stream that ends with neither can be resumed again.
+/// The stream ends with `done` or `failed`. A stream that ends with neither can be resumed again. 204 means that the
+/// client has the end already.
 #[utoipa::path(
     get,
     path = "/api/messages/{id}/events",
@@ -57,6 +58,7 @@ const MAX_CHARS: u64 = 1 << 30;
     ),
     responses(
         (status = 200, content_type = "text/event-stream", body = Start),
+        (status = 204, description = "The reply has ended, and the client has all of it"),
         (status = 400, body = Problem),
         (status = 401, body = Problem),
         (status = 404, body = Problem),
@@ -81,7 +83,11 @@ pub(super) async fn events(
         .await?
         .ok_or(Error::NotFound)?;
 
-    let position = i32::try_from(after.saturating_sub(START_ID)).expect("the id is capped");
+    let end_id = START_ID + u64::try_from(context.characters).unwrap_or_default() + 1;
+    if context.status != MessageStatus::Streaming && after >= end_id {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+
     let follower = ReplyFollower {
         app,
         subject,
@@ -89,7 +95,7 @@ pub(super) async fn events(
         reply,
         discussion: context.discussion_id,
         speakers: serde_json::from_value(context.speakers).map_err(Error::internal)?,
-        position,
+        position: position_of(after),
     };
     let start = match after < START_ID {
         true => Some(follower.start().await?),
@@ -98,15 +104,20 @@ pub(super) async fn events(
 
     let (tx, rx) = unbounded_channel();
     // Registered, because the platform may freeze a stream that nothing else keeps alive.
-    background.spawn(follower.run(EventSender(tx)));
+    background.spawn(async move { follower.run(&EventSender(tx)).await });
     Ok(match start {
         Some(start) => sse::from_start(&start, rx, request, HeaderMap::new()),
-        None => sse::resume_from(after, rx, request),
+        None => sse::resume_from(after, rx, request, HeaderMap::new()),
     })
 }
 
+/// The characters that a client has whose last event has this id.
+pub(super) fn position_of(last_event_id: u64) -> i32 {
+    i32::try_from(last_event_id.saturating_sub(START_ID)).expect("the id is capped")
+}
+
 /// The id of the last event that the client has, or 0.
-pub(super) struct LastEventId(u64);
+pub(super) struct LastEventId(pub(super) u64);
 
 impl<S: Sync> FromRequestParts<S> for LastEventId {
     type Rejection = Error;
@@ -127,19 +138,19 @@ impl<S: Sync> FromRequestParts<S> for LastEventId {
 }
 
 /// A client that follows a reply.
-struct ReplyFollower {
-    app: App,
-    subject: Subject,
-    plan: Plan,
-    reply: Uuid,
-    discussion: Uuid,
-    speakers: Vec<Speaker>,
+pub(super) struct ReplyFollower {
+    pub(super) app: App,
+    pub(super) subject: Subject,
+    pub(super) plan: Plan,
+    pub(super) reply: Uuid,
+    pub(super) discussion: Uuid,
+    pub(super) speakers: Vec<Speaker>,
     /// Characters that the client has.
-    position: i32,
+    pub(super) position: i32,
 }
 
 impl ReplyFollower {
-    async fn start(&self) -> Result<Start> {
+    pub(super) async fn start(&self) -> Result<Start> {
         let (message, reply) = message_and_reply(&self.app, self.reply).await?;
         Ok(Start {
             message,
@@ -147,16 +158,17 @@ impl ReplyFollower {
             model: reply.model.unwrap_or_default(),
             quota: self.quota().await?,
             replayed: false,
+            resumed: false,
         })
     }
 
     /// Sends new text as it is saved. If it cannot go on, the stream ends without an end and the client resumes.
-    async fn run(mut self, tx: EventSender) {
+    pub(super) async fn run(mut self, tx: &EventSender) {
         let started_at = Instant::now();
         let limit = self.app.config().timeouts.follow;
 
         while started_at.elapsed() < limit {
-            match self.poll(&tx).await {
+            match self.poll(tx).await {
                 Ok(false) => {}
                 Ok(true) => return,
                 Err(Error::NotFound) => {
@@ -233,7 +245,7 @@ impl ReplyFollower {
 }
 
 row! {
-    struct ContextRow { discussion_id: Uuid, speakers: Value }
+    struct ContextRow { discussion_id: Uuid, status: MessageStatus, characters: i32, speakers: Value }
 }
 
 row! {
@@ -243,7 +255,7 @@ row! {
 sql! {
     /// The discussion of a user's own reply, and its icons.
     read ReplyContext { reply: Uuid, user: Uuid } -> ContextRow = "
-        select d.id as discussion_id,
+        select d.id as discussion_id, m.status, char_length(m.content) as characters,
           (select coalesce(jsonb_agg(jsonb_build_object('slug', i.slug, 'name', i.name) order by chosen.position), '[]')
             from unnest(d.icons) with ordinality as chosen (slug, position) join icons i on i.slug = chosen.slug
           ) as speakers

@@ -20,7 +20,8 @@ use super::{
     message::Message,
     producer,
     request::SendRequest,
-    sse,
+    resume::LastEventId,
+    sse::{self, START_ID},
 };
 use crate::{
     app::App,
@@ -52,8 +53,8 @@ pub(super) struct Answer {
 
 /// Send a message; the icons reply.
 ///
-/// With `Accept: text/event-stream` the reply is streamed as the events `start`, `delta` and `done`, or `error` with a
-/// problem document. If the connection breaks, `GET /api/messages/{reply_id}/events` resumes after the last event's id.
+/// With `Accept: text/event-stream` the reply is streamed as the events `start`, `delta` and `done`, or `failed` with
+/// a problem document. If the connection breaks, `GET /api/messages/{reply_id}/events` resumes after the last event's id.
 #[utoipa::path(
     post,
     path = "/api/discussions/{id}/messages",
@@ -62,6 +63,7 @@ pub(super) struct Answer {
     params(
         ("id" = Uuid, Path),
         ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters"),
+        ("Last-Event-ID" = Option<u64>, Header, description = "With a key whose reply still streams: where to resume"),
     ),
     responses(
         (status = 200, content_type = "text/event-stream", body = Start),
@@ -91,7 +93,9 @@ pub(super) async fn send(
         session,
         discussion,
         content: new.content.as_str().to_owned(),
+        streams: options.streams,
         key: options.key,
+        last_event_id: options.last_event_id,
         id: options.request,
         started_at: Instant::now(),
     };
@@ -101,7 +105,11 @@ pub(super) async fn send(
     match rx.recv().await {
         Some(Event::Start(start)) if options.streams => {
             let headers = answer_headers(&start);
-            Ok(sse::from_start(&start, rx, options.request, headers))
+            let after = options.last_event_id;
+            Ok(match start.resumed && after >= START_ID {
+                true => sse::resume_from(after, rx, options.request, headers),
+                false => sse::from_start(&start, rx, options.request, headers),
+            })
         }
         Some(Event::Start(start)) => whole_answer(*start, rx).await,
         Some(Event::Refused(error)) => Err(*error),
@@ -117,6 +125,8 @@ pub(super) struct SendOptions {
     key: Option<String>,
     /// Whether the client accepts a stream.
     streams: bool,
+    /// The last event of the stream that the client has, or 0.
+    last_event_id: u64,
 }
 
 impl FromRequestParts<App> for SendOptions {
@@ -128,10 +138,13 @@ impl FromRequestParts<App> for SendOptions {
             .unwrap_or_else(|never| match never {});
         let IdempotencyKey(key) = IdempotencyKey::from_request_parts(parts, app).await?;
 
+        let LastEventId(last_event_id) = LastEventId::from_request_parts(parts, app).await?;
+
         Ok(Self {
             request,
             key,
             streams: accepts_stream(&parts.headers),
+            last_event_id,
         })
     }
 }

@@ -56,8 +56,13 @@ pub(super) fn from_start(
 }
 
 /// The response that goes on after the event with the id `after`.
-pub(super) fn resume_from(after: u64, rx: UnboundedReceiver<Event>, request: Uuid) -> Response {
-    respond(events(after, rx, request), HeaderMap::new())
+pub(super) fn resume_from(
+    after: u64,
+    rx: UnboundedReceiver<Event>,
+    request: Uuid,
+    headers: HeaderMap,
+) -> Response {
+    respond(events(after, rx, request), headers)
 }
 
 fn respond(
@@ -69,11 +74,11 @@ fn respond(
 
     let response_headers = response.headers_mut();
     response_headers.extend(headers);
-    // Keeps proxies such as nginx from buffering the stream.
+    // Keeps proxies such as nginx from buffering the stream; `no-transform` keeps others from compressing it.
     response_headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response_headers.insert(
         header::CACHE_CONTROL,
-        HeaderValue::from_static("private, no-store"),
+        HeaderValue::from_static("private, no-store, no-transform"),
     );
     response
 }
@@ -126,7 +131,7 @@ fn failed(id: u64, error: &Error, request: Uuid) -> sse::Event {
         request_id: Some(request),
         ..error.problem()
     };
-    numbered(id, "error", &problem)
+    numbered(id, "failed", &problem)
 }
 
 fn numbered(id: u64, name: &str, data: &impl Serialize) -> sse::Event {

@@ -85,10 +85,17 @@ pub(super) async fn wait_for_stop(app: &App, reply: Uuid, timer: &mut Interval) 
     }
 }
 
-/// Whether a stop is requested. A database that does not answer counts as no.
-pub(super) async fn stop_requested(app: &App, reply: Uuid) -> bool {
+/// Whether a begun reply must stop: a stop is requested, or the reply was deleted with its discussion. A database that
+/// does not answer counts as no.
+pub(super) async fn must_stop(app: &App, reply: Uuid) -> bool {
     let answer = async { Ok::<_, Error>(app.db()?.optional(StopRequested { reply }).await?) };
-    matches!(answer.await, Ok(Some(true)))
+    answer.await.is_ok_and(|stop| stop.unwrap_or(true))
+}
+
+/// Whether a stop is requested. The reply may not be written yet.
+async fn stop_requested(app: &App, reply: Uuid) -> bool {
+    let answer = async { Ok::<_, Error>(app.db()?.optional(StopRequested { reply }).await?) };
+    answer.await.is_ok_and(|stop| stop.unwrap_or(false))
 }
 
 row! {

@@ -76,7 +76,7 @@ impl BackgroundHold {
 
     /// Replaces the hold by the cost. If this fails, reconciliation settles the hold.
     pub(crate) async fn settle(&self, app: &App, cost_microusd: i64) -> Result<()> {
-        let command = self.open.settle(cost_microusd, false);
+        let command = self.open.settle(cost_microusd);
         app.redis()?.exec::<i64>(&command).await?;
         Ok(())
     }
