@@ -1,6 +1,6 @@
 //! /api/messages/{id}/events
 //!
-//! GET  its owner  the rest of a reply's stream, after `Last-Event-ID`   200 · 400 · 401 · 404
+//! GET  its owner  the rest of a reply's stream, after `Last-Event-ID`   200 · 204 · 400 · 401 · 404
 //!
 //! Logic: `iconoclash::routes::messages`.
 
