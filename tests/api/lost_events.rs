@@ -68,7 +68,11 @@ async fn a_customer_that_fails_delays_no_other_and_parallel_crons_share_the_work
         ),
         (30, 15, 1)
     );
-    assert_eq!(app.stripe.requests().len(), 30, "one request per customer");
+    assert_eq!(
+        app.stripe.requests().len(),
+        31,
+        "one request per customer, and whether the unknown one is deleted"
+    );
     assert_eq!(refresh(&app).await.checked, 0);
 
     app.advance(time::Duration::minutes(16));
@@ -78,6 +82,26 @@ async fn a_customer_that_fails_delays_no_other_and_parallel_crons_share_the_work
         failed: 1,
     };
     assert_eq!(refresh(&app).await, retried);
+}
+
+#[tokio::test]
+async fn the_cron_heals_a_lost_deletion_whatever_stripe_lists_then() {
+    for refusal in [None, Some(Fault::NoSuchCustomer)] {
+        let app = TestApp::start().await;
+        let ada = app.member("ada").await;
+        ada.subscribe().await;
+
+        app.stripe.act(Action::Delete(&app.customer()));
+        app.stripe.take_events();
+        app.advance(time::Duration::days(1));
+        refusal
+            .into_iter()
+            .for_each(|refusal| app.stripe.next(refusal));
+
+        let report = refresh(&app).await;
+        assert_eq!((report.healed, report.failed), (1, 0), "{refusal:?}");
+        assert_eq!(ada.plan().await, "free", "{refusal:?}");
+    }
 }
 
 /// Creates customers `cus_0000`, `cus_0001` and so on, each with a user.

@@ -89,6 +89,7 @@ async fn refresh(app: &App, customer: &str) -> Refreshed {
                 Refreshed::Unchanged
             }
         }
+        Ok(Synced::Deleted) => Refreshed::Healed,
         Ok(Synced::Superseded(_) | Synced::Repeated | Synced::NotOurs) => Refreshed::Unchanged,
         Ok(Synced::NotInStripe) => {
             tracing::warn!(

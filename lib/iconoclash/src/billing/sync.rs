@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
+    customers,
     entitlements::{self, StoredSubscription},
     past_due,
 };
@@ -36,6 +37,8 @@ pub enum Synced {
     Repeated,
     /// The customer belongs to no user.
     NotOurs,
+    /// The customer was deleted at Stripe, and with it what is stored here.
+    Deleted,
     /// Stripe does not know the customer. Nothing is stored: most likely the API key is of another account.
     NotInStripe,
 }
@@ -90,13 +93,30 @@ pub async fn sync(
         let time_left = until.saturating_duration_since(Instant::now());
         let stripe = app.stripe()?.with_deadline(time_left);
         let fetched = match stripe.subscriptions(customer).await {
-            Err(error) if error.customer_is_missing() => return Ok(Synced::NotInStripe),
+            Err(error) if error.customer_is_missing() => {
+                let time_left = until.saturating_duration_since(Instant::now());
+                return missing(app, customer, event, time_left).await;
+            }
             fetched => fetched?,
         };
 
         if let Some(change) = store(app, customer, known, &fetched, event).await? {
             return Ok(Synced::Written(Box::new(change)));
         }
+    }
+}
+
+/// What it means that Stripe refuses the customer.
+async fn missing(
+    app: &App,
+    customer: &str,
+    event: Option<&Event>,
+    deadline: Duration,
+) -> Result<Synced> {
+    if customers::remove_if_deleted(app, customer, event, deadline).await? {
+        Ok(Synced::Deleted)
+    } else {
+        Ok(Synced::NotInStripe)
     }
 }
 

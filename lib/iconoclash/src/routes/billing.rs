@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
+    billing,
     http::error::{Error, Problem, Result},
     identity::{
         auth::User,
@@ -67,8 +68,18 @@ async fn portal(State(app): State<App>, user: User) -> Result<Json<StripePage>> 
     let return_url = &app.config().public_url;
     let key = format!("portal-{}", app.new_id());
     let stripe = app.stripe()?.with_deadline(STRIPE_DEADLINE);
-    let url = stripe.create_portal(&customer, return_url, &key).await?;
-    Ok(Json(StripePage { url }))
+
+    match stripe.create_portal(&customer, return_url, &key).await {
+        Err(error) if error.customer_is_missing() => {
+            let deleted = billing::remove_if_deleted(&app, &customer, None, STRIPE_DEADLINE);
+            Err(if deleted.await? {
+                NOT_SUBSCRIBED
+            } else {
+                error.into()
+            })
+        }
+        opened => Ok(Json(StripePage { url: opened? })),
+    }
 }
 
 /// The account's address. A guest has none.
