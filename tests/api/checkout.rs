@@ -330,6 +330,40 @@ async fn a_failure_that_stripe_stores_under_a_key_does_not_block_checkouts_for_a
 }
 
 #[tokio::test]
+async fn an_outage_that_is_over_is_over_for_those_who_tried_often() {
+    const FAILED_CHECKOUTS: usize = 3;
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let fail = async || {
+        let refused = ada.post("/api/billing/checkout", Value::Null).await;
+        assert_eq!(refused.problem(), (503, "unavailable"));
+    };
+
+    // No customer can be created.
+    app.stripe.always(Some(Fault::Status(500)));
+    for _ in 0..FAILED_CHECKOUTS {
+        fail().await;
+    }
+    app.stripe.always(None);
+    let page = ada.checkout().await;
+
+    // No page can be opened: two new failures of each call, after those of earlier calls.
+    app.stripe.act(Action::Expire(&page));
+    for earlier in 0..FAILED_CHECKOUTS {
+        let requests_before = 2 + 2 * earlier;
+        (0..requests_before).for_each(|_| app.stripe.next(Fault::Slow(0)));
+        for fault in [Fault::Status(500), Fault::Slow(0), Fault::Status(500)] {
+            app.stripe.next(fault);
+        }
+        fail().await;
+    }
+
+    let pages = join_all((0..5).map(|_| ada.checkout())).await;
+    assert_eq!(pages.iter().collect::<BTreeSet<_>>().len(), 1);
+    assert_eq!(app.stripe.customers().len(), 1);
+}
+
+#[tokio::test]
 async fn a_user_may_open_twenty_pages_an_hour() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
