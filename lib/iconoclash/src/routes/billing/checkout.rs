@@ -281,19 +281,26 @@ const ALREADY_SUBSCRIBED: Error = Error::Conflict {
 
 sql! {
     /// Links a customer to a user who has none, or in place of `replaces`. Returns the customer that is linked.
+    ///
+    /// Locks the customer before the user, as the statements of [`billing`] do.
     write LinkCustomer {
         user: Uuid,
         customer: &str,
         replaces: Option<&str>,
         now: OffsetDateTime,
     } -> String = "
-        with linked as (
+        with locked as (
+          select id
+          from stripe_customers
+          where user_id = :user
+          for update
+        ), linked as (
           update users
           set stripe_customer_id = case
               when stripe_customer_id is null or stripe_customer_id = :replaces then :customer
               else stripe_customer_id
             end
-          where id = :user
+          where id = :user and (select count(*) from locked) >= 0
           returning id, stripe_customer_id
         ), stored as (
           insert into stripe_customers (id, user_id, created_at)
