@@ -17,6 +17,12 @@ use crate::harness::TestApp;
 const STORED_EVENTS_AND_SUBSCRIPTIONS: &str =
     "select (select count(*) from stripe_events), (select count(*) from subscriptions)";
 
+const HEALED: RefreshReport = RefreshReport {
+    checked: 1,
+    healed: 1,
+    failed: 0,
+};
+
 /// Has a user pay, and returns the events, none of which is delivered yet.
 async fn pay(app: &TestApp) -> Vec<Event> {
     let ada = app.member("ada").await;
@@ -253,14 +259,39 @@ async fn the_cron_syncs_a_refused_event_before_stripe_sends_it_again() {
     app.stripe.always(None);
 
     // Long before the first check of the checkout is due.
-    let healed = RefreshReport {
-        checked: 1,
-        healed: 1,
-        failed: 0,
-    };
-    assert_eq!(billing::refresh_due(&app.app).await.unwrap(), healed);
+    assert_eq!(billing::refresh_due(&app.app).await.unwrap(), HEALED);
     assert_eq!(app.value("select plan from users").await, "pro");
     assert_eq!(app.deliver(&events[0]).await.json["outcome"], "written");
+}
+
+#[tokio::test]
+async fn an_event_that_is_refused_while_another_is_handled_is_synced_soon() {
+    let app = TestApp::start().await;
+    let events = pay(&app).await;
+
+    // The answer to the first event is made before the cancellation, and stored after its event was refused.
+    app.stripe.next(Fault::Hold);
+    let requests = app.stripe.requests().len();
+    let first = app.deliver(&events[0]);
+    let second = async {
+        app.stripe.wait_for_requests(requests + 1).await;
+        app.stripe
+            .act(Action::CancelNow(&app.newest_subscription()));
+        let cancelled = app.stripe.take_events();
+
+        app.stripe.next(Fault::Status(429));
+        assert_eq!(
+            app.deliver(&cancelled[0]).await.problem(),
+            (500, "internal")
+        );
+        app.background.idle().await;
+        app.stripe.release();
+    };
+
+    let (first, ()) = join(first, second).await;
+    assert_eq!(first.json["outcome"], "written", "{}", first.json);
+    assert_eq!(billing::refresh_due(&app.app).await.unwrap(), HEALED);
+    assert_eq!(app.value("select plan from users").await, "free");
 }
 
 /// The number of statements that wait for a lock and contain this text.

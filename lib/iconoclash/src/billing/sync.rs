@@ -145,6 +145,7 @@ async fn store(
         version: known.version,
         now,
         check_at: entitlements::check_at(&after, known.checkout_at, now),
+        known_check_at: known.check_at,
         known_checkout_at: known.checkout_at,
         subscriptions: serde_json::to_value(&after).map_err(Error::internal)?,
         plan,
@@ -193,7 +194,7 @@ fn from_json(subscriptions: Value) -> Result<Vec<StoredSubscription>> {
 sql! {
     /// The version and the state that the next answer replaces, and whether the event is recorded.
     read CustomerState { customer: &str, event_id: Option<&str> } -> Customer = "
-        select c.user_id, c.version, c.checkout_at, u.plan, u.email,
+        select c.user_id, c.version, c.check_at, c.checkout_at, u.plan, u.email,
           exists (select from stripe_events e where e.id = :event_id) as event_recorded,
           coalesce(
             (select jsonb_agg(
@@ -218,13 +219,15 @@ sql! {
 
     /// Replaces a customer's subscriptions, sets the user's plan and records the event, if the version is unchanged.
     ///
-    /// A concurrent writer waits for the customer's row, and then finds a newer version and writes nothing. A checkout
-    /// that started in between keeps its time of the next check. Returns whether the plan changed.
+    /// A concurrent writer waits for the customer's row, and then finds a newer version and writes nothing. A check that
+    /// was scheduled in between keeps its time, and so does that of a checkout that started. Returns whether the plan
+    /// changed.
     write StoreSubscriptions {
         customer: &str,
         version: i64,
         now: OffsetDateTime,
         check_at: Option<OffsetDateTime>,
+        known_check_at: Option<OffsetDateTime>,
         known_checkout_at: Option<OffsetDateTime>,
         subscriptions: Value,
         plan: Plan,
@@ -237,7 +240,11 @@ sql! {
             confirmed_at = :now,
             check_at = least(
               :check_at,
-              case when checkout_at is distinct from :known_checkout_at then check_at end
+              case
+                when check_at is distinct from :known_check_at
+                  or checkout_at is distinct from :known_checkout_at
+                then check_at
+              end
             )
           where id = :customer and version = :version
           returning id, user_id
@@ -300,6 +307,7 @@ row! {
     struct Customer {
         user_id: Uuid,
         version: i64,
+        check_at: Option<OffsetDateTime>,
         checkout_at: Option<OffsetDateTime>,
         plan: Plan,
         email: Option<String>,
