@@ -85,6 +85,57 @@ async fn a_customer_that_fails_delays_no_other_and_parallel_crons_share_the_work
 }
 
 #[tokio::test]
+async fn a_customer_that_stripe_refuses_is_checked_less_and_less_often() {
+    let app = TestApp::start().await;
+    create_customers(&app, 1).await;
+    app.sql("update stripe_customers set id = 'cus_unknown', check_at = now()")
+        .await;
+    let failures = async |quarters: usize| {
+        let mut failed = 0;
+        for _ in 0..quarters {
+            app.advance(time::Duration::minutes(15) + time::Duration::SECOND);
+            failed += refresh(&app).await.failed;
+        }
+        failed
+    };
+
+    // After 0.25, 0.5, 1, 2, 4, 8 and 16 hours, and then once a day.
+    assert_eq!(failures(4 * 24).await, 7);
+    assert_eq!(failures(4 * 24 * 3).await, 3);
+
+    // An outage is no fault of the customer.
+    app.sql("update stripe_customers set id = 'cus_0000', check_at = now(), failed_checks = 0")
+        .await;
+    app.stripe.always(Some(Fault::Status(429)));
+    assert_eq!(failures(8).await, 8);
+    app.stripe.always(None);
+    assert_eq!(failures(1).await, 0);
+    assert_eq!(
+        app.value("select failed_checks from stripe_customers")
+            .await,
+        "0"
+    );
+}
+
+#[tokio::test]
+async fn customers_that_stripe_refuses_come_last() {
+    let app = TestApp::start().await;
+    create_customers(&app, 202).await;
+    app.sql(
+        "update stripe_customers
+         set id = 'cus_unknown' || id, check_at = now() - interval '1 hour', failed_checks = 1
+         where id < 'cus_0201'",
+    )
+    .await;
+    app.sql("update stripe_customers set check_at = now() where id = 'cus_0201'")
+        .await;
+    app.stripe.act(Action::Subscribe("cus_0201"));
+
+    let report = refresh(&app).await;
+    assert_eq!((report.healed, report.failed), (1, 199));
+}
+
+#[tokio::test]
 async fn the_cron_heals_a_lost_deletion_whatever_stripe_lists_then() {
     for refusal in [None, Some(Fault::NoSuchCustomer)] {
         let app = TestApp::start().await;

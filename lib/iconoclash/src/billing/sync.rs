@@ -238,6 +238,7 @@ sql! {
           update stripe_customers
           set version = version + 1,
             confirmed_at = :now,
+            failed_checks = 0,
             check_at = least(
               :check_at,
               case
