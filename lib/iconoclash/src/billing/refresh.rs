@@ -7,7 +7,10 @@ use pooled_postgres::sql;
 use time::OffsetDateTime;
 
 use super::{Synced, send_mails, sync};
-use crate::{app::App, http::error::{Error, Result}};
+use crate::{
+    app::App,
+    http::error::{Error, Result},
+};
 
 /// Customers per run, so that a run ends well within a function's time limit.
 const MAX_CUSTOMERS: i64 = 200;
