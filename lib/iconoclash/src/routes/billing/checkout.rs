@@ -54,7 +54,16 @@ pub(super) async fn checkout(
     };
 
     // Before the subscriptions are fetched: a payment on this page from now on shows up among them.
-    let latest = latest_checkout(&app, &customer).await?;
+    let latest = stripe(&app)?.latest_checkout(&customer).await;
+    let is_refused = latest
+        .as_ref()
+        .is_err_and(stripe::Error::customer_is_missing);
+    if is_refused && billing::remove_if_deleted(&app, &customer, None, STRIPE_DEADLINE).await? {
+        let url = replace_deleted(&app, &background, &user, email, &customer).await?;
+        return Ok(Json(StripePage { url }));
+    }
+
+    let latest = if is_refused { None } else { latest? };
     let usable = ensure_usable(&app, &background, &user, email, &customer).await?;
     let latest = latest.filter(|_| usable == customer);
 
@@ -115,13 +124,6 @@ async fn link_customer(
         now: app.now(),
     };
     Ok(app.db()?.one(link).await?)
-}
-
-async fn latest_checkout(app: &App, customer: &str) -> Result<Option<CheckoutSession>> {
-    match stripe(app)?.latest_checkout(customer).await {
-        Err(error) if error.customer_is_missing() => Ok(None),
-        latest => Ok(latest?),
-    }
 }
 
 /// The customer to sell to, who has no subscription: the given one, or a new one if Stripe does not know it.
@@ -211,7 +213,9 @@ async fn payment_page(
 
     match opened.url {
         Some(url) => Ok(Some(url)),
-        None => Err(Error::internal("Stripe opened a checkout without an address")),
+        None => Err(Error::internal(
+            "Stripe opened a checkout without an address",
+        )),
     }
 }
 
