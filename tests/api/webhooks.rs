@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use futures_util::{
-    future::{join, join3, join_all},
+    future::{join, join_all, join3},
     stream,
 };
 use http::{Method, StatusCode};
@@ -331,7 +331,10 @@ async fn an_event_and_a_new_customer_of_the_same_user_do_not_block_each_other() 
     };
 
     let (checkout, event, ()) = join3(checkout, event, release).await;
-    assert_eq!((checkout.status, event.status), (StatusCode::OK, StatusCode::OK));
+    assert_eq!(
+        (checkout.status, event.status),
+        (StatusCode::OK, StatusCode::OK)
+    );
 }
 
 #[tokio::test]

@@ -18,7 +18,11 @@ use std::time::Duration;
 use deadpool_postgres::Pool;
 use tokio::time::{Instant, timeout_at};
 
-use self::{cancel::Canceller, checkout::Checkout, error::{connection_lost, rolled_back}};
+use self::{
+    cancel::Canceller,
+    checkout::Checkout,
+    error::{connection_lost, rolled_back},
+};
 
 pub use self::{
     error::Error,
