@@ -118,7 +118,8 @@ impl Stripe {
                 Ok(Ok(answer)) => {
                     let is_replayed = answer.is_replayed_failure();
                     replayed_failures += u32::from(is_replayed);
-                    if is_replayed && is_first_attempt && replayed_failures <= MAX_SKIPPED_FAILURES {
+                    if is_replayed && is_first_attempt && replayed_failures <= MAX_SKIPPED_FAILURES
+                    {
                         continue;
                     }
 
