@@ -8,9 +8,10 @@ use futures_util::{
 use iconoclash::billing::{self, RefreshReport};
 use iconoclash_fakes::stripe::{Action, Event, Fault};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use serde_json::{Value, json};
 use std::{collections::HashSet, time::Duration};
 
-use crate::harness::TestApp;
+use crate::{architecture, harness::TestApp};
 
 async fn refresh(app: &TestApp) -> RefreshReport {
     billing::refresh_due(&app.app).await.unwrap()
@@ -44,6 +45,70 @@ async fn the_cron_heals_a_lost_event() {
     assert_eq!(refresh(&app).await, HEALED);
     assert_eq!(ada.plan().await, "free");
     assert_eq!(refresh(&app).await.checked, 0);
+}
+
+#[tokio::test]
+async fn a_visitor_who_has_paid_is_pro_though_the_event_is_lost() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let refresh = async || ada.post("/api/billing/refresh", Value::Null).await;
+    let checkout = ada.checkout().await;
+    let requests = app.stripe.requests().len();
+
+    let unpaid = refresh().await;
+    assert_eq!(unpaid.json["user"]["plan"], "free");
+    app.stripe.act(Action::Pay(&checkout));
+    app.stripe.take_events();
+
+    let paid = refresh().await;
+    assert_eq!(
+        (
+            &paid.json["user"]["plan"],
+            &paid.json["quota"]["limit"],
+            paid.header("x-ratelimit-limit")
+        ),
+        (&json!("pro"), &json!(100), "100")
+    );
+    assert_eq!(paid.json, ada.get("/api/auth/session").await.json);
+    assert_eq!(app.stripe.requests().len(), requests + 2, "one each");
+
+    app.stripe.always(Some(Fault::Drop));
+    assert_eq!(refresh().await.problem(), (503, "unavailable"));
+    app.stripe.always(None);
+
+    // Stripe answers like this where the API key is of another account.
+    app.stripe.next(Fault::NoSuchCustomer);
+    assert_eq!(refresh().await.json["user"]["plan"], "pro");
+
+    app.stripe.act(Action::Delete(&app.customer()));
+    app.stripe.take_events();
+    assert_eq!(refresh().await.json["user"]["plan"], "free");
+}
+
+#[tokio::test]
+async fn a_refresh_without_a_customer_asks_nothing_and_is_limited() {
+    let app = TestApp::start().await;
+    let guest = app.guest().await;
+    let refresh = async || guest.post("/api/billing/refresh", Value::Null).await;
+
+    for _ in 0..20 {
+        assert_eq!(refresh().await.json["user"]["plan"], "guest");
+    }
+    assert_eq!(refresh().await.problem(), (429, "rate_limited"));
+    assert_eq!(app.stripe.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn the_page_after_paying_says_pro_only_once_it_is_true() {
+    let root = architecture::root();
+    let run = tokio::process::Command::new("node")
+        .args(["--test", "tests/pages/success.mjs"])
+        .current_dir(root)
+        .output()
+        .await
+        .unwrap();
+    let output = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{output}");
 }
 
 #[tokio::test]

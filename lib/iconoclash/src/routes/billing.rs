@@ -1,8 +1,9 @@
-//! Paying for Pro: Stripe's checkout and portal pages, and Stripe's webhook.
+//! Paying for Pro: Stripe's checkout and portal pages, Stripe's webhook, and asking Stripe where an event is missing.
 //!
 //! Cards, invoices and cancellations are handled at Stripe. [`crate::billing`] keeps the local copy of subscriptions.
 
 mod checkout;
+mod refresh;
 mod webhook;
 
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(checkout::checkout))
         .routes(routes!(portal))
+        .routes(routes!(refresh::refresh))
         .routes(routes!(webhook::receive))
 }
 
