@@ -49,6 +49,7 @@ const RANKS: &[&str] = &[
     "notify::mail",
     "notify::alert",
     "spending::admission",
+    "spending::current_session",
     "conversation",
     "api_keys",
     "billing",

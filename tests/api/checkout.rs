@@ -228,6 +228,68 @@ async fn a_customer_of_another_api_key_is_replaced_unless_the_user_pays() {
 }
 
 #[tokio::test]
+async fn a_customer_deleted_at_stripe_buys_again_though_no_event_said_so() {
+    for requests_before_refusal in 0..=2 {
+        let app = TestApp::start().await;
+        let ada = app.member("ada").await;
+        ada.subscribe().await;
+        let deleted = app.customer();
+
+        app.stripe.act(Action::Delete(&deleted));
+        app.stripe.take_events();
+        // Stripe may list what a deleted customer bought, or refuse to.
+        (0..requests_before_refusal).for_each(|_| app.stripe.next(Fault::Slow(0)));
+        app.stripe.next(Fault::NoSuchCustomer);
+
+        ada.subscribe().await;
+        assert_eq!(ada.plan().await, "pro");
+        assert_ne!(app.customer(), deleted);
+        assert_eq!(
+            app.value("select id from stripe_customers").await,
+            app.customer()
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_open_page_of_a_deleted_customer_is_replaced() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let open = ada.checkout().await;
+
+    app.stripe.act(Action::Delete(&app.customer()));
+    app.stripe.take_events();
+    assert_ne!(ada.checkout().await, open);
+
+    ada.subscribe().await;
+    assert_eq!(ada.plan().await, "pro");
+}
+
+#[tokio::test]
+async fn the_portal_of_a_deleted_customer_is_not_an_error_of_ours() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    ada.subscribe().await;
+
+    app.stripe.act(Action::Delete(&app.customer()));
+    app.stripe.take_events();
+    let portal = async || ada.post("/api/billing/portal", Value::Null).await;
+    assert_eq!(portal().await.problem(), (409, "not_subscribed"));
+    assert_eq!(ada.plan().await, "free");
+
+    ada.subscribe().await;
+    assert_eq!(portal().await.status, 200);
+
+    // The API key is of another account.
+    app.sql("update users set stripe_customer_id = 'cus_test_mode'")
+        .await;
+    app.sql("update stripe_customers set id = 'cus_test_mode'")
+        .await;
+    assert_eq!(portal().await.problem(), (500, "internal"));
+    assert_eq!(ada.plan().await, "pro");
+}
+
+#[tokio::test]
 async fn a_customer_that_only_the_users_row_names_is_linked_before_the_sale() {
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
@@ -264,6 +326,40 @@ async fn a_failure_that_stripe_stores_under_a_key_does_not_block_checkouts_for_a
 
     app.stripe.next(Fault::Status(500));
     ada.checkout().await;
+    assert_eq!(app.stripe.customers().len(), 1);
+}
+
+#[tokio::test]
+async fn an_outage_that_is_over_is_over_for_those_who_tried_often() {
+    const FAILED_CHECKOUTS: usize = 3;
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let fail = async || {
+        let refused = ada.post("/api/billing/checkout", Value::Null).await;
+        assert_eq!(refused.problem(), (503, "unavailable"));
+    };
+
+    // No customer can be created.
+    app.stripe.always(Some(Fault::Status(500)));
+    for _ in 0..FAILED_CHECKOUTS {
+        fail().await;
+    }
+    app.stripe.always(None);
+    let page = ada.checkout().await;
+
+    // No page can be opened: two new failures of each call, after those of earlier calls.
+    app.stripe.act(Action::Expire(&page));
+    for earlier in 0..FAILED_CHECKOUTS {
+        let requests_before = 2 + 2 * earlier;
+        (0..requests_before).for_each(|_| app.stripe.next(Fault::Slow(0)));
+        for fault in [Fault::Status(500), Fault::Slow(0), Fault::Status(500)] {
+            app.stripe.next(fault);
+        }
+        fail().await;
+    }
+
+    let pages = join_all((0..5).map(|_| ada.checkout())).await;
+    assert_eq!(pages.iter().collect::<BTreeSet<_>>().len(), 1);
     assert_eq!(app.stripe.customers().len(), 1);
 }
 

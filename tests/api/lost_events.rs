@@ -8,9 +8,10 @@ use futures_util::{
 use iconoclash::billing::{self, RefreshReport};
 use iconoclash_fakes::stripe::{Action, Event, Fault};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use serde_json::{Value, json};
 use std::{collections::HashSet, time::Duration};
 
-use crate::harness::TestApp;
+use crate::{architecture, harness::TestApp};
 
 async fn refresh(app: &TestApp) -> RefreshReport {
     billing::refresh_due(&app.app).await.unwrap()
@@ -47,6 +48,70 @@ async fn the_cron_heals_a_lost_event() {
 }
 
 #[tokio::test]
+async fn a_visitor_who_has_paid_is_pro_though_the_event_is_lost() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let refresh = async || ada.post("/api/billing/refresh", Value::Null).await;
+    let checkout = ada.checkout().await;
+    let requests = app.stripe.requests().len();
+
+    let unpaid = refresh().await;
+    assert_eq!(unpaid.json["user"]["plan"], "free");
+    app.stripe.act(Action::Pay(&checkout));
+    app.stripe.take_events();
+
+    let paid = refresh().await;
+    assert_eq!(
+        (
+            &paid.json["user"]["plan"],
+            &paid.json["quota"]["limit"],
+            paid.header("x-ratelimit-limit")
+        ),
+        (&json!("pro"), &json!(100), "100")
+    );
+    assert_eq!(paid.json, ada.get("/api/auth/session").await.json);
+    assert_eq!(app.stripe.requests().len(), requests + 2, "one each");
+
+    app.stripe.always(Some(Fault::Drop));
+    assert_eq!(refresh().await.problem(), (503, "unavailable"));
+    app.stripe.always(None);
+
+    // Stripe answers like this where the API key is of another account.
+    app.stripe.next(Fault::NoSuchCustomer);
+    assert_eq!(refresh().await.json["user"]["plan"], "pro");
+
+    app.stripe.act(Action::Delete(&app.customer()));
+    app.stripe.take_events();
+    assert_eq!(refresh().await.json["user"]["plan"], "free");
+}
+
+#[tokio::test]
+async fn a_refresh_without_a_customer_asks_nothing_and_is_limited() {
+    let app = TestApp::start().await;
+    let guest = app.guest().await;
+    let refresh = async || guest.post("/api/billing/refresh", Value::Null).await;
+
+    for _ in 0..20 {
+        assert_eq!(refresh().await.json["user"]["plan"], "guest");
+    }
+    assert_eq!(refresh().await.problem(), (429, "rate_limited"));
+    assert_eq!(app.stripe.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn the_page_after_paying_says_pro_only_once_it_is_true() {
+    let root = architecture::root();
+    let run = tokio::process::Command::new("node")
+        .args(["--test", "tests/pages/success.mjs"])
+        .current_dir(root)
+        .output()
+        .await
+        .unwrap();
+    let output = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{output}");
+}
+
+#[tokio::test]
 async fn a_customer_that_fails_delays_no_other_and_parallel_crons_share_the_work() {
     let app = TestApp::start().await;
     create_customers(&app, 30).await;
@@ -68,7 +133,11 @@ async fn a_customer_that_fails_delays_no_other_and_parallel_crons_share_the_work
         ),
         (30, 15, 1)
     );
-    assert_eq!(app.stripe.requests().len(), 30, "one request per customer");
+    assert_eq!(
+        app.stripe.requests().len(),
+        31,
+        "one request per customer, and whether the unknown one is deleted"
+    );
     assert_eq!(refresh(&app).await.checked, 0);
 
     app.advance(time::Duration::minutes(16));
@@ -78,6 +147,77 @@ async fn a_customer_that_fails_delays_no_other_and_parallel_crons_share_the_work
         failed: 1,
     };
     assert_eq!(refresh(&app).await, retried);
+}
+
+#[tokio::test]
+async fn a_customer_that_stripe_refuses_is_checked_less_and_less_often() {
+    let app = TestApp::start().await;
+    create_customers(&app, 1).await;
+    app.sql("update stripe_customers set id = 'cus_unknown', check_at = now()")
+        .await;
+    let failures = async |quarters: usize| {
+        let mut failed = 0;
+        for _ in 0..quarters {
+            app.advance(time::Duration::minutes(15) + time::Duration::SECOND);
+            failed += refresh(&app).await.failed;
+        }
+        failed
+    };
+
+    // After 0.25, 0.5, 1, 2, 4, 8 and 16 hours, and then once a day.
+    assert_eq!(failures(4 * 24).await, 7);
+    assert_eq!(failures(4 * 24 * 3).await, 3);
+
+    // An outage is no fault of the customer.
+    app.sql("update stripe_customers set id = 'cus_0000', check_at = now(), failed_checks = 0")
+        .await;
+    app.stripe.always(Some(Fault::Status(429)));
+    assert_eq!(failures(8).await, 8);
+    app.stripe.always(None);
+    assert_eq!(failures(1).await, 0);
+    assert_eq!(
+        app.value("select failed_checks from stripe_customers")
+            .await,
+        "0"
+    );
+}
+
+#[tokio::test]
+async fn customers_that_stripe_refuses_come_last() {
+    let app = TestApp::start().await;
+    create_customers(&app, 202).await;
+    app.sql(
+        "update stripe_customers
+         set id = 'cus_unknown' || id, check_at = now() - interval '1 hour', failed_checks = 1
+         where id < 'cus_0201'",
+    )
+    .await;
+    app.sql("update stripe_customers set check_at = now() where id = 'cus_0201'")
+        .await;
+    app.stripe.act(Action::Subscribe("cus_0201"));
+
+    let report = refresh(&app).await;
+    assert_eq!((report.healed, report.failed), (1, 199));
+}
+
+#[tokio::test]
+async fn the_cron_heals_a_lost_deletion_whatever_stripe_lists_then() {
+    for refusal in [None, Some(Fault::NoSuchCustomer)] {
+        let app = TestApp::start().await;
+        let ada = app.member("ada").await;
+        ada.subscribe().await;
+
+        app.stripe.act(Action::Delete(&app.customer()));
+        app.stripe.take_events();
+        app.advance(time::Duration::days(1));
+        refusal
+            .into_iter()
+            .for_each(|refusal| app.stripe.next(refusal));
+
+        let report = refresh(&app).await;
+        assert_eq!((report.healed, report.failed), (1, 0), "{refusal:?}");
+        assert_eq!(ada.plan().await, "free", "{refusal:?}");
+    }
 }
 
 /// Creates customers `cus_0000`, `cus_0001` and so on, each with a user.

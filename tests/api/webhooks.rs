@@ -2,19 +2,26 @@
 
 use axum::body::Body;
 use futures_util::{
-    future::{join, join_all},
+    future::{join, join_all, join3},
     stream,
 };
-use http::Method;
+use http::{Method, StatusCode};
 use iconoclash::billing::{self, RefreshReport};
 use iconoclash_fakes::stripe::{Action, Event, Fault, sign};
-use serde_json::json;
+use serde_json::{Value, json};
+use sqlx::Executor;
 use time::OffsetDateTime;
 
 use crate::harness::TestApp;
 
 const STORED_EVENTS_AND_SUBSCRIPTIONS: &str =
     "select (select count(*) from stripe_events), (select count(*) from subscriptions)";
+
+const HEALED: RefreshReport = RefreshReport {
+    checked: 1,
+    healed: 1,
+    failed: 0,
+};
 
 /// Has a user pay, and returns the events, none of which is delivered yet.
 async fn pay(app: &TestApp) -> Vec<Event> {
@@ -252,14 +259,102 @@ async fn the_cron_syncs_a_refused_event_before_stripe_sends_it_again() {
     app.stripe.always(None);
 
     // Long before the first check of the checkout is due.
-    let healed = RefreshReport {
-        checked: 1,
-        healed: 1,
-        failed: 0,
-    };
-    assert_eq!(billing::refresh_due(&app.app).await.unwrap(), healed);
+    assert_eq!(billing::refresh_due(&app.app).await.unwrap(), HEALED);
     assert_eq!(app.value("select plan from users").await, "pro");
     assert_eq!(app.deliver(&events[0]).await.json["outcome"], "written");
+}
+
+#[tokio::test]
+async fn an_event_that_is_refused_while_another_is_handled_is_synced_soon() {
+    let app = TestApp::start().await;
+    let events = pay(&app).await;
+
+    // The answer to the first event is made before the cancellation, and stored after its event was refused.
+    app.stripe.next(Fault::Hold);
+    let requests = app.stripe.requests().len();
+    let first = app.deliver(&events[0]);
+    let second = async {
+        app.stripe.wait_for_requests(requests + 1).await;
+        app.stripe
+            .act(Action::CancelNow(&app.newest_subscription()));
+        let cancelled = app.stripe.take_events();
+
+        app.stripe.next(Fault::Status(429));
+        assert_eq!(
+            app.deliver(&cancelled[0]).await.problem(),
+            (500, "internal")
+        );
+        app.background.idle().await;
+        app.stripe.release();
+    };
+
+    let (first, ()) = join(first, second).await;
+    assert_eq!(first.json["outcome"], "written", "{}", first.json);
+    assert_eq!(billing::refresh_due(&app.app).await.unwrap(), HEALED);
+    assert_eq!(app.value("select plan from users").await, "free");
+}
+
+/// The number of statements that wait for a lock and contain this text.
+fn waiting(text: &str) -> String {
+    format!(
+        "select count(*) from pg_stat_activity
+         where datname = current_database() and wait_event_type = 'Lock' and query like '%{text}%'"
+    )
+}
+
+const STORES: &str = "with updated_customer as";
+const LINKS: &str = "linked as (";
+
+#[tokio::test]
+async fn an_event_and_a_new_customer_of_the_same_user_do_not_block_each_other() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    ada.checkout().await;
+    app.stripe.act(Action::Subscribe(&app.customer()));
+    let events = app.stripe.take_events();
+
+    let mut other = app.connect().await;
+    let lock = "begin; select from users for update";
+    other.execute(lock).await.unwrap();
+
+    // The checkout takes the customer for one of another API key.
+    app.stripe.next(Fault::Slow(0));
+    app.stripe.next(Fault::NoSuchCustomer);
+    let checkout = ada.post("/api/billing/checkout", Value::Null);
+    let event = async {
+        app.eventually(&waiting(LINKS), "1").await;
+        app.deliver(&events[0]).await
+    };
+    let release = async {
+        app.eventually(&waiting(STORES), "1").await;
+        other.execute("commit").await.unwrap();
+    };
+
+    let (checkout, event, ()) = join3(checkout, event, release).await;
+    assert_eq!(
+        (checkout.status, event.status),
+        (StatusCode::OK, StatusCode::OK)
+    );
+}
+
+#[tokio::test]
+async fn an_event_that_a_deadlock_refuses_is_written_all_the_same() {
+    let app = TestApp::start().await;
+    let events = pay(&app).await;
+
+    let mut other = app.connect().await;
+    let first = "set deadlock_timeout = '1min'; begin; select from users for update";
+    other.execute(first).await.unwrap();
+    let event = app.deliver(&events[0]);
+    let deadlock = async {
+        app.eventually(&waiting(STORES), "1").await;
+        let second = "update stripe_customers set check_at = check_at; commit";
+        other.execute(second).await.unwrap();
+    };
+
+    let (event, ()) = join(event, deadlock).await;
+    assert_eq!(event.json["outcome"], "written", "{}", event.json);
+    assert_eq!(app.value("select plan from users").await, "pro");
 }
 
 #[tokio::test]

@@ -97,6 +97,24 @@ test("lists have pages", async () => {
   assert.equal(ids.length, 5);
 });
 
+test("a deleted customer can be asked about, but buys nothing", async () => {
+  const { customer, session, subscription } = await subscribe();
+  await act("delete", customer.id);
+  const deleted = { id: customer.id, object: "customer", deleted: true };
+  assert.partialDeepStrictEqual(await stripe.customers.retrieve(customer.id), deleted);
+  const ended = await stripe.subscriptions.list({ customer: customer.id, status: "canceled" });
+  assert.deepEqual(ended.data.map(({ id, status }) => [id, status]), [[subscription.id, "canceled"]]);
+
+  const refused = { code: "resource_missing", param: "customer", statusCode: 400 };
+  const { mode, success_url } = session;
+  const line_items = [{ price: STRIPE_PRICE_PRO, quantity: 1 }];
+  const checkout = stripe.checkout.sessions.create({ mode, customer: customer.id, line_items, success_url });
+  await assert.rejects(checkout, refused);
+  const portal = stripe.billingPortal.sessions.create({ customer: customer.id, return_url: "http://localhost/" });
+  await assert.rejects(portal, refused);
+  await assert.rejects(stripe.customers.retrieve("cus_missing"), { code: "resource_missing", statusCode: 404 });
+});
+
 test("the portal shows the subscription", async () => {
   const { customer } = await subscribe();
   const portal = await stripe.billingPortal.sessions.create({ customer: customer.id, return_url: "http://localhost/" });

@@ -60,6 +60,12 @@ pub async fn sync(
             ));
             Ok(())
         }
+        Ok(Synced::Deleted) => {
+            say(format!(
+                "customer {customer} was deleted at Stripe and is removed here; the user's plan is free"
+            ));
+            Ok(())
+        }
         Ok(Synced::NotOurs) => Err(Failure::NotOurs(customer.to_owned())),
         Ok(Synced::NotInStripe) => Err(Failure::NotInStripe(customer.to_owned())),
         Err(error) => Err(Failure::Unavailable(error.cause())),

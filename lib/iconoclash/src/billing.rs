@@ -13,7 +13,7 @@ mod sync;
 use crate::http::error::Error;
 
 pub(crate) use self::customers::{
-    checkout_started, customer_deleted, record_event, schedule_refresh,
+    checkout_started, customer_deleted, record_event, remove_if_deleted, schedule_refresh,
 };
 pub use self::{
     entitlements::{GRACE, StoredSubscription},

@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod budgets;
+pub(crate) mod current_session;
 pub mod ledger;
 pub(crate) mod open_hold;
 pub mod plan;

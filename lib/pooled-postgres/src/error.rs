@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, io};
 
-use tokio_postgres::error::Severity;
+use tokio_postgres::error::{Severity, SqlState};
 
 type Cause = Box<dyn StdError + Send + Sync>;
 
@@ -77,6 +77,13 @@ pub(super) fn connection_lost(error: &tokio_postgres::Error) -> bool {
         },
         None => error.is_closed() || error.source().is_some_and(|cause| cause.is::<io::Error>()),
     }
+}
+
+/// Whether the server ended the transaction in favour of another one, and nothing was written.
+pub(super) fn rolled_back(error: &tokio_postgres::Error) -> bool {
+    // serialization_failure and deadlock_detected. 40003, statement_completion_unknown, is not one of them.
+    let code = error.code().map(SqlState::code);
+    matches!(code, Some("40001" | "40P01"))
 }
 
 /// The kinds of SQLSTATE that callers handle differently.

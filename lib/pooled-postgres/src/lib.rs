@@ -18,7 +18,11 @@ use std::time::Duration;
 use deadpool_postgres::Pool;
 use tokio::time::{Instant, timeout_at};
 
-use self::{cancel::Canceller, checkout::Checkout, error::connection_lost};
+use self::{
+    cancel::Canceller,
+    checkout::Checkout,
+    error::{connection_lost, rolled_back},
+};
 
 pub use self::{
     error::Error,
@@ -166,6 +170,7 @@ impl Db {
                 self.pool.retain(|_, _| false);
                 self.run(&query, until).await
             }
+            Err(Failure::RolledBack(_)) => self.run(&query, until).await,
             answer => answer,
         };
         answer.map_err(Error::from)
@@ -198,6 +203,9 @@ impl Db {
                     Some(_) => checkout.release(),
                     None => checkout.discard(),
                 }
+                if rolled_back(&error) {
+                    return Err(Failure::RolledBack(error));
+                }
                 Err(Failure::Final(error.into()))
             }
             Err(_) => {
@@ -222,6 +230,8 @@ fn unexpected<S: Statement>(what: &str) -> Error {
 /// Why one attempt failed.
 enum Failure {
     ConnectionLost(DriverError),
+    /// Of a deadlock, for example: sending the statement again is harmless.
+    RolledBack(DriverError),
     Final(Error),
 }
 
@@ -234,7 +244,7 @@ impl From<Error> for Failure {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::ConnectionLost(error) => error.into(),
+            Failure::ConnectionLost(error) | Failure::RolledBack(error) => error.into(),
             Failure::Final(error) => error,
         }
     }

@@ -20,6 +20,16 @@ impl Stripe {
         self.post("/v1/customers", &params, key).await
     }
 
+    /// Whether this customer was deleted. False for a customer that Stripe does not know.
+    pub async fn is_customer_deleted(&self, customer: &str) -> Result<bool, Error> {
+        let path = format!("/v1/customers/{customer}");
+
+        match self.get::<Customer>(&path, &[]).await {
+            Err(error) if error.is_not_found() => Ok(false),
+            found => Ok(found?.deleted),
+        }
+    }
+
     /// All subscriptions of a customer, including ended ones, newest first.
     pub async fn subscriptions(&self, customer: &str) -> Result<Vec<Subscription>, Error> {
         let mut all: Vec<Subscription> = Vec::new();

@@ -17,6 +17,8 @@ use crate::{
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// Pauses before the retries, as in Stripe's own clients.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
+/// How many failures of earlier calls a call skips. During an outage a call leaves two of them at most.
+const MAX_SKIPPED_FAILURES: u32 = 100;
 
 /// A client for one account. Cheap to clone: clones share the connections of the `reqwest::Client`.
 #[derive(Clone, Debug)]
@@ -92,7 +94,9 @@ impl Stripe {
     /// Sends the request until it succeeds, fails for good, or the deadline passes.
     ///
     /// `request` is given the number of replayed failures so far. Stripe replays a stored failure for a day under its
-    /// idempotency key, so the next request needs another key.
+    /// idempotency key, so the next request needs another key. The keys have an order, so that of calls at the same time
+    /// none creates a second object. The failures of earlier calls are skipped without a pause: an outage that is over
+    /// costs no retries, however many calls failed.
     async fn send_with_retries<T: DeserializeOwned>(
         &self,
         request: impl Fn(u32) -> RequestBuilder,
@@ -100,6 +104,7 @@ impl Stripe {
         let until = Instant::now() + self.deadline;
         let mut pauses = PAUSES.into_iter();
         let mut replayed_failures = 0;
+        let mut is_first_attempt = true;
 
         loop {
             let request = request(replayed_failures)
@@ -113,6 +118,10 @@ impl Stripe {
                 Ok(Ok(answer)) => {
                     let is_replayed = answer.is_replayed_failure();
                     replayed_failures += u32::from(is_replayed);
+                    if is_replayed && is_first_attempt && replayed_failures <= MAX_SKIPPED_FAILURES
+                    {
+                        continue;
+                    }
 
                     let retryable = is_replayed || is_retryable(answer.status, &answer.headers);
                     (answer.into_error(), retryable)
@@ -121,6 +130,7 @@ impl Stripe {
                 Err(_) => return Err(Error::Unreachable("no answer within the deadline".into())),
             };
 
+            is_first_attempt = false;
             let retry_at = pauses.next().map(|pause| Instant::now() + pause);
             match retry_at {
                 Some(retry_at) if retryable && retry_at < until => sleep_until(retry_at).await,

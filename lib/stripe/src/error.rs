@@ -30,13 +30,25 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether Stripe does not know the customer, for example because a test key was replaced by a live one.
+    /// Whether the customer is deleted, or Stripe does not know it, for example because a test key was replaced by a live
+    /// one. Which of the two it is: [`is_customer_deleted`](crate::Stripe::is_customer_deleted).
     pub fn customer_is_missing(&self) -> bool {
         matches!(
             self,
             Self::Refused { code, param, .. }
                 if code.as_deref() == Some("resource_missing")
                     && param.as_deref() == Some("customer")
+        )
+    }
+
+    /// Whether the object that the path names does not exist.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                status: StatusCode::NOT_FOUND,
+                ..
+            }
         )
     }
 

@@ -10,6 +10,9 @@ use time::OffsetDateTime;
 pub struct Customer {
     /// `cus_…`
     pub id: String,
+    /// Whether it was deleted. Stripe still knows it then, but sells it nothing.
+    #[serde(default)]
+    pub deleted: bool,
 }
 
 /// A recurring payment of a customer.

@@ -24,6 +24,8 @@ pub(super) struct Account {
     pub(super) now: i64,
     last_id: u64,
     pub(super) customers: Vec<Value>,
+    /// Customers that were deleted, as Stripe shows them. Their subscriptions can still be listed.
+    pub(super) deleted_customers: Vec<Value>,
     pub(super) sessions: Vec<Value>,
     /// The metadata of a checkout's future subscription, which the checkout itself does not show.
     pub(super) subscription_metadata: HashMap<String, Value>,
@@ -60,6 +62,12 @@ impl Account {
 
     pub(super) fn has_customer(&self, id: &str) -> bool {
         self.customers
+            .iter()
+            .any(|customer| objects::id(customer) == id)
+    }
+
+    pub(super) fn has_deleted_customer(&self, id: &str) -> bool {
+        self.deleted_customers
             .iter()
             .any(|customer| objects::id(customer) == id)
     }

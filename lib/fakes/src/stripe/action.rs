@@ -124,13 +124,19 @@ impl Account {
         else {
             return;
         };
+        let customer = self.sessions[at]["customer"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        if !self.has_customer(&customer) {
+            return;
+        }
 
         let paid = &mut self.sessions[at];
         paid["status"] = json!("complete");
         paid["payment_status"] = json!("paid");
         paid["url"] = Value::Null;
 
-        let customer = paid["customer"].as_str().unwrap_or_default().to_owned();
         let metadata = self.subscription_metadata.remove(session);
         let subscription = self.subscribe(&customer, metadata.unwrap_or_else(|| json!({})));
 
@@ -183,6 +189,8 @@ impl Account {
         }
 
         let deleted = self.customers.remove(at);
+        self.deleted_customers
+            .push(objects::deleted_customer(customer));
         self.emit("customer.deleted", &deleted);
     }
 

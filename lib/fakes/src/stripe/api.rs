@@ -22,7 +22,7 @@ pub(super) fn answer(
     let segments: Vec<&str> = path.trim_start_matches("/v1/").split('/').collect();
     match (method, segments.as_slice()) {
         ("POST", ["customers"]) => create_customer(account, params),
-        ("GET", ["customers", id]) => find(&account.customers, "customer", id),
+        ("GET", ["customers", id]) => find_customer(account, id),
         ("GET", ["subscriptions"]) => list_subscriptions(account, params),
         ("GET", ["subscriptions", id]) => find_subscription(account, id),
         ("POST", ["subscriptions", id]) => update_subscription(account, id, params),
@@ -53,6 +53,12 @@ fn create_customer(account: &mut Account, params: &Params) -> Result<Value, Prob
     account.customers.push(customer.clone());
     account.emit("customer.created", &customer);
     Ok(customer)
+}
+
+fn find_customer(account: &Account, id: &str) -> Result<Value, Problem> {
+    let deleted = find(&account.deleted_customers, "customer", id);
+
+    deleted.or_else(|_| find(&account.customers, "customer", id))
 }
 
 fn list_subscriptions(account: &Account, params: &Params) -> Result<Value, Problem> {
@@ -210,7 +216,7 @@ fn list(
 ) -> Result<Value, Problem> {
     let limit = params.limit()?;
     let customer = params.get("customer");
-    if customer.is_some() {
+    if customer.is_some_and(|id| !account.has_deleted_customer(id)) {
         known_customer(account, params)?;
     }
 

@@ -8,6 +8,8 @@ use std::str::FromStr;
 pub enum Fault {
     /// This status with an error of Stripe's shape; a 5xx is stored under the idempotency key.
     Status(u16),
+    /// The error about a customer that does not exist, or no longer does.
+    NoSuchCustomer,
     /// The connection closes without an answer.
     Drop,
     /// No answer ever comes.
@@ -22,7 +24,7 @@ pub enum Fault {
 }
 
 /// Every name that [`Fault::from_str`] accepts.
-pub(super) const NAMES: &str = "status:n drop hang hold slow:n malformed";
+pub(super) const NAMES: &str = "status:n no_such_customer drop hang hold slow:n malformed";
 
 impl FromStr for Fault {
     type Err = String;
@@ -30,6 +32,7 @@ impl FromStr for Fault {
     fn from_str(name: &str) -> Result<Self, String> {
         let fault = match name.split_once(':') {
             None => match name {
+                "no_such_customer" => Some(Self::NoSuchCustomer),
                 "drop" => Some(Self::Drop),
                 "hang" => Some(Self::Hang),
                 "hold" => Some(Self::Hold),

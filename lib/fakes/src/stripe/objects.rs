@@ -25,6 +25,11 @@ pub(super) fn customer(id: &str, email: &str, metadata: Value, now: i64) -> Valu
     })
 }
 
+/// What is left of a customer that was deleted.
+pub(super) fn deleted_customer(id: &str) -> Value {
+    json!({"id": id, "object": "customer", "deleted": true})
+}
+
 fn price() -> Value {
     json!({
         "id": PRICE, "object": "price", "active": true, "billing_scheme": "per_unit",

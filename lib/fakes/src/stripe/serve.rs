@@ -165,6 +165,11 @@ fn answer(shared: &Shared, request: &RecordedRequest, fault: Option<Fault>) -> A
         return (status, problem.body());
     }
 
+    if fault == Some(Fault::NoSuchCustomer) {
+        let problem = Problem::missing("customer", "customer", "cus_missing");
+        return (problem.status.as_u16(), problem.body());
+    }
+
     let page_url = |path: &str| shared.page_url(path);
     match shared.with_account(|account| api::answer(account, request, &page_url)) {
         Ok(body) => (200, body),

@@ -1,5 +1,7 @@
 //! Changes to a customer that need no answer from Stripe.
 
+use std::time::Duration;
+
 use pooled_postgres::sql;
 use stripe::webhook::Event;
 use time::OffsetDateTime;
@@ -39,11 +41,34 @@ async fn try_to_schedule_refresh(app: &App, customer: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes a customer that Stripe refuses, if it was deleted there. Returns whether it was.
+///
+/// Stripe refuses a customer of another account in the same way; then nothing changes, because most likely the API key
+/// is wrong.
+pub(crate) async fn remove_if_deleted(
+    app: &App,
+    customer: &str,
+    event: Option<&Event>,
+    deadline: Duration,
+) -> Result<bool> {
+    let stripe = app.stripe()?.with_deadline(deadline);
+    if !stripe.is_customer_deleted(customer).await? {
+        return Ok(false);
+    }
+
+    tracing::warn!(customer, "the customer is deleted at Stripe");
+    customer_deleted(app, customer, event).await?;
+    Ok(true)
+}
+
 /// Removes a customer that was deleted at Stripe, with its subscriptions and the plan that they granted.
 ///
-/// Returns false if the customer belongs to no user. This event is trusted without asking Stripe: Stripe also reports a
-/// customer of another account as missing, and a deleted customer never comes back, so the event cannot be outdated.
-pub(crate) async fn customer_deleted(app: &App, customer: &str, event: &Event) -> Result<bool> {
+/// Returns false if the customer belongs to no user. A deleted customer never comes back, so this is never outdated.
+pub(crate) async fn customer_deleted(
+    app: &App,
+    customer: &str,
+    event: Option<&Event>,
+) -> Result<bool> {
     let db = app.db()?;
     let Some(user) = db.optional(UserOfCustomer { customer }).await? else {
         return Ok(false);
@@ -52,8 +77,8 @@ pub(crate) async fn customer_deleted(app: &App, customer: &str, event: &Event) -
     session_cache::invalidate(app, user).await?;
     let deleted = db.optional(DeleteCustomer {
         customer,
-        event_id: &event.id,
-        event_kind: &event.kind,
+        event_id: event.map(|event| event.id.as_str()),
+        event_kind: event.map(|event| event.kind.as_str()),
         now: app.now(),
     });
     Ok(deleted.await?.is_some())
@@ -90,11 +115,11 @@ sql! {
     read UserOfCustomer { customer: &str } -> Uuid =
         "select user_id from stripe_customers where id = :customer";
 
-    /// Deletes the customer and its subscriptions, takes back the plan and records the event.
+    /// Deletes the customer and its subscriptions, takes back the plan and records the event, if there is one.
     write DeleteCustomer {
         customer: &str,
-        event_id: &str,
-        event_kind: &str,
+        event_id: Option<&str>,
+        event_kind: Option<&str>,
         now: OffsetDateTime,
     } -> Uuid = "
         with deleted as (
@@ -112,6 +137,7 @@ sql! {
           insert into stripe_events (id, type, customer_id, received_at)
           select :event_id::text, :event_kind::text, id, :now
           from deleted
+          where :event_id is not null
           on conflict do nothing
         )
         select user_id from deleted";

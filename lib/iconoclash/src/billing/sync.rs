@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
+    customers,
     entitlements::{self, StoredSubscription},
     past_due,
 };
@@ -36,6 +37,8 @@ pub enum Synced {
     Repeated,
     /// The customer belongs to no user.
     NotOurs,
+    /// The customer was deleted at Stripe, and with it what is stored here.
+    Deleted,
     /// Stripe does not know the customer. Nothing is stored: most likely the API key is of another account.
     NotInStripe,
 }
@@ -90,13 +93,30 @@ pub async fn sync(
         let time_left = until.saturating_duration_since(Instant::now());
         let stripe = app.stripe()?.with_deadline(time_left);
         let fetched = match stripe.subscriptions(customer).await {
-            Err(error) if error.customer_is_missing() => return Ok(Synced::NotInStripe),
+            Err(error) if error.customer_is_missing() => {
+                let time_left = until.saturating_duration_since(Instant::now());
+                return missing(app, customer, event, time_left).await;
+            }
             fetched => fetched?,
         };
 
         if let Some(change) = store(app, customer, known, &fetched, event).await? {
             return Ok(Synced::Written(Box::new(change)));
         }
+    }
+}
+
+/// What it means that Stripe refuses the customer.
+async fn missing(
+    app: &App,
+    customer: &str,
+    event: Option<&Event>,
+    deadline: Duration,
+) -> Result<Synced> {
+    if customers::remove_if_deleted(app, customer, event, deadline).await? {
+        Ok(Synced::Deleted)
+    } else {
+        Ok(Synced::NotInStripe)
     }
 }
 
@@ -125,6 +145,7 @@ async fn store(
         version: known.version,
         now,
         check_at: entitlements::check_at(&after, known.checkout_at, now),
+        known_check_at: known.check_at,
         known_checkout_at: known.checkout_at,
         subscriptions: serde_json::to_value(&after).map_err(Error::internal)?,
         plan,
@@ -173,7 +194,7 @@ fn from_json(subscriptions: Value) -> Result<Vec<StoredSubscription>> {
 sql! {
     /// The version and the state that the next answer replaces, and whether the event is recorded.
     read CustomerState { customer: &str, event_id: Option<&str> } -> Customer = "
-        select c.user_id, c.version, c.checkout_at, u.plan, u.email,
+        select c.user_id, c.version, c.check_at, c.checkout_at, u.plan, u.email,
           exists (select from stripe_events e where e.id = :event_id) as event_recorded,
           coalesce(
             (select jsonb_agg(
@@ -198,13 +219,15 @@ sql! {
 
     /// Replaces a customer's subscriptions, sets the user's plan and records the event, if the version is unchanged.
     ///
-    /// A concurrent writer waits for the customer's row, and then finds a newer version and writes nothing. A checkout
-    /// that started in between keeps its time of the next check. Returns whether the plan changed.
+    /// A concurrent writer waits for the customer's row, and then finds a newer version and writes nothing. A check that
+    /// was scheduled in between keeps its time, and so does that of a checkout that started. Returns whether the plan
+    /// changed.
     write StoreSubscriptions {
         customer: &str,
         version: i64,
         now: OffsetDateTime,
         check_at: Option<OffsetDateTime>,
+        known_check_at: Option<OffsetDateTime>,
         known_checkout_at: Option<OffsetDateTime>,
         subscriptions: Value,
         plan: Plan,
@@ -215,9 +238,14 @@ sql! {
           update stripe_customers
           set version = version + 1,
             confirmed_at = :now,
+            failed_checks = 0,
             check_at = least(
               :check_at,
-              case when checkout_at is distinct from :known_checkout_at then check_at end
+              case
+                when check_at is distinct from :known_check_at
+                  or checkout_at is distinct from :known_checkout_at
+                then check_at
+              end
             )
           where id = :customer and version = :version
           returning id, user_id
@@ -280,6 +308,7 @@ row! {
     struct Customer {
         user_id: Uuid,
         version: i64,
+        check_at: Option<OffsetDateTime>,
         checkout_at: Option<OffsetDateTime>,
         plan: Plan,
         email: Option<String>,

@@ -27,10 +27,9 @@ use crate::{
         auth::{self, Profile, Session, User, UserRow, Visitor},
         password,
         rate_limit::{self, Limit, LimitSubject},
-        session_cache,
         token::{self, Claims},
     },
-    spending::{admission, plan::Plan, quota::Quota, redis_keys, subject::Subject},
+    spending::{admission, current_session::CurrentSession, plan::Plan},
 };
 
 /// `/api/auth/*`
@@ -76,13 +75,6 @@ struct SignedIn {
     token: String,
     #[serde(with = "time::serde::rfc3339")]
     expires_at: OffsetDateTime,
-}
-
-/// The signed-in user and today's quota.
-#[derive(Debug, Serialize, ToSchema)]
-struct CurrentSession {
-    user: Profile,
-    quota: Quota,
 }
 
 /// A plausible address: something on both sides of one @, no space, at most 254 characters (RFC 5321). Only a mail can
@@ -312,30 +304,8 @@ async fn logout(
     get, path = "/api/auth/session", tag = "accounts", security(("bearer" = [])),
     responses((status = 200, body = CurrentSession), (status = 401, body = Problem)),
 )]
-async fn session(State(app): State<App>, session: Session) -> Result<Response> {
-    let subject = Subject::from_session(&session, &app)?;
-    let now = app.now();
-    let count = redis_keys::messages_command(&subject, now);
-    let (user, counted) = session_cache::load_user(&app, session, vec![count]).await?;
-
-    let cached = counted
-        .into_iter()
-        .next()
-        .flatten()
-        .and_then(|count| count.as_str()?.parse().ok());
-    let messages = match cached {
-        Some(messages) => messages,
-        None => admission::messages(&app, &subject, now).await?,
-    };
-
-    let quotas = app.config().quotas()?;
-    let limit = user.profile.plan.messages_per_day(quotas);
-    let quota = Quota::new(limit, u32::try_from(messages).unwrap_or_default(), now);
-    let session = CurrentSession {
-        user: user.profile,
-        quota,
-    };
-    Ok((quota.headers(), axum::Json(session)).into_response())
+async fn session(State(app): State<App>, session: Session) -> Result<CurrentSession> {
+    CurrentSession::load(&app, session).await
 }
 
 fn begin_session(app: &App, user: UserRow, status: StatusCode) -> Result<Response> {

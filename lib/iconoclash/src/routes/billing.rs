@@ -1,8 +1,9 @@
-//! Paying for Pro: Stripe's checkout and portal pages, and Stripe's webhook.
+//! Paying for Pro: Stripe's checkout and portal pages, Stripe's webhook, and asking Stripe where an event is missing.
 //!
 //! Cards, invoices and cancellations are handled at Stripe. [`crate::billing`] keeps the local copy of subscriptions.
 
 mod checkout;
+mod refresh;
 mod webhook;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
+    billing,
     http::error::{Error, Problem, Result},
     identity::{
         auth::User,
@@ -28,6 +30,7 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(checkout::checkout))
         .routes(routes!(portal))
+        .routes(routes!(refresh::refresh))
         .routes(routes!(webhook::receive))
 }
 
@@ -67,8 +70,18 @@ async fn portal(State(app): State<App>, user: User) -> Result<Json<StripePage>> 
     let return_url = &app.config().public_url;
     let key = format!("portal-{}", app.new_id());
     let stripe = app.stripe()?.with_deadline(STRIPE_DEADLINE);
-    let url = stripe.create_portal(&customer, return_url, &key).await?;
-    Ok(Json(StripePage { url }))
+
+    match stripe.create_portal(&customer, return_url, &key).await {
+        Err(error) if error.customer_is_missing() => {
+            let deleted = billing::remove_if_deleted(&app, &customer, None, STRIPE_DEADLINE);
+            Err(if deleted.await? {
+                NOT_SUBSCRIBED
+            } else {
+                error.into()
+            })
+        }
+        opened => Ok(Json(StripePage { url: opened? })),
+    }
 }
 
 /// The account's address. A guest has none.

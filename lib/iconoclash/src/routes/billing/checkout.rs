@@ -54,12 +54,41 @@ pub(super) async fn checkout(
     };
 
     // Before the subscriptions are fetched: a payment on this page from now on shows up among them.
-    let latest = latest_checkout(&app, &customer).await?;
-    let customer = ensure_usable(&app, &background, &user, email, customer).await?;
+    let latest = stripe(&app)?.latest_checkout(&customer).await;
+    let is_refused = latest
+        .as_ref()
+        .is_err_and(stripe::Error::customer_is_missing);
+    if is_refused && billing::remove_if_deleted(&app, &customer, None, STRIPE_DEADLINE).await? {
+        let url = replace_deleted(&app, &background, &user, email, &customer).await?;
+        return Ok(Json(StripePage { url }));
+    }
 
-    billing::checkout_started(&app, &customer).await?;
-    let url = payment_page(&app, &background, user.id, &customer, latest).await?;
+    let latest = if is_refused { None } else { latest? };
+    let usable = ensure_usable(&app, &background, &user, email, &customer).await?;
+    let latest = latest.filter(|_| usable == customer);
+
+    billing::checkout_started(&app, &usable).await?;
+    let page = payment_page(&app, &background, user.id, &usable, latest).await?;
+    let url = match page {
+        Some(url) => url,
+        None => replace_deleted(&app, &background, &user, email, &usable).await?,
+    };
     Ok(Json(StripePage { url }))
+}
+
+/// The address of a page for a new customer, in place of one that was deleted at Stripe.
+async fn replace_deleted(
+    app: &App,
+    background: &Background,
+    user: &User,
+    email: &str,
+    deleted: &str,
+) -> Result<String> {
+    let customer = create_customer(app, user, email, Some(deleted)).await?;
+    billing::checkout_started(app, &customer).await?;
+
+    let url = payment_page(app, background, user.id, &customer, None).await?;
+    url.ok_or_else(|| Error::internal("a new customer was deleted at Stripe"))
 }
 
 fn stripe(app: &App) -> Result<Stripe> {
@@ -97,34 +126,28 @@ async fn link_customer(
     Ok(app.db()?.one(link).await?)
 }
 
-async fn latest_checkout(app: &App, customer: &str) -> Result<Option<CheckoutSession>> {
-    match stripe(app)?.latest_checkout(customer).await {
-        Err(error) if error.customer_is_missing() => Ok(None),
-        latest => Ok(latest?),
-    }
-}
-
 /// The customer to sell to, who has no subscription: the given one, or a new one if Stripe does not know it.
 async fn ensure_usable(
     app: &App,
     background: &Background,
     user: &User,
     email: &str,
-    customer: String,
+    customer: &str,
 ) -> Result<String> {
-    let mut synced = ensure_not_subscribed(app, background, &customer).await?;
+    let mut synced = ensure_not_subscribed(app, background, customer).await?;
 
     // Only the user's row names this customer, so its events would not reach the user.
     if matches!(synced, Synced::NotOurs) {
-        link_customer(app, user.id, &customer, Some(&customer)).await?;
-        synced = ensure_not_subscribed(app, background, &customer).await?;
+        link_customer(app, user.id, customer, Some(customer)).await?;
+        synced = ensure_not_subscribed(app, background, customer).await?;
     }
 
     match synced {
-        Synced::Written(_) | Synced::Superseded(_) | Synced::Repeated => Ok(customer),
+        Synced::Written(_) | Synced::Superseded(_) | Synced::Repeated => Ok(customer.to_owned()),
+        Synced::Deleted => create_customer(app, user, email, Some(customer)).await,
         // The customer belongs to another API key. If the user pays, it is the key that is wrong.
         Synced::NotInStripe if user.profile.plan == Plan::Free => {
-            create_customer(app, user, email, Some(&customer)).await
+            create_customer(app, user, email, Some(customer)).await
         }
         Synced::NotInStripe => Err(Error::internal("Stripe does not know a paying customer")),
         Synced::NotOurs => Err(Error::internal("a customer is not ours after linking it")),
@@ -153,25 +176,47 @@ async fn ensure_not_subscribed(
     }
 }
 
-/// The address of the open page if it can be reused, else of a new page after the open one is closed.
+/// The address of the open page if it can be reused, else of a new page after the open one is closed. None if the
+/// customer was deleted at Stripe, and is removed now.
 async fn payment_page(
     app: &App,
     background: &Background,
     user: Uuid,
     customer: &str,
     latest: Option<CheckoutSession>,
-) -> Result<String> {
+) -> Result<Option<String>> {
     let price = app.config().stripe_price_pro()?;
 
     if let Some(open) = latest.as_ref().filter(|latest| latest.is_open()) {
+        // The page of a deleted customer stays open, but cannot be paid.
+        if billing::remove_if_deleted(app, customer, None, STRIPE_DEADLINE).await? {
+            return Ok(None);
+        }
         if let Some(url) = reusable_url(open, price, app.now()) {
-            return Ok(url.to_owned());
+            return Ok(Some(url.to_owned()));
         }
         close_page(app, background, customer, open).await?;
     }
 
     let previous = latest.as_ref().map(|latest| latest.id.as_str());
-    open_page(app, user, customer, price, previous).await
+    let opened = match open_page(app, &stripe(app)?, user, customer, price, previous).await {
+        Err(error) if error.customer_is_missing() => {
+            let deleted = billing::remove_if_deleted(app, customer, None, STRIPE_DEADLINE);
+            return if deleted.await? {
+                Ok(None)
+            } else {
+                Err(error.into())
+            };
+        }
+        opened => opened?,
+    };
+
+    match opened.url {
+        Some(url) => Ok(Some(url)),
+        None => Err(Error::internal(
+            "Stripe opened a checkout without an address",
+        )),
+    }
 }
 
 /// The address of an open page that sells the right price and stays open long enough.
@@ -207,11 +252,12 @@ async fn close_page(
 
 async fn open_page(
     app: &App,
+    stripe: &Stripe,
     user: Uuid,
     customer: &str,
     price: &str,
     previous: Option<&str>,
-) -> Result<String> {
+) -> Result<CheckoutSession, stripe::Error> {
     let user = user.to_string();
     let root = &app.config().public_url;
     let success_url = format!("{root}/billing/success.html?session_id={{CHECKOUT_SESSION_ID}}");
@@ -229,10 +275,7 @@ async fn open_page(
         ("success_url", &success_url),
         ("cancel_url", &cancel_url),
     ];
-    let opened = stripe(app)?.create_checkout(&params, previous).await?;
-    opened
-        .url
-        .ok_or_else(|| Error::internal("Stripe opened a checkout without an address"))
+    stripe.create_checkout(&params, previous).await
 }
 
 const ALREADY_SUBSCRIBED: Error = Error::Conflict {
@@ -242,19 +285,26 @@ const ALREADY_SUBSCRIBED: Error = Error::Conflict {
 
 sql! {
     /// Links a customer to a user who has none, or in place of `replaces`. Returns the customer that is linked.
+    ///
+    /// Locks the customer before the user, as the statements of [`billing`] do.
     write LinkCustomer {
         user: Uuid,
         customer: &str,
         replaces: Option<&str>,
         now: OffsetDateTime,
     } -> String = "
-        with linked as (
+        with locked as (
+          select id
+          from stripe_customers
+          where user_id = :user
+          for update
+        ), linked as (
           update users
           set stripe_customer_id = case
               when stripe_customer_id is null or stripe_customer_id = :replaces then :customer
               else stripe_customer_id
             end
-          where id = :user
+          where id = :user and (select count(*) from locked) >= 0
           returning id, stripe_customer_id
         ), stored as (
           insert into stripe_customers (id, user_id, created_at)

@@ -134,6 +134,7 @@ async fn sync_customer(app: &App, background: &Background, event: &Event) -> Res
             background.spawn(async move { billing::send_mails(&app, change.mails).await });
             Ok(EventOutcome::Written)
         }
+        Ok(Synced::Deleted) => Ok(EventOutcome::Written),
         Ok(Synced::Repeated | Synced::Superseded(_)) => Ok(EventOutcome::Repeated),
         Ok(Synced::NotOurs) => {
             log_ignored(event, "its customer belongs to no user");
@@ -153,7 +154,7 @@ async fn delete_customer(app: &App, event: &Event) -> Result<EventOutcome> {
         return Ok(EventOutcome::Ignored);
     };
 
-    if billing::customer_deleted(app, customer, event).await? {
+    if billing::customer_deleted(app, customer, Some(event)).await? {
         Ok(EventOutcome::Written)
     } else {
         Ok(EventOutcome::Ignored)
