@@ -15,6 +15,8 @@ pub enum Behaviour {
     Drop,
     /// No answer ever comes.
     Hang,
+    /// The connection closes after the head of the answer, before any event.
+    CutHead,
     /// The stream falls silent and stays open.
     Stall {
         /// Deltas before.
@@ -155,7 +157,7 @@ impl Failure {
 }
 
 /// Every name that [`Behaviour::from_str`] accepts; `:n` is optional.
-pub const NAMES: &str = "answer drop hang stall:n cut:n malformed:n error:n hold:n strange \
+pub const NAMES: &str = "answer drop hang cut_head stall:n cut:n malformed:n error:n hold:n strange \
      thinking refusal max_tokens invalid own_spend_limit auth billing permission not_found \
      too_large rate_limited:n spend_limit contract_spend_limit internal timeout overloaded";
 
@@ -187,6 +189,7 @@ impl FromStr for Behaviour {
             "answer" => Self::Answer,
             "drop" => Self::Drop,
             "hang" => Self::Hang,
+            "cut_head" => Self::CutHead,
             "stall" => Self::Stall { after },
             "cut" => Self::Cut { after },
             "malformed" => Self::Malformed { after },

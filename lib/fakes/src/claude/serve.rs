@@ -1,9 +1,11 @@
 //! From a request to its answer: authentication, the script, and the reply.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures_util::Stream;
 use http::{Method, Request, Response, StatusCode, request::Parts};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -107,6 +109,7 @@ async fn create_message(
         Behaviour::Status(failure) => return Err(problem(failure, script.headers).into()),
         Behaviour::Drop => return Err(Refused::HungUp),
         Behaviour::Hang => return Ok(hang(shared).await),
+        Behaviour::CutHead => return Ok(event_stream(stream::cut())),
         _ => {}
     }
 
@@ -116,11 +119,15 @@ async fn create_message(
 
     if request.stream {
         let events = stream::events(reply, Arc::clone(shared));
-        let body = faulty_http::streamed(events);
-        let content_type = "text/event-stream; charset=utf-8";
-        return Ok(faulty_http::answer(StatusCode::OK, content_type, body));
+        return Ok(event_stream(events));
     }
     whole_reply(shared, &reply).await
+}
+
+fn event_stream(events: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Response<Body> {
+    let body = faulty_http::streamed(events);
+
+    faulty_http::answer(StatusCode::OK, "text/event-stream; charset=utf-8", body)
 }
 
 /// The script of a request: a marker in its last message, else the one that a test queued.
