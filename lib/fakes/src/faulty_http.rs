@@ -31,9 +31,20 @@ pub(crate) use http2::Http2;
 /// A response body. An error in it closes the connection in the middle of the body.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Closes the connection without an answer.
+/// A request without an answer.
 #[derive(Debug)]
-pub(crate) struct HangUp;
+pub(crate) enum HangUp {
+    /// The connection closes.
+    Close,
+    /// The stream is reset as one that was not processed. On HTTP/1.1 the connection closes.
+    Refuse(h2::Error),
+}
+
+impl HangUp {
+    pub(crate) fn refuse() -> Self {
+        Self::Refuse(h2::Reason::REFUSED_STREAM.into())
+    }
+}
 
 impl std::fmt::Display for HangUp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -41,7 +52,14 @@ impl std::fmt::Display for HangUp {
     }
 }
 
-impl std::error::Error for HangUp {}
+impl std::error::Error for HangUp {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Close => None,
+            Self::Refuse(reason) => Some(reason),
+        }
+    }
+}
 
 /// A running server. Dropping it stops it and closes every connection.
 pub(crate) struct Server {
@@ -132,7 +150,7 @@ async fn accept<H, F>(
             let handler = handler.clone();
             async move {
                 let (parts, body) = request.into_parts();
-                let body = body.collect().await.map_err(|_| HangUp)?.to_bytes();
+                let body = body.collect().await.map_err(|_| HangUp::Close)?.to_bytes();
 
                 handler(Request::from_parts(parts, body)).await
             }

@@ -21,7 +21,7 @@ use crate::sync::lock;
 /// A request without a reply.
 enum Refused {
     Problem(Problem),
-    HungUp,
+    HungUp(HangUp),
 }
 
 impl<P: Into<Problem>> From<P> for Refused {
@@ -46,7 +46,7 @@ pub(super) async fn handle(
     let key = api_key(&parts.headers).unwrap_or_default();
     let mut response = match answer(&shared, &parts, key, &body).await {
         Ok(response) => response,
-        Err(Refused::HungUp) => return Err(HangUp),
+        Err(Refused::HungUp(hang_up)) => return Err(hang_up),
         Err(Refused::Problem(problem)) => error(&problem, &request_id),
     };
 
@@ -107,7 +107,8 @@ async fn create_message(
 
     match script.behaviour {
         Behaviour::Status(failure) => return Err(problem(failure, script.headers).into()),
-        Behaviour::Drop => return Err(Refused::HungUp),
+        Behaviour::Drop => return Err(Refused::HungUp(HangUp::Close)),
+        Behaviour::Refuse => return Err(Refused::HungUp(HangUp::refuse())),
         Behaviour::Hang => return Ok(hang(shared).await),
         Behaviour::CutHead => return Ok(event_stream(stream::cut())),
         _ => {}
@@ -164,7 +165,7 @@ async fn hang(shared: &Arc<Shared>) -> Response<Body> {
 async fn whole_reply(shared: &Arc<Shared>, reply: &Reply) -> Result<Response<Body>, Refused> {
     match reply.behaviour {
         Behaviour::Stall { .. } => return Ok(hang(shared).await),
-        Behaviour::Cut { .. } => return Err(Refused::HungUp),
+        Behaviour::Cut { .. } => return Err(Refused::HungUp(HangUp::Close)),
         Behaviour::Error { .. } => return Err(Failure::Overloaded.into()),
         Behaviour::Malformed { .. } => {
             return Ok(faulty_http::half_json(StatusCode::OK, &reply.whole()));

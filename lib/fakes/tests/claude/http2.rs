@@ -134,17 +134,22 @@ async fn a_request_without_a_stream_was_never_sent_and_cannot_be_billed() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_streams_is_asked_again() {
-    // The client learns the limit only after it has sent its first requests.
-    let fake = start_http2(1).await;
+async fn a_request_that_the_server_did_not_process_is_sent_again() {
+    let fake = start_http2(MAX_STREAMS).await;
     let pool = pool(&fake, 8);
 
-    let ask = async |_| {
-        let mut reply = pool.ask(&prompt("Why?"), &ROUTE).await.unwrap();
-        read(&mut reply).await.1.unwrap();
-    };
-    join_all((0..8).map(ask)).await;
-    assert_eq!(fake.replies_started(), 8);
+    fake.next(Behaviour::Refuse);
+    fake.next(Behaviour::Refuse);
+    let mut reply = pool.ask(&prompt("Why?"), &ROUTE).await.unwrap();
+    read(&mut reply).await.1.unwrap();
+    assert_eq!(fake.requests().len(), 3);
+    assert_eq!(reply.abandoned_attempts(), []);
+    assert!(pool.take_outcomes()[reply.key_label()].error.is_none());
+
+    fake.always(Behaviour::Refuse);
+    let error = pool.ask(&prompt("Why?"), &ROUTE).await.err().unwrap();
+    assert!(matches!(error, Error::Transport(_)), "{error:?}");
+    assert!(!error.may_be_billed());
 }
 
 #[tokio::test]
