@@ -230,6 +230,10 @@ impl World<'_> {
             .iter()
             .any(|(_, running, _)| *running == discussion);
         self.app.claude.clear();
+        // The first overload is retried.
+        if kind == 0 {
+            self.app.claude.next(script.clone());
+        }
         self.app.claude.next(script);
         let answer = self.users[user].actor.send(&discussion, "Why?").await;
         self.app.claude.clear();

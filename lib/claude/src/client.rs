@@ -1,15 +1,20 @@
 //! The client of one key.
 
+use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use secrecy::ExposeSecret;
 use tokio::time::timeout_at;
 
-use crate::error::{error_from_response, transport_error};
+use crate::error::{error_from_response, is_unprocessed, late, transport_error};
 use crate::headers::header_text;
 use crate::reply::{Head, Reply};
 use crate::request::RequestBody;
+use crate::sent_body::Sending;
 use crate::timer::ReplyTimer;
-use crate::{API_VERSION, ApiKey, Deadlines, Detail, Error, Limits, Phase, Prompt};
+use crate::{API_VERSION, ApiKey, Deadlines, Detail, Error, Limits, Prompt};
+
+/// How often a request is sent again that the server says it did not process.
+const MAX_RESENDS: u32 = 2;
 
 /// A client of one key. Cheap to clone; clones share the connections of the `reqwest::Client`.
 #[derive(Clone, Debug)]
@@ -74,30 +79,40 @@ impl Claude {
 
     /// Sends the request and waits for the head of a successful response.
     async fn send(&self, prompt: &Prompt, timer: &ReplyTimer) -> Result<reqwest::Response, Error> {
-        let late = |_| Error::Timeout {
-            phase: Phase::FirstEvent,
-        };
         let deadline = timer.first_event_deadline();
+        let mut resends = 0;
 
-        let request = self
+        let response = loop {
+            let sending = Sending::default();
+            let request = self.request(prompt, &sending)?;
+
+            match timeout_at(deadline, self.http.execute(request)).await {
+                Ok(Ok(response)) => break response,
+                Ok(Err(error)) if is_unprocessed(&error) && resends < MAX_RESENDS => resends += 1,
+                Ok(Err(error)) => return Err(transport_error(error, sending.give_up())),
+                Err(_) => return Err(late(sending.give_up())),
+            }
+        };
+
+        match response.status() {
+            StatusCode::OK => Ok(response),
+            _ => Err(error_from_response(response, &self.key.secret, deadline).await),
+        }
+    }
+
+    fn request(&self, prompt: &Prompt, sending: &Sending) -> Result<reqwest::Request, Error> {
+        let mut request = self
             .http
             .post(&self.url)
             .header("anthropic-version", API_VERSION)
             .header("x-api-key", self.key_header()?)
-            .json(&RequestBody::from_prompt(prompt));
+            .json(&RequestBody::from_prompt(prompt))
+            .build()
+            .map_err(Error::Transport)?;
 
-        let response = timeout_at(deadline, request.send())
-            .await
-            .map_err(late)?
-            .map_err(transport_error)?;
-
-        if response.status() == http::StatusCode::OK {
-            return Ok(response);
-        }
-        let error = timeout_at(deadline, error_from_response(response, &self.key.secret))
-            .await
-            .map_err(late)?;
-        Err(error)
+        let body = request.body_mut().take();
+        *request.body_mut() = body.map(|body| sending.watch(body));
+        Ok(request)
     }
 
     fn key_header(&self) -> Result<HeaderValue, Error> {

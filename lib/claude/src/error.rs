@@ -8,7 +8,9 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-pub(crate) use response::{error_from_response, transport_error};
+pub(crate) use response::{error_from_response, is_unprocessed, late, transport_error};
+
+use crate::Attempt;
 
 const MAX_MESSAGE_CHARS: usize = 500;
 
@@ -88,6 +90,15 @@ pub enum Error {
         #[source]
         last: Option<Box<Error>>,
     },
+    /// No attempt brought a reply, and the provider may bill some of them.
+    #[error("no reply, and {} of the attempts may be billed", attempts.len())]
+    Abandoned {
+        /// The attempts that may be billed, the last one included if it may be.
+        attempts: Vec<Attempt>,
+        /// Why there is no reply.
+        #[source]
+        last: Box<Error>,
+    },
     /// The pool has no key.
     #[error("there is no Claude key")]
     NoKey,
@@ -118,7 +129,7 @@ pub(crate) enum Class {
 /// Which deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The connect or request timeout of the `reqwest::Client`.
+    /// No connection, or no stream on one: the request was not sent.
     Connect,
     /// No event came.
     FirstEvent,
@@ -165,6 +176,7 @@ impl Error {
             | Self::Malformed { .. } => Class::Failing,
             Self::Invalid(detail) if detail.error_type == "not_found_error" => Class::NoModel,
             Self::Invalid(detail) if detail.is_ambiguous() => Class::Ambiguous,
+            Self::Abandoned { last, .. } => last.class(),
             Self::Invalid(_) | Self::Cooling { .. } | Self::NoKey => Class::Final,
         }
     }
@@ -177,14 +189,23 @@ impl Error {
     /// Whether the provider may bill the request although it did not answer.
     pub fn may_be_billed(&self) -> bool {
         match self {
-            Self::Timeout {
-                phase: Phase::FirstEvent,
-            }
-            | Self::Cut { .. } => true,
+            // Without a connection the request was not sent.
+            Self::Timeout { phase } => *phase != Phase::Connect,
+            Self::Cut { .. } | Self::Abandoned { .. } => true,
             Self::Cooling {
                 last: Some(last), ..
             } => last.may_be_billed(),
             _ => false,
+        }
+    }
+
+    /// The attempts of [`Pool::ask`](crate::Pool::ask) that the provider may bill, the last one included if it may be.
+    ///
+    /// Empty for an error of [`Claude::stream`](crate::Claude::stream), whose only attempt the caller knows.
+    pub fn abandoned_attempts(&self) -> &[Attempt] {
+        match self {
+            Self::Abandoned { attempts, .. } => attempts,
+            _ => &[],
         }
     }
 
@@ -198,6 +219,7 @@ impl Error {
             | Self::SpendLimit(detail)
             | Self::Auth(detail)
             | Self::Invalid(detail) => Some(detail),
+            Self::Abandoned { last, .. } => last.detail(),
             Self::Transport(_)
             | Self::Timeout { .. }
             | Self::Cut { .. }
@@ -214,6 +236,7 @@ impl Error {
             | Self::Overloaded { retry_after, .. }
             | Self::Provider { retry_after, .. } => *retry_after,
             Self::Cooling { retry_after, .. } => Some(*retry_after),
+            Self::Abandoned { last, .. } => last.retry_after(),
             _ => None,
         }
     }

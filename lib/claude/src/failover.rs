@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::error::Class;
 use crate::pool::{Pool, Tried};
-use crate::{ApiKey, Claude, Deadlines, Error, Prompt, Reply};
+use crate::{ApiKey, Attempt, Claude, Deadlines, Error, Prompt, Reply};
 
 /// Attempts for one reply. More would only keep its reader waiting.
 const MAX_ATTEMPTS: u32 = 8;
@@ -33,6 +33,9 @@ struct Search<'a> {
     route: &'a Route<'a>,
     started_at: Instant,
     attempts: u32,
+    /// Failures of the provider, with all models.
+    failures: u32,
+    abandoned: Vec<Attempt>,
     last_error: Option<Error>,
 }
 
@@ -45,6 +48,14 @@ struct ModelSearch {
     retried_on_hint: bool,
     /// The key whose refusal may concern its organisation or the request.
     ambiguous_key: Option<Arc<ApiKey>>,
+}
+
+/// What is left after a failed attempt.
+struct Left {
+    has_other_key: bool,
+    has_next_model: bool,
+    /// Whether the provider failed for the first time in this search.
+    is_first_failure: bool,
 }
 
 /// What follows a failed attempt.
@@ -73,6 +84,8 @@ impl Pool {
             route,
             started_at: Instant::now(),
             attempts: 0,
+            failures: 0,
+            abandoned: Vec::new(),
             last_error: None,
         };
         let models = [Some(prompt.model.as_str()), route.fallback];
@@ -83,7 +96,10 @@ impl Pool {
             let prompt = with_model(prompt, model);
 
             match Box::pin(search.ask_model(&prompt, has_next_model)).await {
-                Ok(reply) => return Ok(reply),
+                Ok(mut reply) => {
+                    reply.set_abandoned_attempts(search.abandoned);
+                    return Ok(reply);
+                }
                 Err(SearchEnd::NextModel) => {}
                 Err(SearchEnd::GiveUp) => break,
             }
@@ -131,7 +147,12 @@ impl Search<'_> {
             };
             self.record_failure(&key, &prompt.model, &error);
 
-            let next = keys.after_failure(&key, &error, self.choose(&keys).is_some());
+            let left = Left {
+                has_other_key: self.choose(&keys).is_some(),
+                has_next_model,
+                is_first_failure: self.failures == 1,
+            };
+            let next = keys.after_failure(&key, &error, &left);
             self.last_error = Some(error);
             match next {
                 NextStep::OtherKey => {}
@@ -174,17 +195,29 @@ impl Search<'_> {
     ) -> Result<Reply, Error> {
         self.pool.reserve_capacity(key, prompt.max_tokens);
 
-        let http = self.pool.http.clone();
+        let open_stream = self.pool.connections.open_stream()?;
+        let http = open_stream.http().clone();
         let base_url = self.pool.base_url.clone();
         let claude = Claude::new(http, base_url, key.clone()).with_deadlines(deadlines);
+
         let mut reply = claude.stream(prompt).await?;
+        reply.hold(open_stream);
         reply.wait_for_start().await?;
 
         self.pool.record_success(key, reply.limits());
         Ok(reply)
     }
 
-    fn record_failure(&self, key: &ApiKey, model: &str, error: &Error) {
+    fn record_failure(&mut self, key: &ApiKey, model: &str, error: &Error) {
+        if matches!(error.class(), Class::Failing | Class::Overloaded) {
+            self.failures += 1;
+        }
+        if error.may_be_billed() {
+            self.abandoned.push(Attempt {
+                model: model.to_owned(),
+                key_label: key.label.clone(),
+            });
+        }
         self.pool.record_failure(key, model, error);
         tracing::warn!(key = key.label, model, cause = %error, "an attempt to get a reply failed");
     }
@@ -197,7 +230,7 @@ impl Search<'_> {
     }
 
     fn into_error(self, wait: Option<Duration>) -> Error {
-        match (wait, self.last_error) {
+        let error = match (wait, self.last_error) {
             (Some(retry_after), last) => Error::Cooling {
                 retry_after,
                 last: last.map(Box::new),
@@ -207,20 +240,29 @@ impl Search<'_> {
                 retry_after: RETRY_PAUSE,
                 last: None,
             },
+        };
+
+        match self.abandoned.is_empty() {
+            true => error,
+            false => Error::Abandoned {
+                attempts: self.abandoned,
+                last: Box::new(error),
+            },
         }
     }
 }
 
 impl ModelSearch {
-    fn after_failure(&mut self, key: &Arc<ApiKey>, error: &Error, has_other_key: bool) -> NextStep {
+    fn after_failure(&mut self, key: &Arc<ApiKey>, error: &Error, left: &Left) -> NextStep {
         match error.class() {
             Class::Limited | Class::Spent => {
                 self.exclude_organisation(key);
                 NextStep::OtherKey
             }
             Class::Refused => NextStep::OtherKey,
-            Class::Failing => self.after_provider_failure(error, has_other_key),
-            Class::Overloaded | Class::NoModel => NextStep::End(SearchEnd::NextModel),
+            Class::Failing => self.after_provider_failure(error, left),
+            Class::Overloaded => self.after_overload(error, left),
+            Class::NoModel => NextStep::End(SearchEnd::NextModel),
             Class::Ambiguous => self.after_ambiguous_refusal(key, error),
             Class::Final if self.takes_retry_hint(error) => NextStep::SameKey,
             Class::Final => NextStep::End(SearchEnd::GiveUp),
@@ -228,7 +270,7 @@ impl ModelSearch {
     }
 
     /// The first failure may be a bad moment of the provider; the second one ends the search with this model.
-    fn after_provider_failure(&mut self, error: &Error, has_other_key: bool) -> NextStep {
+    fn after_provider_failure(&mut self, error: &Error, left: &Left) -> NextStep {
         self.failures += 1;
         if self.failures > 1 {
             return NextStep::End(SearchEnd::NextModel);
@@ -238,9 +280,24 @@ impl ModelSearch {
         let may_retry =
             error.should_retry() != Some(false) && error.retry_after().is_none() && !is_late;
 
-        match may_retry && !has_other_key {
+        match may_retry && !left.has_other_key {
             true => NextStep::SameKey,
             false => NextStep::OtherKey,
+        }
+    }
+
+    /// All keys share a model's capacity, so another model is the best choice. Without one, the search's first failure may
+    /// be a bad moment of the provider.
+    fn after_overload(&mut self, error: &Error, left: &Left) -> NextStep {
+        self.failures += 1;
+
+        let may_retry = error.should_retry() != Some(false) && error.retry_after().is_none();
+        if left.has_next_model || !left.is_first_failure || !may_retry {
+            return NextStep::End(SearchEnd::NextModel);
+        }
+        match left.has_other_key {
+            true => NextStep::OtherKey,
+            false => NextStep::SameKey,
         }
     }
 

@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 
+mod attempt;
 mod client;
 mod clock;
+mod connections;
 mod cooldown;
 mod error;
 mod event_stream;
@@ -14,9 +16,11 @@ mod pool;
 mod prompt;
 mod reply;
 mod request;
+mod sent_body;
 mod timer;
 mod usage;
 
+pub use attempt::Attempt;
 pub use client::Claude;
 pub use cooldown::Cooldown;
 pub use error::{Detail, Error, Phase};

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::clock::{Clock, epoch_ms, from_epoch_ms};
+use crate::connections::Connections;
 use crate::cooldown::Cooldown;
 use crate::{ApiKey, Deadlines, Error, Limits, Phase, Reply};
 
@@ -21,7 +22,7 @@ const ENOUGH_CAPACITY: f64 = 0.25;
 
 /// All keys, and what is known about each.
 pub struct Pool {
-    pub(crate) http: reqwest::Client,
+    pub(crate) connections: Connections,
     pub(crate) base_url: String,
     pub(crate) deadlines: Deadlines,
     clock: Clock,
@@ -105,15 +106,17 @@ impl Tried {
 
 impl Pool {
     /// A pool of these keys. `clock` is the source of the current time.
+    ///
+    /// `http` prepares an HTTP client. It is called again when the replies under way need another connection.
     pub fn new(
-        http: reqwest::Client,
+        http: impl Fn() -> reqwest::ClientBuilder + Send + Sync + 'static,
         base_url: String,
         deadlines: Deadlines,
         keys: Vec<ApiKey>,
         clock: impl Fn() -> OffsetDateTime + Send + Sync + 'static,
     ) -> Self {
         let pool = Self {
-            http,
+            connections: Connections::new(http),
             base_url,
             deadlines,
             clock: Arc::new(clock),
@@ -122,6 +125,14 @@ impl Pool {
         };
         pool.replace_keys(keys);
         pool
+    }
+
+    /// The same pool with another limit of replies that share an HTTP/2 connection. It has to be below the server's own.
+    pub fn with_streams_per_connection(self, max_streams: usize) -> Self {
+        Self {
+            connections: self.connections.with_max_streams(max_streams),
+            ..self
+        }
     }
 
     /// Replaces the keys. Running calls keep theirs, and keys that stay keep what is known about them.

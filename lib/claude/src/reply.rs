@@ -9,20 +9,24 @@ use futures_util::Stream;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
+use crate::connections::OpenStream;
 use crate::event_stream::{EventError, Events};
 use crate::events::{
     ContentBlock, ContentBlockDelta, ContentBlockStart, Delta, MessageDelta, MessageStart,
 };
 use crate::timer::ReplyTimer;
 use crate::usage::ReportedUsage;
-use crate::{ApiKey, Detail, Error, Limits, Phase, Usage};
+use crate::{ApiKey, Attempt, Detail, Error, Limits, Phase, Usage};
 
 /// How long a complete reply waits for the end of its body.
 const BODY_END: Duration = Duration::from_millis(100);
 
 /// A reply whose head has arrived. [`Reply::next`] reads its text.
 pub struct Reply {
-    events: Events,
+    /// `None` after the end, which closes the stream.
+    events: Option<Events>,
+    /// `None` after the end, and without a pool.
+    open_stream: Option<OpenStream>,
     timer: ReplyTimer,
     /// Fires at the next deadline or earlier. Most events move the deadline away; the alarm is reset only when it fires,
     /// which is rare.
@@ -31,6 +35,7 @@ pub struct Reply {
     usage: ReportedUsage,
     stop_reason: Option<String>,
     has_thought: bool,
+    abandoned_attempts: Vec<Attempt>,
     state: State,
 }
 
@@ -79,13 +84,15 @@ impl Reply {
         let (deadline, _) = timer.next_deadline();
 
         Self {
-            events: Events::new(body),
+            events: Some(Events::new(body)),
+            open_stream: None,
             alarm: Box::pin(sleep_until(deadline)),
             timer,
             head,
             usage: ReportedUsage::default(),
             stop_reason: None,
             has_thought: false,
+            abandoned_attempts: Vec::new(),
             state: State::Waiting,
         }
     }
@@ -101,14 +108,32 @@ impl Reply {
                 Ok(Step::Stop) => {
                     self.state = State::Complete;
                     self.wait_for_body_end().await;
+                    self.close();
                 }
                 Err(error) => {
                     self.state = State::Failed;
+                    self.close();
                     return Err(error);
                 }
             }
         }
         Ok(None)
+    }
+
+    /// Keeps the place on a connection until the reply ends or is dropped.
+    pub(crate) fn hold(&mut self, open_stream: OpenStream) {
+        self.open_stream = Some(open_stream);
+    }
+
+    /// Records the attempts before this one that the provider may bill.
+    pub(crate) fn set_abandoned_attempts(&mut self, attempts: Vec<Attempt>) {
+        self.abandoned_attempts = attempts;
+    }
+
+    /// Ends the stream, of which nothing is read any more, and frees its place on the connection.
+    fn close(&mut self) {
+        self.events = None;
+        self.open_stream = None;
     }
 
     /// Waits until the reply starts. From then on the provider may bill it.
@@ -150,6 +175,11 @@ impl Reply {
     /// The label of the key that pays.
     pub fn key_label(&self) -> &str {
         &self.head.key.label
+    }
+
+    /// The attempts before this one that the provider may bill although they brought no reply.
+    pub fn abandoned_attempts(&self) -> &[Attempt] {
+        &self.abandoned_attempts
     }
 
     pub(crate) fn key(&self) -> &ApiKey {
@@ -205,10 +235,13 @@ impl Reply {
 
     /// The next event, or the timeout of the current phase.
     async fn next_event(&mut self) -> Result<Option<Result<Event, EventError>>, Error> {
+        let Some(events) = &mut self.events else {
+            return Ok(None);
+        };
         loop {
             tokio::select! {
                 biased;
-                event = self.events.next() => return Ok(event),
+                event = events.next() => return Ok(event),
                 () = self.alarm.as_mut() => {
                     let (deadline, phase) = self.timer.next_deadline();
                     if Instant::now() >= deadline {
@@ -223,7 +256,9 @@ impl Reply {
     /// Reads the body to its end, which is due right after `message_stop`. Dropping a body before its end closes the
     /// connection on HTTP/1.1 and resets the stream on HTTP/2. Servers tolerate few resets.
     async fn wait_for_body_end(&mut self) {
-        let _late = timeout(BODY_END, self.events.next()).await;
+        if let Some(events) = &mut self.events {
+            let _late = timeout(BODY_END, events.next()).await;
+        }
     }
 
     /// Applies an event. Unknown ones are ignored: within a version the provider adds events, blocks, deltas and reasons.

@@ -31,7 +31,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::{HeaderMap, Method};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, Method, Request, Response};
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -39,7 +42,7 @@ use tokio::time::Instant;
 pub use behaviour::{Behaviour, Failure, NAMES, UnknownBehaviour};
 pub use script::{Only, Script};
 
-use crate::faulty_http::Server;
+use crate::faulty_http::{Body, HangUp, Http2, Server};
 use crate::sync::lock;
 use cache::Cache;
 use script::Scripts;
@@ -134,11 +137,7 @@ impl FakeClaude {
     /// Listens and answers until it is dropped.
     pub async fn start(config: Config) -> io::Result<Self> {
         let shared = Arc::new(Shared::new(config.keys, config.pace, config.style));
-
-        let handler = {
-            let shared = Arc::clone(&shared);
-            move |request| serve::handle(Arc::clone(&shared), request)
-        };
+        let handler = handler(&shared);
 
         Ok(Self {
             server: Server::start(config.listen, handler).await?,
@@ -146,9 +145,42 @@ impl FakeClaude {
         })
     }
 
+    /// Answers over TLS with HTTP/2, as the provider does, and grants each connection this number of streams at a time.
+    ///
+    /// A fault that closes the connection of HTTP/1.1 resets its stream only.
+    pub async fn start_http2(config: Config, max_streams: u32) -> io::Result<Self> {
+        let shared = Arc::new(Shared::new(config.keys, config.pace, config.style));
+        let handler = handler(&shared);
+
+        Ok(Self {
+            server: Server::start_http2(config.listen, handler, max_streams).await?,
+            shared,
+        })
+    }
+
     /// The base URL, without `/v1`.
     pub fn url(&self) -> String {
         self.server.url()
+    }
+
+    /// The certificate of a fake with HTTP/2, in DER; a client has to trust it.
+    pub fn certificate(&self) -> Option<&[u8]> {
+        self.server.http2().map(Http2::certificate)
+    }
+
+    /// The number of HTTP/2 connections so far.
+    pub fn connections(&self) -> usize {
+        self.server.http2().map_or(0, Http2::connections)
+    }
+
+    /// Announces on every HTTP/2 connection that it takes no more requests. Streams under way go on.
+    pub fn go_away(&self) {
+        self.server.http2().into_iter().for_each(Http2::go_away);
+    }
+
+    /// Closes every HTTP/2 connection in the middle of its streams.
+    pub fn close_connections(&self) {
+        self.server.http2().into_iter().for_each(Http2::close);
     }
 
     /// Scripts the next request that has no script yet.
@@ -226,6 +258,14 @@ impl FakeClaude {
         let mut cancelled = self.shared.cancelled.subscribe();
         let _ = cancelled.wait_for(|cancelled| *cancelled >= count).await;
     }
+}
+
+type Answer = BoxFuture<'static, Result<Response<Body>, HangUp>>;
+
+fn handler(shared: &Arc<Shared>) -> impl Fn(Request<Bytes>) -> Answer + Clone + use<> {
+    let shared = Arc::clone(shared);
+
+    move |request| serve::handle(Arc::clone(&shared), request).boxed()
 }
 
 impl Shared {

@@ -127,7 +127,7 @@ fn accept(shared: &Shared, mail: Mail, idempotency_key: Option<&str>) -> String 
 }
 
 fn error(status: u16, name: &str, message: &str) -> Result<Response<Body>, HangUp> {
-    let status = StatusCode::from_u16(status).map_err(|_| HangUp)?;
+    let status = StatusCode::from_u16(status).map_err(|_| HangUp::Close)?;
     let body = json!({"statusCode": status.as_u16(), "name": name, "message": message});
 
     Ok(faulty_http::json(status, &body))

@@ -152,11 +152,10 @@ impl App {
     pub fn claude(&self) -> Result<&Pool> {
         get_or_create(&self.0.claude, || {
             let settings = self.config().claude()?.clone();
-            let http = self.http()?.clone();
             let clock = Arc::clone(&self.0.clock);
 
             Ok(Pool::new(
-                http,
+                http_client,
                 settings.base_url,
                 settings.deadlines,
                 settings.keys,
@@ -187,14 +186,11 @@ impl App {
     }
 
     /// The HTTP client of the process, which keeps connections warm between requests.
-    #[expect(clippy::disallowed_methods, reason = "this is the one client")]
+    ///
+    /// Claude has clients of its own, because its replies need more than one connection.
     pub(crate) fn http(&self) -> Result<&reqwest::Client> {
         get_or_create(&self.0.http, || {
-            reqwest::Client::builder()
-                .connect_timeout(CONNECT_TIMEOUT)
-                .tcp_nodelay(true)
-                .build()
-                .map_err(Error::internal)
+            http_client().build().map_err(Error::internal)
         })
     }
 
@@ -213,6 +209,16 @@ impl fmt::Debug for App {
             .field("config", &self.0.config)
             .finish_non_exhaustive()
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "every client of the process is made here"
+)]
+fn http_client() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
 }
 
 /// Concurrent first calls may both create a client; one of the two is kept.

@@ -1,9 +1,11 @@
 //! Errors from HTTP responses.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 use secrecy::SecretString;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Detail, Error, Phase};
 use crate::headers::header_text;
@@ -14,24 +16,49 @@ pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// The error of a request that got no response.
-pub(crate) fn transport_error(error: reqwest::Error) -> Error {
-    if error.is_timeout() {
-        return Error::Timeout {
-            phase: Phase::Connect,
-        };
+pub(crate) fn transport_error(error: reqwest::Error, is_sent: bool) -> Error {
+    // After the request was sent, the connection's own pings notice that nothing answers.
+    match error.is_timeout() {
+        true => late(is_sent),
+        false => Error::Transport(error.without_url()),
     }
-    Error::Transport(error.without_url())
+}
+
+/// The error of a request that got no response in time.
+pub(crate) fn late(is_sent: bool) -> Error {
+    let phase = match is_sent {
+        true => Phase::FirstEvent,
+        false => Phase::Connect,
+    };
+    Error::Timeout { phase }
+}
+
+/// Whether the server said that it did not process the request: it was closing the connection, or had no place for
+/// another stream. The same request may be sent again.
+pub(crate) fn is_unprocessed(error: &reqwest::Error) -> bool {
+    let mut source = error.source();
+
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let is_closing = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+            let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            return error.is_remote() && (is_closing || is_refused);
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// The error of a response whose status is not 200.
 pub(crate) async fn error_from_response(
     mut response: reqwest::Response,
     secret: &SecretString,
+    deadline: Instant,
 ) -> Error {
     let mut body = Vec::new();
 
     // The status and half a body still classify the error.
-    while let Ok(Some(chunk)) = response.chunk().await {
+    while let Ok(Ok(Some(chunk))) = timeout_at(deadline, response.chunk()).await {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_BODY_BYTES {
             break;

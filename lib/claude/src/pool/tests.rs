@@ -27,7 +27,7 @@ impl TestPool {
         let clock = Arc::clone(&offset_ms);
         let now = move || NOW + time::Duration::milliseconds(clock.load(Ordering::Relaxed));
         let pool = Pool::new(
-            reqwest::Client::new(),
+            reqwest::Client::builder,
             String::new(),
             Deadlines::default(),
             keys.collect(),

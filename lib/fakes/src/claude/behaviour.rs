@@ -13,8 +13,12 @@ pub enum Behaviour {
     Status(Failure),
     /// The connection closes without an answer.
     Drop,
+    /// The server says that it does not process the request. On HTTP/1.1 the connection closes.
+    Refuse,
     /// No answer ever comes.
     Hang,
+    /// The connection closes after the head of the answer, before any event.
+    CutHead,
     /// The stream falls silent and stays open.
     Stall {
         /// Deltas before.
@@ -155,7 +159,7 @@ impl Failure {
 }
 
 /// Every name that [`Behaviour::from_str`] accepts; `:n` is optional.
-pub const NAMES: &str = "answer drop hang stall:n cut:n malformed:n error:n hold:n strange \
+pub const NAMES: &str = "answer drop refuse hang cut_head stall:n cut:n malformed:n error:n hold:n strange \
      thinking refusal max_tokens invalid own_spend_limit auth billing permission not_found \
      too_large rate_limited:n spend_limit contract_spend_limit internal timeout overloaded";
 
@@ -186,7 +190,9 @@ impl FromStr for Behaviour {
         Ok(match name {
             "answer" => Self::Answer,
             "drop" => Self::Drop,
+            "refuse" => Self::Refuse,
             "hang" => Self::Hang,
+            "cut_head" => Self::CutHead,
             "stall" => Self::Stall { after },
             "cut" => Self::Cut { after },
             "malformed" => Self::Malformed { after },

@@ -1,9 +1,11 @@
 //! From a request to its answer: authentication, the script, and the reply.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures_util::Stream;
 use http::{Method, Request, Response, StatusCode, request::Parts};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -19,7 +21,7 @@ use crate::sync::lock;
 /// A request without a reply.
 enum Refused {
     Problem(Problem),
-    HungUp,
+    HungUp(HangUp),
 }
 
 impl<P: Into<Problem>> From<P> for Refused {
@@ -44,7 +46,7 @@ pub(super) async fn handle(
     let key = api_key(&parts.headers).unwrap_or_default();
     let mut response = match answer(&shared, &parts, key, &body).await {
         Ok(response) => response,
-        Err(Refused::HungUp) => return Err(HangUp),
+        Err(Refused::HungUp(hang_up)) => return Err(hang_up),
         Err(Refused::Problem(problem)) => error(&problem, &request_id),
     };
 
@@ -105,8 +107,10 @@ async fn create_message(
 
     match script.behaviour {
         Behaviour::Status(failure) => return Err(problem(failure, script.headers).into()),
-        Behaviour::Drop => return Err(Refused::HungUp),
+        Behaviour::Drop => return Err(Refused::HungUp(HangUp::Close)),
+        Behaviour::Refuse => return Err(Refused::HungUp(HangUp::refuse())),
         Behaviour::Hang => return Ok(hang(shared).await),
+        Behaviour::CutHead => return Ok(event_stream(stream::cut())),
         _ => {}
     }
 
@@ -116,11 +120,15 @@ async fn create_message(
 
     if request.stream {
         let events = stream::events(reply, Arc::clone(shared));
-        let body = faulty_http::streamed(events);
-        let content_type = "text/event-stream; charset=utf-8";
-        return Ok(faulty_http::answer(StatusCode::OK, content_type, body));
+        return Ok(event_stream(events));
     }
     whole_reply(shared, &reply).await
+}
+
+fn event_stream(events: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Response<Body> {
+    let body = faulty_http::streamed(events);
+
+    faulty_http::answer(StatusCode::OK, "text/event-stream; charset=utf-8", body)
 }
 
 /// The script of a request: a marker in its last message, else the one that a test queued.
@@ -157,7 +165,7 @@ async fn hang(shared: &Arc<Shared>) -> Response<Body> {
 async fn whole_reply(shared: &Arc<Shared>, reply: &Reply) -> Result<Response<Body>, Refused> {
     match reply.behaviour {
         Behaviour::Stall { .. } => return Ok(hang(shared).await),
-        Behaviour::Cut { .. } => return Err(Refused::HungUp),
+        Behaviour::Cut { .. } => return Err(Refused::HungUp(HangUp::Close)),
         Behaviour::Error { .. } => return Err(Failure::Overloaded.into()),
         Behaviour::Malformed { .. } => {
             return Ok(faulty_http::half_json(StatusCode::OK, &reply.whole()));

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -10,6 +11,9 @@ use serde_json::{Value, json};
 use super::behaviour::Behaviour;
 use super::reply::Reply;
 use super::{CancelGuard, Shared};
+
+/// Time in which the head of an answer is sent.
+const HEAD_SENT: Duration = Duration::from_millis(20);
 
 /// One step of a stream.
 enum Step {
@@ -55,6 +59,14 @@ pub(super) fn events(
             }
         },
     )
+}
+
+/// A body that breaks off after its head was sent.
+pub(super) fn cut() -> impl Stream<Item = io::Result<Bytes>> + Send {
+    stream::once(async {
+        tokio::time::sleep(HEAD_SENT).await;
+        Err(io::Error::other("cut on purpose"))
+    })
 }
 
 async fn wait(step: &Step, shared: &Shared) {

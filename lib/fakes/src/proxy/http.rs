@@ -157,7 +157,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Result<Response
     }
 
     // An unreachable upstream has the same effect as an unreachable proxy.
-    let answer = forward(&shared, request).await.map_err(|_| HangUp)?;
+    let answer = forward(&shared, request).await.map_err(|_| HangUp::Close)?;
     let status = answer.status();
     let mut headers = answer.headers().clone();
     remove_hop_headers(&mut headers);
@@ -167,12 +167,12 @@ async fn handle(shared: Arc<Shared>, request: Request<Bytes>) -> Result<Response
             faulty_http::streamed(answer.bytes_stream().map_err(io::Error::other))
         }
         Mode::TruncatedJson => {
-            let whole = answer.bytes().await.map_err(|_| HangUp)?;
+            let whole = answer.bytes().await.map_err(|_| HangUp::Close)?;
             faulty_http::full(whole.slice(..whole.len() / 2))
         }
         Mode::Swallow => {
             let _ = answer.bytes().await;
-            return Err(HangUp);
+            return Err(HangUp::Close);
         }
     };
 

@@ -46,7 +46,7 @@ pub(super) async fn handle(
 
     let headers = response.headers_mut();
     let id = shared.with_account(|account| account.new_id("req"));
-    let id = HeaderValue::from_str(&id).map_err(|_| HangUp)?;
+    let id = HeaderValue::from_str(&id).map_err(|_| HangUp::Close)?;
     headers.insert("request-id", id);
     headers.insert("stripe-version", HeaderValue::from_static(API_VERSION));
     if replayed {
@@ -180,7 +180,7 @@ fn answer(shared: &Shared, request: &RecordedRequest, fault: Option<Fault>) -> A
 /// Delays the answer, or drops it, as the fault demands.
 async fn delay(shared: &Shared, fault: Option<Fault>) -> Result<(), HangUp> {
     match fault {
-        Some(Fault::Drop) => return Err(HangUp),
+        Some(Fault::Drop) => return Err(HangUp::Close),
         Some(Fault::Hang) => std::future::pending().await,
         Some(Fault::Slow(ms)) => {
             let pause = rand::random_range(0..=ms);

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![expect(clippy::disallowed_methods, reason = "a test has its own HTTP client")]
 
+mod failover;
 mod faults;
+mod http2;
 mod pool;
 mod replies;
 

@@ -43,7 +43,7 @@ async fn pool() -> (FakeClaude, Pool, Arc<AtomicI64>) {
     let clock = Arc::clone(&passed);
     let now = move || NOW + time::Duration::milliseconds(clock.load(Ordering::Relaxed));
 
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = || reqwest::Client::builder().no_proxy();
     let pool = Pool::new(http, fake.url(), Deadlines::default(), keys, now);
     (fake, pool, passed)
 }
