@@ -24,6 +24,7 @@ const RANKS: &[&str] = &[
     "redis",
     "spending::plan",
     "spending::quota",
+    "identity::password::memory",
     "identity::password",
     "identity::token",
     "identity::user",
