@@ -26,6 +26,7 @@ const RANKS: &[&str] = &[
     "spending::quota",
     "identity::password::memory",
     "identity::password",
+    "identity::verified",
     "identity::token",
     "identity::user",
     "identity::cookie",
