@@ -3,7 +3,7 @@
 //! - [`auth`]: the extractors of a handler's signature;
 //! - [`session`], [`session_cache`]: the session behind a token, and whether it is live;
 //! - [`user`]: a user, as stored and as shown;
-//! - [`token`], [`password`]: credentials;
+//! - [`token`], [`password`]: credentials; [`verified`]: tokens whose signature is known to be right;
 //! - [`rate_limit`]: limits on sign-ins, sign-ups and the like.
 
 pub mod auth;
@@ -14,3 +14,4 @@ pub(crate) mod session;
 pub mod session_cache;
 pub mod token;
 pub(crate) mod user;
+mod verified;

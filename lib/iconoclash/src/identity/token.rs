@@ -11,6 +11,7 @@ use serde_json::json;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use super::verified::{self, VerifiedTokens};
 use crate::{
     config::JwtKey,
     http::error::{Cause, Error, Result},
@@ -22,11 +23,9 @@ const AUDIENCE: &str = "iconoclash";
 /// Maximum clock difference between two machines.
 const LEEWAY_SECS: i64 = 60;
 
-/// The content of a token.
+/// The content of a token, without its issuer and its audience.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
-    iss: String,
-    aud: String,
     /// The user.
     pub sub: Uuid,
     /// The session, which signing out revokes.
@@ -42,15 +41,24 @@ pub struct Claims {
     pub exp: i64,
 }
 
+/// What a token is signed for.
+#[derive(Serialize)]
+struct Payload<'a> {
+    iss: &'a str,
+    aud: &'a str,
+    #[serde(flatten)]
+    claims: Claims,
+}
+
 /// The keys that sign and verify.
-#[derive(Clone)]
 pub struct Tokens {
     issuer: String,
     /// The first signs.
     keys: Vec<Key>,
+    /// Tokens that these keys have verified.
+    verified: VerifiedTokens<Claims>,
 }
 
-#[derive(Clone)]
 struct Key {
     kid: String,
     sign: EncodingKey,
@@ -70,6 +78,7 @@ impl Tokens {
         Ok(Self {
             issuer: issuer.to_owned(),
             keys,
+            verified: VerifiedTokens::new(),
         })
     }
 
@@ -91,8 +100,6 @@ impl Tokens {
             .expect("zero is a nanosecond");
 
         let claims = Claims {
-            iss: self.issuer.clone(),
-            aud: AUDIENCE.to_owned(),
             sub: user,
             sid,
             ver,
@@ -106,12 +113,37 @@ impl Tokens {
             ..Header::new(Algorithm::EdDSA)
         };
 
-        let token = jsonwebtoken::encode(&header, &claims, &key.sign).map_err(Error::internal)?;
+        let payload = Payload {
+            iss: &self.issuer,
+            aud: AUDIENCE,
+            claims,
+        };
+        let token = jsonwebtoken::encode(&header, &payload, &key.sign).map_err(Error::internal)?;
         Ok((token, expires_at))
     }
 
     /// The claims of a token, if one of our keys signed it and it is valid now.
+    ///
+    /// The signature of a token that comes again is not verified again. Its times are.
     pub fn verify(&self, token: &str, now: OffsetDateTime) -> Option<Claims> {
+        let digest = verified::digest(token);
+        if let Some(claims) = self.verified.get(&digest) {
+            if claims.is_expired(now) {
+                self.verified.remove(&digest);
+            }
+            return claims.is_valid(now).then_some(claims);
+        }
+
+        let claims = self.verify_signature(token)?;
+        if !claims.is_valid(now) {
+            return None;
+        }
+        self.verified.insert(digest, claims.clone());
+        Some(claims)
+    }
+
+    /// The claims of a token that one of our keys signed, at whatever time.
+    fn verify_signature(&self, token: &str) -> Option<Claims> {
         let kid = jsonwebtoken::decode_header(token).ok()?.kid?;
         let key = self.keys.iter().find(|key| key.kid == kid)?;
 
@@ -119,15 +151,12 @@ impl Tokens {
         checks.set_issuer(&[&self.issuer]);
         checks.set_audience(&[AUDIENCE]);
         checks.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
-        // The library reads the wall clock; the caller's `now` is checked below.
+        // The library reads the wall clock; the caller checks the times.
         checks.validate_exp = false;
         checks.validate_nbf = false;
 
-        let claims = jsonwebtoken::decode::<Claims>(token, &key.verify, &checks)
-            .ok()?
-            .claims;
-        let now = now.unix_timestamp();
-        (claims.nbf <= now + LEEWAY_SECS && now < claims.exp).then_some(claims)
+        let verified = jsonwebtoken::decode::<Claims>(token, &key.verify, &checks);
+        Some(verified.ok()?.claims)
     }
 
     /// The public keys as a JWK set (RFC 7517, RFC 8037).
@@ -148,6 +177,16 @@ impl Tokens {
             })
             .collect();
         json!({ "keys": keys })
+    }
+}
+
+impl Claims {
+    fn is_valid(&self, now: OffsetDateTime) -> bool {
+        self.nbf <= now.unix_timestamp() + LEEWAY_SECS && !self.is_expired(now)
+    }
+
+    fn is_expired(&self, now: OffsetDateTime) -> bool {
+        self.exp <= now.unix_timestamp()
     }
 }
 
@@ -243,6 +282,82 @@ mod tests {
         ] {
             assert_eq!(ours.verify(&forged, NOW), None, "{forged}");
         }
+    }
+
+    #[test]
+    fn a_remembered_token_makes_no_other_token_valid() {
+        let ours = tokens("https://a", &[("k1", 1)]);
+        let token = signed(&ours);
+        let known = ours.verify(&token, NOW).unwrap();
+        assert_eq!(ours.verify(&token, NOW), Some(known.clone()), "again");
+
+        let parts: Vec<&str> = token.split('.').collect();
+        let [head, body, signature] = parts[..] else {
+            panic!("{token}")
+        };
+        let other_user = Claims {
+            sub: Uuid::from_u128(9),
+            ..known
+        };
+        let other_body = BASE64URL.encode(serde_json::to_string(&other_user).unwrap());
+        let foreign = signed(&tokens("https://a", &[("k1", 9)]));
+        let foreign_signature = foreign.rsplit('.').next().unwrap();
+
+        for _ in 0..2 {
+            for forged in [
+                format!("{head}.{other_body}.{signature}"),
+                format!("{head}.{body}.{foreign_signature}"),
+                format!("{head}.{body}."),
+                format!("{head}.{body}"),
+                format!("{token}."),
+                format!("{token}A"),
+                format!(" {token}"),
+                token.to_uppercase(),
+                foreign.clone(),
+            ] {
+                assert_eq!(ours.verify(&forged, NOW), None, "{forged}");
+            }
+        }
+        assert_eq!(ours.verified.len(), 1, "a forged token is not remembered");
+    }
+
+    #[test]
+    fn a_remembered_token_is_valid_in_its_own_time_only() {
+        let tokens = tokens("https://a", &[("k1", 1)]);
+        let token = signed(&tokens);
+        let is_valid = |now| tokens.verify(&token, now).is_some();
+
+        assert!(!is_valid(NOW - Duration::minutes(2)));
+        assert_eq!(tokens.verified.len(), 0, "not valid yet");
+
+        assert!(is_valid(NOW));
+        assert!(!is_valid(NOW - Duration::minutes(2)));
+        assert!(is_valid(NOW + LIFETIME - Duration::SECOND));
+        assert_eq!(tokens.verified.len(), 1);
+
+        assert!(!is_valid(NOW + LIFETIME));
+        assert_eq!(tokens.verified.len(), 0, "expired");
+        assert!(!is_valid(NOW + LIFETIME));
+        assert_eq!(tokens.verified.len(), 0, "expired");
+    }
+
+    #[test]
+    fn at_most_ten_thousand_tokens_are_remembered_and_those_in_use_stay() {
+        let remembered = VerifiedTokens::new();
+        let claims = tokens("https://a", &[("k1", 1)]);
+        let claims = claims.verify(&signed(&claims), NOW).unwrap();
+        let in_use = verified::digest("in use");
+        remembered.insert(in_use, claims.clone());
+
+        for number in 0..30_000 {
+            remembered.insert(verified::digest(&number.to_string()), claims.clone());
+            assert!(remembered.len() <= 10_000);
+            if number % 1_000 == 0 {
+                assert!(remembered.get(&in_use).is_some(), "{number}");
+            }
+        }
+        assert!(remembered.get(&verified::digest("0")).is_none());
+        assert!(remembered.get(&verified::digest("29999")).is_some());
     }
 
     #[test]
