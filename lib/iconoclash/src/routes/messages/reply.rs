@@ -210,6 +210,7 @@ impl<'a> Reply<'a> {
     ) -> Result<Message> {
         self.rows.set_answering_key(&stream);
         self.emit_start(tx);
+        let attempts = stream.abandoned_attempts().to_vec();
 
         let ending = self.relay_loop(&mut stream, poll_timer, tx).await;
         if let Ending::Failed(error) = &ending
@@ -224,7 +225,9 @@ impl<'a> Reply<'a> {
         drop(stream);
 
         // Boxed, so that a thousand running replies reserve no space for their ends.
-        Box::pin(self.end_and_emit(ending, usage, tx)).await
+        let ended = Box::pin(self.end_and_emit(ending, usage, tx)).await;
+        Box::pin(self.rows.book_attempts(&attempts, self.prompt_bytes)).await;
+        ended
     }
 
     /// Ends a reply that was stopped before the provider answered.
@@ -237,7 +240,15 @@ impl<'a> Reply<'a> {
     /// Ends a reply that the provider did not begin, and returns the outcome for the client.
     pub(super) async fn fail(mut self, error: claude::Error) -> Error {
         let usage = UsageReport::of_failure(&error, self.prompt_bytes);
-        match self.end(Ending::Failed(error), usage).await {
+        // The last attempt is the call's own row.
+        let earlier = match error.abandoned_attempts() {
+            [earlier @ .., _] => earlier.to_vec(),
+            [] => Vec::new(),
+        };
+
+        let ended = self.end(Ending::Failed(error), usage).await;
+        self.rows.book_attempts(&earlier, self.prompt_bytes).await;
+        match ended {
             Ok((_, _, failure)) => failure.unwrap_or(INTERRUPTED),
             Err(error) => error,
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
+use claude::Attempt;
 use pooled_postgres::sql;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -146,6 +147,40 @@ impl<'a> ReplyRows<'a> {
             );
             self.permit.max_cost
         })
+    }
+
+    /// Books the attempts of a call that brought no reply and may be billed: each is estimated as the prompt.
+    pub(super) async fn book_attempts(&self, attempts: &[Attempt], prompt_bytes: usize) {
+        let usage = UsageReport::unanswered(prompt_bytes);
+        for attempt in attempts {
+            let id = self.request.app.new_id();
+            let call = NewCall {
+                request: id,
+                model: &attempt.model,
+                key_label: &attempt.key_label,
+                counted: false,
+                ..self.new_call()
+            };
+            let settlement = Settlement {
+                request: id,
+                model: &attempt.model,
+                key_label: Some(&attempt.key_label),
+                result: CallResult::Nothing,
+                ..self.settlement(Outcome::Failed, "", false, &usage)
+            };
+
+            let booked = match self.request.app.db() {
+                Ok(db) => ledger::book(db, &call, &settlement)
+                    .await
+                    .map_err(Error::from),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = booked {
+                let cause = error.cause();
+                let key = &attempt.key_label;
+                tracing::error!(request.id = %self.request.id, key, cause, "an attempt is not in the ledger");
+            }
+        }
     }
 
     fn settlement<'b>(
