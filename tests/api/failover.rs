@@ -91,3 +91,30 @@ async fn a_cooldown_is_published_at_the_end_of_a_message_however_short_it_was() 
     }
     panic!("the cooldown was not published");
 }
+
+#[tokio::test]
+async fn an_attempt_that_may_be_billed_is_in_the_ledger_beside_the_reply() {
+    let deadlines = Deadlines {
+        first_event: Duration::from_secs(3),
+        ..Deadlines::default()
+    };
+    let app = with_keys("a=sk-a,b=sk-b", &[], deadlines).await;
+    let conversation = conversation(&app).await;
+
+    // The first attempt gets no answer in time; the second one replies.
+    app.claude.next(Behaviour::Stall { after: 0 });
+    let answer = conversation.send().await;
+    assert_eq!(answer.status, 201, "{}", answer.json);
+    app.background.idle().await;
+    assert_eq!(app.claude.requests().len(), 2);
+
+    let rows =
+        "select outcome, counted::text, estimated::text, (cost_microusd > 0)::text, key_label
+        from usage_events order by created_at, request_id";
+    let mut rows = app.rows(rows).await;
+    rows.sort();
+    assert_eq!(rows[0][..4], ["complete", "true", "false", "true"]);
+    assert_eq!(rows[1][..4], ["failed", "false", "true", "true"]);
+    assert_ne!(rows[0][4], rows[1][4], "two keys");
+    assert_eq!(rows.len(), 2);
+}
