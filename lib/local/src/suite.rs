@@ -34,7 +34,7 @@ const SCHEMA_DB: &str = "iconoclash_test";
 
 /// Tests that run on the pinned services only: they are slow, and execute the same statements and
 /// scripts as the other tests of the API.
-const PINNED_SERVICES_ONLY: &[&str] = &["ten_thousand_random_steps_keep_to_every_limit"];
+const PINNED_SERVICES_ONLY: &[&str] = &["ten_thousand_random_steps_keep_every_limit"];
 
 pub(crate) type Environment = BTreeMap<&'static str, String>;
 
