@@ -21,6 +21,7 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The HTTP clients, created when they are needed.
 pub(crate) struct Connections {
     builder: Box<dyn Fn() -> ClientBuilder + Send + Sync>,
+    is_http2: bool,
     max_streams: usize,
     clients: Mutex<Vec<SharedClient>>,
 }
@@ -37,9 +38,14 @@ pub(crate) struct OpenStream {
 }
 
 impl Connections {
-    pub(crate) fn new(builder: impl Fn() -> ClientBuilder + Send + Sync + 'static) -> Self {
+    /// Over TLS the server has to speak HTTP/2.
+    pub(crate) fn new(
+        builder: impl Fn() -> ClientBuilder + Send + Sync + 'static,
+        base_url: &str,
+    ) -> Self {
         Self {
             builder: Box::new(builder),
+            is_http2: base_url.starts_with("https:"),
             max_streams: MAX_STREAMS,
             clients: Mutex::default(),
         }
@@ -70,7 +76,13 @@ impl Connections {
     }
 
     fn new_client(&self) -> Result<SharedClient, Error> {
-        let http = (self.builder)()
+        let mut builder = (self.builder)();
+        if self.is_http2 {
+            // Known before the handshake, so that requests share the first connection instead of making one each.
+            builder = builder.http2_prior_knowledge();
+        }
+
+        let http = builder
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .http2_keep_alive_while_idle(true)
@@ -121,7 +133,7 @@ mod tests {
         reason = "clients that are never used for a request"
     )]
     fn connections() -> Connections {
-        Connections::new(reqwest::Client::builder).with_max_streams(2)
+        Connections::new(reqwest::Client::builder, "").with_max_streams(2)
     }
 
     fn open(connections: &Connections) -> Vec<usize> {

@@ -286,8 +286,8 @@ impl ModelSearch {
         }
     }
 
-    /// All keys share a model's capacity, so another model is the best choice. Without one, the search's first failure may
-    /// be a bad moment of the provider.
+    /// All keys share a model's capacity, so another model is the best choice. Without one, the search's first failure
+    /// may be a bad moment of the provider.
     fn after_overload(&mut self, error: &Error, left: &Left) -> NextStep {
         self.failures += 1;
 

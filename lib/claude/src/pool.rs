@@ -107,7 +107,8 @@ impl Tried {
 impl Pool {
     /// A pool of these keys. `clock` is the source of the current time.
     ///
-    /// `http` prepares an HTTP client. It is called again when the replies under way need another connection.
+    /// `http` prepares an HTTP client. It is called again when the replies under way need another connection. If
+    /// `base_url` is `https`, the server has to speak HTTP/2.
     pub fn new(
         http: impl Fn() -> reqwest::ClientBuilder + Send + Sync + 'static,
         base_url: String,
@@ -116,7 +117,7 @@ impl Pool {
         clock: impl Fn() -> OffsetDateTime + Send + Sync + 'static,
     ) -> Self {
         let pool = Self {
-            connections: Connections::new(http),
+            connections: Connections::new(http, &base_url),
             base_url,
             deadlines,
             clock: Arc::new(clock),
@@ -127,7 +128,7 @@ impl Pool {
         pool
     }
 
-    /// The same pool with another limit of replies that share an HTTP/2 connection. It has to be below the server's own.
+    /// The same pool with another limit of replies that share an HTTP/2 connection. The server must grant as many.
     pub fn with_streams_per_connection(self, max_streams: usize) -> Self {
         Self {
             connections: self.connections.with_max_streams(max_streams),

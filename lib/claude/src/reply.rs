@@ -130,7 +130,7 @@ impl Reply {
         self.abandoned_attempts = attempts;
     }
 
-    /// Ends the stream, of which nothing is read any more, and frees its place on the connection.
+    /// Ends the stream and frees its place on the connection. Nothing more is read from it.
     fn close(&mut self) {
         self.events = None;
         self.open_stream = None;

@@ -15,8 +15,8 @@ const GIVEN_UP: u8 = 2;
 
 /// A request under way; dropping it gives the request up.
 ///
-/// A connection takes the body only after it has written the request's head. Before that it connects and, on HTTP/2, waits
-/// until the server grants a stream. It would do so even for a request that is no longer wanted.
+/// A connection takes the body only after it has written the request's head. Before that it connects and, on HTTP/2,
+/// waits until the server grants a stream. It would do so even for a request that is no longer wanted.
 #[derive(Default)]
 pub(crate) struct Sending(Arc<AtomicU8>);
 

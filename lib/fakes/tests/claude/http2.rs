@@ -22,17 +22,17 @@ async fn start_http2(max_streams: u32) -> FakeClaude {
     fake.await.unwrap()
 }
 
-/// A pool of one key that waits three seconds for the first event.
 fn pool(fake: &FakeClaude, streams_per_connection: usize) -> Pool {
+    pool_with(fake, streams_per_connection, Deadlines::default())
+}
+
+/// A pool of one key.
+fn pool_with(fake: &FakeClaude, streams_per_connection: usize, deadlines: Deadlines) -> Pool {
     let certificate = Certificate::from_der(fake.certificate().unwrap()).unwrap();
     let http = move || {
         reqwest::Client::builder()
             .no_proxy()
             .tls_certs_only([certificate.clone()])
-    };
-    let deadlines = Deadlines {
-        first_event: Duration::from_secs(3),
-        ..Deadlines::default()
     };
 
     let keys = vec![ApiKey::new("test", KEY)];
@@ -72,6 +72,11 @@ async fn a_hundred_replies_run_at_once_although_a_connection_carries_eight() {
     // Held replies end only after all of them have started.
     let replies = start_held(&fake, &pool, 100).await;
     assert_eq!(fake.replies_started(), 100);
+    assert_eq!(
+        fake.connections(),
+        13,
+        "requests share a connection that is being made"
+    );
     read_whole(&fake, replies).await;
 
     // The places are free again.
@@ -107,8 +112,12 @@ async fn a_reply_that_ended_or_was_dropped_frees_its_place() {
 #[tokio::test]
 async fn a_request_without_a_stream_was_never_sent_and_cannot_be_billed() {
     let fake = start_http2(1).await;
+    let deadlines = Deadlines {
+        first_event: Duration::from_secs(2),
+        ..Deadlines::default()
+    };
     // More than the server grants.
-    let pool = pool(&fake, 8);
+    let pool = pool_with(&fake, 8, deadlines);
     let held = start_held(&fake, &pool, 1).await;
 
     let error = pool.ask(&prompt("Why?"), &ROUTE).await.err().unwrap();
