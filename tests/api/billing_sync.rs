@@ -83,4 +83,16 @@ async fn an_operator_syncs_a_customer_and_reads_what_changed() {
         sync("cus_unknown").await,
         Err(Failure::NotInStripe(_))
     ));
+
+    app.sql(&format!("update stripe_customers set id = '{customer}'"))
+        .await;
+    app.stripe.act(Action::Delete(&customer));
+    app.stripe.next(Fault::NoSuchCustomer);
+    assert_eq!(
+        sync(&customer).await.unwrap(),
+        [format!(
+            "customer {customer} was deleted at Stripe and is removed here; the user's plan is free"
+        )]
+    );
+    assert!(matches!(sync(&customer).await, Err(Failure::NotOurs(_))));
 }

@@ -310,6 +310,7 @@ async fn an_event_and_a_new_customer_of_the_same_user_do_not_block_each_other() 
     let app = TestApp::start().await;
     let ada = app.member("ada").await;
     ada.checkout().await;
+    app.stripe.take_events();
     app.stripe.act(Action::Subscribe(&app.customer()));
     let events = app.stripe.take_events();
 

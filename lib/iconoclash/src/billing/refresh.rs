@@ -173,8 +173,8 @@ sql! {
     } -> () = "
         update stripe_customers
         set failed_checks = failed_checks + 1,
-          check_at = :now + make_interval(
-            secs => least(:max_secs, :first_secs * 2 ^ least(failed_checks, 20))
+          check_at = :now::timestamptz + make_interval(
+            secs => least(:max_secs::float8, :first_secs::float8 * 2 ^ least(failed_checks, 20))
           )
         where id = :customer and check_at = :lease_ends";
 }
