@@ -29,7 +29,7 @@ const RANKS: &[&str] = &[
     "identity::verified",
     "identity::token",
     "identity::user",
-    "identity::cookie",
+    "identity::credential",
     "api_keys::sync_state",
     "cache::single_flight",
     "app",

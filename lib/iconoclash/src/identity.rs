@@ -7,7 +7,7 @@
 //! - [`rate_limit`]: limits on sign-ins, sign-ups and the like.
 
 pub mod auth;
-mod cookie;
+mod credential;
 pub mod password;
 pub mod rate_limit;
 pub(crate) mod session;

@@ -24,7 +24,7 @@ use crate::{
         extract::{Json, OptionalJson, Text},
     },
     identity::{
-        auth::{self, Profile, Session, User, UserRow, Visitor},
+        auth::{self, Anyone, MaybeGuest, Profile, Session, User, UserRow},
         password,
         rate_limit::{self, Limit, LimitSubject},
         session_cache,
@@ -139,7 +139,6 @@ impl TryFrom<String> for Password {
     post, path = "/api/auth/signup", tag = "accounts", security((), ("bearer" = [])),
     responses(
         (status = 201, body = SignedIn),
-        (status = 401, body = Problem),
         (status = 409, body = Problem),
         (status = 422, body = Problem),
         (status = 429, body = Problem),
@@ -147,11 +146,11 @@ impl TryFrom<String> for Password {
 )]
 async fn signup(
     State(app): State<App>,
-    visitor: Visitor,
+    caller: MaybeGuest,
     Json(new): Json<NewAccount>,
 ) -> Result<Response> {
     let limits = [
-        (Limit::SignUp, LimitSubject::Network(visitor.network)),
+        (Limit::SignUp, LimitSubject::Network(caller.network)),
         (Limit::SignUpByEmail, LimitSubject::Email(&new.email.0)),
     ];
     rate_limit::check(&app, &limits).await?;
@@ -160,34 +159,25 @@ async fn signup(
     let name = new.name.as_ref().map(Text::as_str);
     let password_hash = password::hash(new.password.0).await?;
 
-    let claims = visitor.session.map(|session| session.claims);
-    let user = match claims.filter(|claims| claims.guest) {
+    let upgraded = match caller.guest {
         Some(guest) => upgrade_guest(&app, &guest, email, name, &password_hash).await?,
-        None => {
-            let insert = InsertUser {
-                id: app.new_id(),
-                email: Some(email),
-                name,
-                password_hash: Some(&password_hash),
-                plan: Plan::Free,
-                now: app.now(),
-            };
-            let inserted = app.db()?.one(insert).await;
-            inserted.on_constraint("users_email_key", EMAIL_TAKEN)?
-        }
+        None => None,
     };
-
+    let user = match upgraded {
+        Some(user) => user,
+        None => insert_member(&app, email, name, &password_hash).await?,
+    };
     begin_session(&app, user, StatusCode::CREATED)
 }
 
-/// Turns a guest into an account with plan free.
+/// Turns a guest into an account with plan free, unless the guest's session has ended.
 async fn upgrade_guest(
     app: &App,
     guest: &Claims,
     email: &str,
     name: Option<&str>,
     password_hash: &str,
-) -> Result<UserRow> {
+) -> Result<Option<UserRow>> {
     cache::invalidate(app, &[Cached::Session(guest.sub)], Vec::new()).await?;
 
     let upgrade = UpgradeGuest {
@@ -199,9 +189,26 @@ async fn upgrade_guest(
         password_hash,
     };
     let upgraded = app.db()?.optional(upgrade).await;
-    upgraded
-        .on_constraint("users_email_key", EMAIL_TAKEN)?
-        .ok_or(auth::INVALID_TOKEN)
+    upgraded.on_constraint("users_email_key", EMAIL_TAKEN)
+}
+
+/// Creates an account with plan free.
+async fn insert_member(
+    app: &App,
+    email: &str,
+    name: Option<&str>,
+    password_hash: &str,
+) -> Result<UserRow> {
+    let insert = InsertUser {
+        id: app.new_id(),
+        email: Some(email),
+        name,
+        password_hash: Some(password_hash),
+        plan: Plan::Free,
+        now: app.now(),
+    };
+    let inserted = app.db()?.one(insert).await;
+    inserted.on_constraint("users_email_key", EMAIL_TAKEN)
 }
 
 /// Sign in. An unknown address gets the same answer as a wrong password, after the same time.
@@ -217,11 +224,11 @@ async fn upgrade_guest(
 )]
 async fn login(
     State(app): State<App>,
-    visitor: Visitor,
+    caller: Anyone,
     Json(credentials): Json<Credentials>,
 ) -> Result<Response> {
     let limits = [
-        (Limit::SignIn, LimitSubject::Network(visitor.network)),
+        (Limit::SignIn, LimitSubject::Network(caller.network)),
         (
             Limit::SignInByEmail,
             LimitSubject::Email(&credentials.email),
@@ -252,10 +259,10 @@ async fn login(
     post, path = "/api/auth/guest", tag = "accounts",
     responses((status = 201, body = SignedIn), (status = 429, body = Problem)),
 )]
-async fn guest(State(app): State<App>, visitor: Visitor) -> Result<Response> {
+async fn guest(State(app): State<App>, caller: Anyone) -> Result<Response> {
     rate_limit::check(
         &app,
-        &[(Limit::Guest, LimitSubject::Network(visitor.network))],
+        &[(Limit::Guest, LimitSubject::Network(caller.network))],
     )
     .await?;
 
