@@ -24,6 +24,7 @@ const RANKS: &[&str] = &[
     "redis",
     "spending::plan",
     "spending::quota",
+    "identity::email",
     "identity::password::memory",
     "identity::password",
     "identity::verified",

@@ -152,3 +152,102 @@ async fn a_guest_is_found_by_header_and_by_cookie_even_behind_a_useless_header()
         assert_eq!(signed.json["user"]["id"], id, "{header:?}");
     }
 }
+
+#[tokio::test]
+async fn an_address_and_a_password_are_the_same_in_every_form_of_their_characters() {
+    let app = TestApp::start().await;
+    for (number, (email, same_email, password, same_password)) in [
+        (
+            "jos\u{e9}0@example.org",
+            "jose\u{301}0@example.org",
+            "caf\u{e9} noir",
+            "cafe\u{301} noir",
+        ),
+        (
+            "jose\u{301}1@example.org",
+            "jos\u{e9}1@example.org",
+            "cafe\u{301} noir",
+            "caf\u{e9} noir",
+        ),
+        (
+            "ada2@example.org",
+            "\u{200b}ADA2@example.org\u{feff}",
+            "correct horse",
+            "\u{ff43}orrect horse",
+        ),
+        (
+            "\u{202a}ada3@example.org\u{202c}",
+            "ada3@example.org",
+            "correct horse",
+            "correct\u{a0}horse",
+        ),
+        (
+            "ada4@b\u{fc}cher.de",
+            "ada4@bu\u{308}cher.de",
+            "\u{fb01}ne weather",
+            "fine weather",
+        ),
+        (
+            "\u{d55c}5@example.org",
+            "\u{1112}\u{1161}\u{11ab}5@example.org",
+            "\u{d55c}\u{ae00} 12345",
+            "\u{1112}\u{1161}\u{11ab}\u{ae00} 12345",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let sign = async |path: &str, email: &str, password: &str| {
+            let body = json!({"email": email, "password": password});
+            post(&app, path, &[], body).await
+        };
+        let signed = sign("/api/auth/signup", email, password).await;
+        assert_eq!(signed.status, 201, "{number}: {}", signed.json);
+
+        let again = sign("/api/auth/signup", same_email, same_password).await;
+        assert_eq!(again.problem(), (409, "email_taken"), "{number}");
+        for (email, password) in [(email, password), (same_email, same_password)] {
+            let signed_in = sign("/api/auth/login", email, password).await;
+            assert_eq!(signed_in.status, 200, "{number}");
+            assert_eq!(
+                signed_in.json["user"]["id"], signed.json["user"]["id"],
+                "{number}"
+            );
+        }
+        let wrong = sign("/api/auth/login", same_email, "cafe noir").await;
+        assert_eq!(wrong.problem(), (401, "invalid_credentials"), "{number}");
+    }
+
+    for refused in [
+        "mailto:ada@example.org",
+        "a\u{200b}da@example.org",
+        "ada@exam\u{ad}ple.org",
+    ] {
+        let body = json!({"email": refused, "password": "correct horse"});
+        let answer = post(&app, "/api/auth/signup", &[], body).await;
+        assert_eq!(answer.problem(), (422, "invalid"), "{refused}");
+        assert_eq!(answer.json["errors"]["email"], "must be an e-mail address");
+    }
+}
+
+#[tokio::test]
+async fn a_hash_of_a_password_as_typed_still_signs_in_and_is_replaced() {
+    let app = TestApp::start().await;
+    app.member("ada").await;
+    // Of "cafe\u{301} noir", as it was typed.
+    app.sql("update users set password_hash = '$argon2id$v=19$m=19456,t=2,p=1$KaO8ssWAEPHxyqeoo+MxyQ$5OWihI38ChMQkzTta3SiyYiF/QLoQ5iiSfu6FQODJC8'").await;
+    let login = async |password: &str| {
+        let body = json!({"email": "ada@example.org", "password": password});
+        post(&app, "/api/auth/login", &[], body).await.status
+    };
+
+    assert_eq!(
+        login("caf\u{e9} noir").await,
+        401,
+        "the other form is not known yet"
+    );
+    assert_eq!(login("cafe\u{301} noir").await, 200);
+    assert_eq!(login("caf\u{e9} noir").await, 200);
+    assert_eq!(login("cafe\u{301} noir").await, 200);
+    assert_eq!(login("cafe noir").await, 401);
+}

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use upstash_redis_rs::{Arg, Script};
 use uuid::Uuid;
 
+use super::email;
 use crate::{
     app::App,
     clock::epoch_ms,
@@ -186,7 +187,9 @@ impl Counter {
         let secret = &app.config().credentials_key()?.0;
         let subject = match subject {
             LimitSubject::Network(network) => network.pseudonym(secret),
-            LimitSubject::Email(email) => pseudonym("email", &email.trim().to_lowercase(), secret),
+            LimitSubject::Email(email) => {
+                pseudonym("email", &email::normalized(email).to_lowercase(), secret)
+            }
             LimitSubject::User(user) => user.to_string(),
         };
 
