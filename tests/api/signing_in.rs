@@ -1,5 +1,6 @@
 //! What clients send when they sign in and up: stale tokens, spellings of one address or password, wrong tries.
 
+use futures_util::future::join_all;
 use http::Method;
 use serde_json::{Value, json};
 
@@ -88,7 +89,6 @@ async fn a_token_that_is_not_live_changes_nothing_where_a_new_one_is_given() {
             );
             assert!(answer.header("set-cookie").starts_with("__Host-session=ey"));
         }
-        app.advance(time::Duration::MINUTE);
     }
 }
 
@@ -250,4 +250,99 @@ async fn a_hash_of_a_password_as_typed_still_signs_in_and_is_replaced() {
     assert_eq!(login("caf\u{e9} noir").await, 200);
     assert_eq!(login("cafe\u{301} noir").await, 200);
     assert_eq!(login("cafe noir").await, 401);
+}
+
+/// Tries to sign in as Ada from an address.
+async fn sign_in(app: &TestApp, ip: &str, password: &str) -> Answer {
+    let mut visitor = app.anonymous();
+    visitor.ip = ip.to_owned();
+    let body = json!({"email": "ada@example.org", "password": password});
+    visitor.post("/api/auth/login", body).await
+}
+
+const RIGHT: &str = "correct horse";
+const WRONG: &str = "wrong horse";
+/// Nothing listens there.
+const NO_REDIS: (&str, &str) = ("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:9");
+
+#[tokio::test]
+async fn only_failures_count_and_a_stranger_does_not_lock_the_owner_out() {
+    for settings in [&[][..], &[NO_REDIS]] {
+        let app = &TestApp::with(settings).await;
+        app.member("ada").await;
+        let owner = "192.0.2.1";
+
+        // (from, password, how often, expected status of each, attempts that are left after the last)
+        for (ip, password, times, status, left) in [
+            (owner, RIGHT, 12, 200, "10"),
+            ("198.51.100.1", WRONG, 10, 401, "0"),
+            ("198.51.100.1", WRONG, 3, 429, "0"),
+            // A right guess after too many wrong ones is not answered.
+            ("198.51.100.1", RIGHT, 1, 429, "0"),
+            (owner, RIGHT, 3, 200, "10"),
+            (owner, WRONG, 9, 401, "1"),
+            (owner, RIGHT, 2, 200, "1"),
+            (owner, WRONG, 1, 401, "0"),
+            (owner, RIGHT, 1, 429, "0"),
+            ("192.0.2.2", RIGHT, 1, 200, "10"),
+        ] {
+            for time in 1..=times {
+                let answer = sign_in(app, ip, password).await;
+                let context = format!("{settings:?} {ip} {password} {time}: {}", answer.json);
+                assert_eq!(answer.status, status, "{context}");
+                if time == times {
+                    assert_eq!(answer.header("x-ratelimit-remaining"), left, "{context}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn of_many_wrong_tries_at_once_only_the_allowed_are_made() {
+    for settings in [&[][..], &[NO_REDIS]] {
+        let app = &TestApp::with(settings).await;
+        app.member("ada").await;
+
+        let tries = (0..25).map(|_| sign_in(app, "198.51.100.1", WRONG));
+        let answers = join_all(tries).await;
+        let made = answers.iter().filter(|answer| answer.status == 401).count();
+        assert_eq!(made, 10, "{settings:?}");
+        assert_eq!(sign_in(app, "192.0.2.1", RIGHT).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn an_address_has_a_wide_limit_over_all_networks() {
+    let app = &TestApp::start().await;
+    app.member("ada").await;
+
+    for network in 0..29 {
+        let ip = format!("198.51.100.{network}");
+        for _ in 0..10 {
+            assert_eq!(sign_in(app, &ip, WRONG).await.status, 401);
+        }
+    }
+    assert_eq!(
+        sign_in(app, "192.0.2.1", RIGHT).await.status,
+        200,
+        "after 290 tries"
+    );
+
+    let mut more = 0;
+    let refused = loop {
+        let answer = sign_in(app, &format!("203.0.113.{more}"), WRONG).await;
+        match answer.status.as_u16() {
+            401 => more += 1,
+            _ => break answer,
+        }
+        assert!(more < 60, "no limit over all networks");
+    };
+    assert!(more >= 10, "{more}");
+    assert_eq!(refused.problem(), (429, "rate_limited"));
+    assert!(
+        refused
+            .header("ratelimit")
+            .starts_with("\"signin-address\";r=0;")
+    );
 }

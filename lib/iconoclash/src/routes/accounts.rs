@@ -181,14 +181,23 @@ async fn login(
     Json(credentials): Json<Credentials>,
 ) -> Result<Response> {
     let email = email::normalized(&credentials.email);
+    let network = caller.network;
     let limits = [
-        (Limit::SignIn, LimitSubject::Network(caller.network)),
+        (Limit::SignIn, LimitSubject::Network(network)),
+        (
+            Limit::SignInByEmailAndNetwork,
+            LimitSubject::EmailAndNetwork(&email, network),
+        ),
         (Limit::SignInByEmail, LimitSubject::Email(&email)),
     ];
-    rate_limit::check(&app, &limits).await?;
+    let attempt = rate_limit::count(&app, &limits).await?;
 
-    let account = authenticate(&app, &email, credentials.password).await?;
-    let account = account.ok_or(INVALID_CREDENTIALS)?;
+    let account = authenticate(&app, &email, credentials.password).await;
+    // Only a wrong address or password counts: not a right one, nor a failure of ours.
+    if !matches!(account, Ok(None)) {
+        attempt.take_back(&app).await;
+    }
+    let account = account?.ok_or(INVALID_CREDENTIALS)?;
     if account.suspended {
         return Err(SUSPENDED);
     }
