@@ -1,6 +1,6 @@
 //! /api/auth/signup
 //!
-//! POST  anyone  create an account, or turn a guest into one   201 · 401 · 409 · 422 · 429
+//! POST  anyone  create an account, or turn a guest into one   201 · 409 · 422 · 429
 //!
 //! Logic: `iconoclash::routes::accounts`.
 

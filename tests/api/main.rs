@@ -39,6 +39,7 @@ mod reconciling;
 mod replies;
 mod resuming;
 mod round_trips;
+mod signing_in;
 mod slow_postgres;
 mod stopping;
 mod stored_keys;

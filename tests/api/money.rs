@@ -271,7 +271,7 @@ async fn midnight_does_not_bring_a_second_burst() {
 }
 
 #[tokio::test]
-async fn sign_in_attempts_are_counted_by_network_and_by_account() {
+async fn failed_sign_ins_are_counted_by_network_and_by_account() {
     let app = TestApp::start().await;
     app.member("ada").await;
     let wrong = json!({"email": "Ada@example.org", "password": "wrong"});
@@ -289,8 +289,11 @@ async fn sign_in_attempts_are_counted_by_network_and_by_account() {
                 .starts_with(&format!(r#""signin-account";r={left};t="#))
         );
     }
-    // From another network the account is still locked; another account is not.
-    let refused = app.anonymous().post("/api/auth/login", wrong).await;
+    // From another network the account is not locked; nor is another account.
+    let stranger = app.anonymous();
+    let elsewhere = stranger.post("/api/auth/login", wrong.clone()).await;
+    assert_eq!(elsewhere.problem(), (401, "invalid_credentials"));
+    let refused = attacker.post("/api/auth/login", wrong).await;
     assert_eq!(refused.problem(), (429, "rate_limited"));
     let wait: u64 = refused.header("retry-after").parse().unwrap();
     assert!(

@@ -3,11 +3,12 @@
 //! - [`auth`]: the extractors of a handler's signature;
 //! - [`session`], [`session_cache`]: the session behind a token, and whether it is live;
 //! - [`user`]: a user, as stored and as shown;
-//! - [`token`], [`password`]: credentials; [`verified`]: tokens whose signature is known to be right;
+//! - [`token`], [`verified`], [`password`], [`email`]: credentials;
 //! - [`rate_limit`]: limits on sign-ins, sign-ups and the like.
 
 pub mod auth;
-mod cookie;
+mod credential;
+pub(crate) mod email;
 pub mod password;
 pub mod rate_limit;
 pub(crate) mod session;

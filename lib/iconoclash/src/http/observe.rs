@@ -67,7 +67,7 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
         write_problem(&mut response, failure, id);
     }
     if is_cookie_authenticated && failure.as_ref().is_some_and(is_invalid_token) {
-        // A page cannot remove this cookie itself, and while it is sent not even signing in works.
+        // A page cannot remove this cookie itself, and while it is sent not even public pages can be read.
         let removed = auth::session_cookie("", 0);
         response.headers_mut().append(header::SET_COOKIE, removed);
     }

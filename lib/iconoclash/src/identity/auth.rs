@@ -1,5 +1,7 @@
 //! The extractors that authenticate a request. A handler's signature states who may call it:
 //!
+//! - [`Anyone`]: everyone; a token is not read;
+//! - [`MaybeGuest`]: everyone; a token counts if it is a guest's;
 //! - [`Visitor`]: everyone, signed in or not;
 //! - [`Session`]: the bearer of a valid token; the handler itself checks whether the session is live;
 //! - [`User`]: a user with a live session;
@@ -12,9 +14,10 @@ use secrecy::ExposeSecret;
 use subtle::ConstantTimeEq;
 
 use super::{
-    cookie,
+    credential::{Credential, credentials},
     rate_limit::{self, Limit, LimitSubject},
     session_cache,
+    token::Claims,
 };
 use crate::{
     app::App,
@@ -25,7 +28,7 @@ use crate::{
 };
 
 pub(crate) use super::{
-    cookie::{is_cookie_authenticated, session_cookie},
+    credential::{is_cookie_authenticated, session_cookie},
     user::UserRow,
 };
 pub use super::{
@@ -37,6 +40,28 @@ const SIGN_IN: Error = Error::Unauthorized {
     code: "unauthorized",
     detail: "Sign in first.",
 };
+
+const ORIGIN_NOT_ALLOWED: Error = Error::Forbidden {
+    code: "origin_not_allowed",
+    detail: "This origin is not allowed.",
+};
+
+/// A caller whose token would not change the answer. A client that always sends a token, and whose token has expired,
+/// gets a new one here.
+#[derive(Debug)]
+pub(crate) struct Anyone {
+    /// The caller's network.
+    pub(crate) network: Network,
+}
+
+/// A caller who may be a guest. Every other token, valid or not, is ignored.
+#[derive(Debug)]
+pub(crate) struct MaybeGuest {
+    /// The claims of a guest's token, whose session may have ended.
+    pub(crate) guest: Option<Claims>,
+    /// The caller's network.
+    pub(crate) network: Network,
+}
 
 /// A caller who may be signed in. An invalid token is rejected even here.
 #[derive(Debug)]
@@ -55,22 +80,67 @@ pub struct Admin(pub User);
 #[derive(Debug)]
 pub(crate) struct Cron;
 
+impl FromRequestParts<App> for Anyone {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let network = Network::from_headers(&parts.headers, app);
+        Ok(Self { network })
+    }
+}
+
+impl FromRequestParts<App> for MaybeGuest {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let network = Network::from_headers(&parts.headers, app);
+        let tokens = app.tokens()?;
+        let valid = credentials(&parts.headers)
+            .find_map(|found| Some((tokens.verify(found.token, app.now())?, found)));
+
+        let Some((guest, credential)) = valid.filter(|(claims, _)| claims.guest) else {
+            return Ok(Self {
+                guest: None,
+                network,
+            });
+        };
+        if let Err(not_allowed) = check_origin(&credential, parts, app) {
+            let session = Session {
+                claims: guest,
+                network,
+            };
+            // The cookie of an ended session must not keep a browser from signing up.
+            return match session_cache::load_user(app, session, Vec::new()).await {
+                Ok(_) => Err(not_allowed),
+                Err(error) if error.code() == INVALID_TOKEN.code() => Ok(Self {
+                    guest: None,
+                    network,
+                }),
+                Err(error) => Err(error),
+            };
+        }
+        Ok(Self {
+            guest: Some(guest),
+            network,
+        })
+    }
+}
+
 impl FromRequestParts<App> for Visitor {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
         let network = Network::from_headers(&parts.headers, app);
-        let Some(token) = token_from_request(parts, app)? else {
+        let Some(credential) = credentials(&parts.headers).next() else {
             return Ok(Self {
                 session: None,
                 network,
             });
         };
+        check_origin(&credential, parts, app)?;
 
-        let claims = app
-            .tokens()?
-            .verify(&token, app.now())
-            .ok_or(INVALID_TOKEN)?;
+        let verified = app.tokens()?.verify(credential.token, app.now());
+        let claims = verified.ok_or(INVALID_TOKEN)?;
         Ok(Self {
             session: Some(Session { claims, network }),
             network,
@@ -154,23 +224,8 @@ impl Cron {
     }
 }
 
-/// The token of the `Authorization` header, else of the session cookie.
-///
 /// A browser adds the cookie to requests of any page, so an unsafe method also needs an allowed origin.
-fn token_from_request(parts: &Parts, app: &App) -> Result<Option<String>> {
-    if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
-        let (_, token) = value
-            .to_str()
-            .ok()
-            .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .ok_or(INVALID_TOKEN)?;
-        return Ok(Some(token.trim().to_owned()));
-    }
-
-    let Some(token) = cookie::session_token(&parts.headers) else {
-        return Ok(None);
-    };
+fn check_origin(credential: &Credential<'_>, parts: &Parts, app: &App) -> Result<()> {
     let is_safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
     let has_allowed_origin = parts
         .headers
@@ -178,12 +233,9 @@ fn token_from_request(parts: &Parts, app: &App) -> Result<Option<String>> {
         .and_then(|origin| origin.to_str().ok())
         .is_some_and(|origin| app.config().allows_origin(origin));
 
-    if is_safe || has_allowed_origin {
-        Ok(Some(token))
+    if !credential.is_cookie || is_safe || has_allowed_origin {
+        Ok(())
     } else {
-        Err(Error::Forbidden {
-            code: "origin_not_allowed",
-            detail: "This origin is not allowed.",
-        })
+        Err(ORIGIN_NOT_ALLOWED)
     }
 }

@@ -4,11 +4,15 @@
 
 mod memory;
 
+use std::fmt;
+
 use argon2::{
     Algorithm, Argon2, Block, Params, Version,
     password_hash::phc::{Output, ParamsString, PasswordHash, Salt},
 };
+use serde::Deserialize;
 use tokio::task::spawn_blocking;
+use unicode_normalization::UnicodeNormalization;
 
 use crate::http::error::{Error, Result};
 use memory::Memory;
@@ -21,20 +25,75 @@ static MEMORY: Memory = Memory::new(MAX_CONCURRENT_HASHES);
 const DUMMY_HASH: &str = "$argon2id$v=19$m=19456,t=2,p=1$\
     bm8gYWNjb3VudCBoZXJlIQ$bm8gcGFzc3dvcmQgaGFzIHRoaXMgaGFzaCwgaXQgaXM";
 
+/// A new password of 8 to 200 characters, whichever they are (NIST SP 800-63B), in the form that is hashed.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct NewPassword(String);
+
+impl fmt::Debug for NewPassword {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NewPassword(…)")
+    }
+}
+
+impl TryFrom<String> for NewPassword {
+    type Error = &'static str;
+
+    fn try_from(typed: String) -> Result<Self, Self::Error> {
+        let normalized = normalized(&typed);
+        match normalized.chars().count() {
+            0..8 => Err("must be at least 8 characters"),
+            8..=200 => Ok(Self(normalized)),
+            _ => Err("must be at most 200 characters"),
+        }
+    }
+}
+
+/// How a password matches a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Match {
+    /// In the form that is hashed.
+    Normalized,
+    /// Only as typed: the hash is older than that form and should be replaced.
+    AsTyped,
+}
+
 /// Hashes a password with a fresh salt. Returns a PHC string.
-pub async fn hash(password: String) -> Result<String> {
+pub(crate) async fn hash(password: NewPassword) -> Result<String> {
+    hash_normalized(password.0).await
+}
+
+/// Hashes the password of an account that has it already, however short it is.
+pub(crate) async fn hash_again(typed: &str) -> Result<String> {
+    hash_normalized(normalized(typed)).await
+}
+
+/// Whether a typed password matches a stored PHC string. `None` takes the same time and never matches.
+pub(crate) async fn verify(typed: String, stored: Option<String>) -> Result<Option<Match>> {
+    with_blocks(&MEMORY, move |blocks| {
+        let has_account = stored.is_some();
+        let stored = stored.as_deref().unwrap_or(DUMMY_HASH);
+        match_in(blocks, &typed, stored).filter(|_| has_account)
+    })
+    .await
+}
+
+/// The form that is hashed. Keyboards type one character differently: composed or decomposed, full or half width.
+fn normalized(typed: &str) -> String {
+    typed.nfkc().collect()
+}
+
+async fn hash_normalized(password: String) -> Result<String> {
     let hashed = with_blocks(&MEMORY, move |blocks| hash_in(blocks, &password)).await?;
     hashed.map_err(|error| Error::internal(error.to_string()))
 }
 
-/// Whether a password matches a stored PHC string. `None` takes the same time and never matches.
-pub async fn verify(password: String, stored: Option<String>) -> Result<bool> {
-    with_blocks(&MEMORY, move |blocks| {
-        let has_account = stored.is_some();
-        let stored = stored.as_deref().unwrap_or(DUMMY_HASH);
-        matches_in(blocks, &password, stored) && has_account
-    })
-    .await
+fn match_in(blocks: &mut Vec<Block>, typed: &str, stored: &str) -> Option<Match> {
+    let normalized = normalized(typed);
+    if matches_in(blocks, &normalized, stored) {
+        return Some(Match::Normalized);
+    }
+    (normalized != typed && matches_in(blocks, typed, stored)).then_some(Match::AsTyped)
 }
 
 /// Runs `work` on a blocking thread with memory for one hash. Waits, without blocking, until some is free.
@@ -115,20 +174,75 @@ mod tests {
 
     use super::*;
 
+    async fn hash_of(typed: &str) -> String {
+        hash(NewPassword::try_from(typed.to_owned()).unwrap())
+            .await
+            .unwrap()
+    }
+
+    async fn found(typed: &str, stored: Option<&str>) -> Option<Match> {
+        verify(typed.to_owned(), stored.map(str::to_owned))
+            .await
+            .unwrap()
+    }
+
     #[tokio::test]
     async fn only_the_right_password_of_a_known_account_verifies() {
-        let stored = hash("correct horse".to_owned()).await.unwrap();
+        let stored = hash_of("correct horse").await;
         let parameters = "$argon2id$v=19$m=19456,t=2,p=1$";
         assert!(stored.starts_with(parameters), "{stored}");
 
-        let verifies = async |password: &str, stored: Option<&str>| {
-            let stored = stored.map(str::to_owned);
-            verify(password.to_owned(), stored).await.unwrap()
-        };
-        assert!(verifies("correct horse", Some(&stored)).await);
-        assert!(!verifies("wrong horse", Some(&stored)).await);
-        assert!(!verifies("correct horse", None).await);
-        assert!(!verifies("x", Some("not a hash")).await);
+        assert_eq!(
+            found("correct horse", Some(&stored)).await,
+            Some(Match::Normalized)
+        );
+        assert_eq!(found("wrong horse", Some(&stored)).await, None);
+        assert_eq!(found("correct horse", None).await, None);
+        assert_eq!(found("x", Some("not a hash")).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_password_is_the_same_from_every_keyboard() {
+        for (one, other) in [
+            ("caf\u{e9} cr\u{e8}me", "cafe\u{301} cre\u{300}me"),
+            ("\u{1e9b}\u{323} long enough", "\u{1e69} long enough"),
+            (
+                "\u{d55c}\u{ad6d}\u{c5b4} long",
+                "\u{1112}\u{1161}\u{11ab}\u{ad6d}\u{c5b4} long",
+            ),
+            ("\u{ff43}orrect horse", "correct horse"),
+            ("correct\u{a0}horse", "correct horse"),
+            ("\u{fb01}ne weather", "fine weather"),
+            ("\u{ff76}\u{ff9e} long enough", "\u{30ac} long enough"),
+        ] {
+            for (stored, typed) in [(one, other), (other, one)] {
+                let hash = hash_of(stored).await;
+                let found = found(typed, Some(&hash)).await;
+                assert_eq!(found, Some(Match::Normalized), "{stored:?} {typed:?}");
+            }
+
+            // A hash of the time before passwords were normalised.
+            let former = hash_in(&mut Vec::new(), one).unwrap();
+            let expected = match normalized(one) == one {
+                true => Match::Normalized,
+                false => Match::AsTyped,
+            };
+            assert_eq!(found(one, Some(&former)).await, Some(expected), "{one:?}");
+            assert_eq!(found("wrong horse", Some(&former)).await, None);
+        }
+
+        let composed = hash_of("caf\u{e9} cr\u{e8}me").await;
+        assert_eq!(found("cafe creme", Some(&composed)).await, None);
+        assert_eq!(found("CAF\u{c9} CR\u{c8}ME", Some(&composed)).await, None);
+    }
+
+    #[test]
+    fn the_length_of_a_password_is_that_of_the_form_that_is_hashed() {
+        let accepted = |typed: String| NewPassword::try_from(typed).is_ok();
+        assert!(!accepted("e\u{301}".repeat(7)));
+        assert!(accepted("e\u{301}".repeat(8)));
+        assert!(accepted("e\u{301}".repeat(200)));
+        assert!(!accepted("e\u{301}".repeat(201)));
     }
 
     #[test]

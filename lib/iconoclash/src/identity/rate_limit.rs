@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use upstash_redis_rs::{Arg, Script};
 use uuid::Uuid;
 
+use super::email;
 use crate::{
     app::App,
     clock::epoch_ms,
@@ -25,6 +26,8 @@ use crate::{
 
 static COUNT: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("rate_limit/count.lua")));
+static TAKE_BACK: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("rate_limit/take_back.lua")));
 
 /// An action that is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +38,11 @@ pub(crate) enum Limit {
     SignUpByEmail,
     /// New guest accounts of a network.
     Guest,
-    /// Attempts to sign in from a network.
+    /// Failed attempts to sign in from a network.
     SignIn,
-    /// Attempts to sign in to one account.
+    /// Failed attempts of one network to sign in to one account.
+    SignInByEmailAndNetwork,
+    /// Failed attempts of all networks to sign in to one account.
     SignInByEmail,
     /// New discussions of a user.
     Discussion,
@@ -54,6 +59,8 @@ pub(crate) enum LimitSubject<'a> {
     Network(Network),
     /// An e-mail address, whether or not it has an account.
     Email(&'a str),
+    /// An e-mail address, as one network tries it.
+    EmailAndNetwork(&'a str, Network),
     /// A user.
     User(Uuid),
 }
@@ -95,7 +102,12 @@ impl Limit {
                 .message("Too many guest accounts were created from your network."),
             Self::SignIn => Rule::new("signin", 30, Duration::from_secs(600))
                 .message("Too many attempts to sign in from your network."),
-            Self::SignInByEmail => Rule::new("signin-account", 10, Duration::from_secs(600))
+            Self::SignInByEmailAndNetwork => {
+                Rule::new("signin-account", 10, Duration::from_secs(600))
+                    .message("Too many attempts to sign in to this account.")
+            }
+            // So wide that a stranger from a few networks does not lock the owner out.
+            Self::SignInByEmail => Rule::new("signin-address", 300, HOUR)
                 .message("Too many attempts to sign in to this account."),
             Self::Discussion => Rule::new("discussions", 60, HOUR)
                 .message("You have created many discussions in a short time."),
@@ -129,15 +141,30 @@ impl Rule {
     }
 }
 
+/// An attempt that was counted.
+pub(crate) struct Attempt {
+    counters: Vec<Counter>,
+    is_in_redis: bool,
+}
+
 /// Counts an attempt against every limit, or rejects it and reports the limit with the longest wait.
 pub(crate) async fn check(app: &App, limits: &[(Limit, LimitSubject<'_>)]) -> Result<()> {
+    count(app, limits).await.map(drop)
+}
+
+/// Counts an attempt as [`check`] does, and returns it to be taken back if only failures count.
+///
+/// Counted before its outcome is known, a failure cannot slip past the limit in parallel with others.
+pub(crate) async fn count(app: &App, limits: &[(Limit, LimitSubject<'_>)]) -> Result<Attempt> {
     let now = app.now();
     let counters = limits
         .iter()
         .map(|(limit, subject)| Counter::new(app, *limit, subject))
         .collect::<Result<Vec<_>>>()?;
 
-    let tats_ms = match count_in_redis(app, &counters, now).await {
+    let in_redis = count_in_redis(app, &counters, now).await;
+    let is_in_redis = in_redis.is_ok();
+    let tats_ms = match in_redis {
         Ok(tats_ms) => tats_ms,
         Err(error) => {
             request_log::degraded(&error);
@@ -145,22 +172,46 @@ pub(crate) async fn check(app: &App, limits: &[(Limit, LimitSubject<'_>)]) -> Re
         }
     };
 
-    let checks = counters
-        .iter()
-        .zip(tats_ms)
-        .map(|(counter, tat_ms)| counter.evaluate(tat_ms, now));
-    let Some(tightest) = checks.max_by_key(Check::tightness) else {
-        return Ok(());
-    };
+    if let Some(tightest) = tightest(&counters, tats_ms, now) {
+        if tightest.is_rejected {
+            return Err(tightest.rejection().into());
+        }
+        // A CDN caches public pages for everyone, so they must not carry one visitor's headers.
+        if limits.iter().all(|(limit, _)| *limit != Limit::Read) {
+            request_log::add(|log| log.rate_limit = Some(tightest.status));
+        }
+    }
+    Ok(Attempt {
+        counters,
+        is_in_redis,
+    })
+}
 
-    if tightest.is_rejected {
-        return Err(tightest.rejection().into());
+impl Attempt {
+    /// Takes the attempt back, as if it had not been made. Where that fails, it stays counted.
+    pub(crate) async fn take_back(self, app: &App) {
+        let now = app.now();
+        let tats_ms = match self.is_in_redis {
+            true => take_back_in_redis(app, &self.counters, now)
+                .await
+                .map_err(|error| request_log::degraded(&error)),
+            false => take_back_in_postgres(app, &self.counters)
+                .await
+                .map_err(|error| request_log::degraded(&error)),
+        };
+
+        let Ok(tats_ms) = tats_ms else { return };
+        if let Some(tightest) = tightest(&self.counters, tats_ms, now) {
+            request_log::add(|log| log.rate_limit = Some(tightest.status));
+        }
     }
-    // A CDN caches public pages for everyone, so they must not carry one visitor's headers.
-    if limits.iter().all(|(limit, _)| *limit != Limit::Read) {
-        request_log::add(|log| log.rate_limit = Some(tightest.status));
-    }
-    Ok(())
+}
+
+/// The limit that is to be reported.
+fn tightest(counters: &[Counter], tats_ms: Vec<i64>, now: OffsetDateTime) -> Option<Check> {
+    let counted = counters.iter().zip(tats_ms);
+    let checks = counted.map(|(counter, tat_ms)| counter.evaluate(tat_ms, now));
+    checks.max_by_key(Check::tightness)
 }
 
 /// One limit of one subject, in the terms of GCRA.
@@ -176,9 +227,16 @@ struct Counter {
 impl Counter {
     fn new(app: &App, limit: Limit, subject: &LimitSubject<'_>) -> Result<Self> {
         let secret = &app.config().credentials_key()?.0;
+        let of_email = |email: &str| {
+            let normalized = email::normalized(email).to_lowercase();
+            pseudonym("email", &normalized, secret)
+        };
         let subject = match subject {
             LimitSubject::Network(network) => network.pseudonym(secret),
-            LimitSubject::Email(email) => pseudonym("email", &email.trim().to_lowercase(), secret),
+            LimitSubject::Email(email) => of_email(email),
+            LimitSubject::EmailAndNetwork(email, network) => {
+                format!("{}:{}", of_email(email), network.pseudonym(secret))
+            }
             LimitSubject::User(user) => user.to_string(),
         };
 
@@ -252,17 +310,36 @@ async fn count_in_redis(
     counters: &[Counter],
     now: OffsetDateTime,
 ) -> Result<Vec<i64>, redis::Error> {
-    let keys: Vec<&str> = counters
-        .iter()
-        .map(|counter| counter.key.as_str())
-        .collect();
     let mut args: Vec<Arg> = vec![epoch_ms(now).into()];
     for counter in counters {
         args.push(counter.emission_interval_ms.into());
         args.push(counter.burst_tolerance_ms.into());
     }
 
-    app.redis_exec(&COUNT.command(&keys, &args)).await
+    let command = COUNT.command(&keys(counters), &args);
+    app.redis_exec(&command).await
+}
+
+/// Each limit's theoretical arrival time without this attempt.
+async fn take_back_in_redis(
+    app: &App,
+    counters: &[Counter],
+    now: OffsetDateTime,
+) -> Result<Vec<i64>, redis::Error> {
+    let mut args: Vec<Arg> = vec![epoch_ms(now).into()];
+    args.extend(
+        counters
+            .iter()
+            .map(|counter| Arg::from(counter.emission_interval_ms)),
+    );
+
+    let command = TAKE_BACK.command(&keys(counters), &args);
+    app.redis_exec(&command).await
+}
+
+fn keys(counters: &[Counter]) -> Vec<&str> {
+    let keys = counters.iter().map(|counter| counter.key.as_str());
+    keys.collect()
 }
 
 /// The same one by one, up to the first limit that rejects. The limits after it count nothing, so attempts that are
@@ -305,6 +382,19 @@ async fn count_in_postgres(
     Ok(tats_ms)
 }
 
+async fn take_back_in_postgres(app: &App, counters: &[Counter]) -> Result<Vec<i64>> {
+    let mut tats_ms = Vec::new();
+    for counter in counters {
+        let take_back = TakeBackAttempt {
+            key: &counter.key,
+            emission_interval_ms: counter.emission_interval_ms,
+        };
+        let taken_back = app.db()?.optional(take_back).await?;
+        tats_ms.push(taken_back.unwrap_or_default());
+    }
+    Ok(tats_ms)
+}
+
 pooled_postgres::sql! {
     /// Counts an attempt and returns the theoretical arrival time, or returns no row for a rejected attempt.
     ///
@@ -322,6 +412,12 @@ pooled_postgres::sql! {
         where greatest(l.arrival_ms, :now_ms) + :emission_interval_ms - :now_ms
           <= :burst_tolerance_ms
         returning arrival_ms as tat_ms";
+
+    /// Takes an attempt back and returns the theoretical arrival time without it.
+    write TakeBackAttempt { key: &str, emission_interval_ms: i64 } -> i64 = "
+        update rate_limits set arrival_ms = arrival_ms - :emission_interval_ms
+        where key = :key
+        returning arrival_ms as tat_ms";
 }
 
 #[cfg(test)]
@@ -334,11 +430,12 @@ mod tests {
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 12:00 UTC);
 
-    const ALL: [Limit; 8] = [
+    const ALL: [Limit; 9] = [
         Limit::SignUp,
         Limit::SignUpByEmail,
         Limit::Guest,
         Limit::SignIn,
+        Limit::SignInByEmailAndNetwork,
         Limit::SignInByEmail,
         Limit::Discussion,
         Limit::Billing,
@@ -347,7 +444,7 @@ mod tests {
 
     #[track_caller]
     fn assert_check(used_secs: i64, remaining: u32, reset_in_secs: u64, is_rejected: bool) {
-        let rule = Limit::SignInByEmail.rule();
+        let rule = Limit::SignInByEmailAndNetwork.rule();
         assert_eq!((rule.count, rule.window.as_secs()), (10, 600));
 
         let counter = Counter {

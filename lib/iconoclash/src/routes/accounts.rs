@@ -1,7 +1,5 @@
 //! Accounts and sessions: sign up, sign in, visit as a guest, sign out, show the current session.
 
-use std::fmt;
-
 use axum::{
     extract::State,
     response::{IntoResponse, Response},
@@ -24,8 +22,9 @@ use crate::{
         extract::{Json, OptionalJson, Text},
     },
     identity::{
-        auth::{self, Profile, Session, User, UserRow, Visitor},
-        password,
+        auth::{self, Anyone, MaybeGuest, Profile, Session, User, UserRow},
+        email::{self, Email},
+        password::{self, Match, NewPassword},
         rate_limit::{self, Limit, LimitSubject},
         token::{self, Claims},
     },
@@ -48,7 +47,7 @@ struct NewAccount {
     #[schema(value_type = String, format = Email, max_length = 254)]
     email: Email,
     #[schema(value_type = String, min_length = 8, max_length = 200)]
-    password: Password,
+    password: NewPassword,
     #[schema(value_type = Option<String>, max_length = 80)]
     name: Option<Text<80>>,
 }
@@ -77,61 +76,12 @@ struct SignedIn {
     expires_at: OffsetDateTime,
 }
 
-/// A plausible address: something on both sides of one @, no space, at most 254 characters (RFC 5321). Only a mail can
-/// verify that the address exists.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-struct Email(String);
-
-impl TryFrom<String> for Email {
-    type Error = &'static str;
-
-    fn try_from(typed: String) -> Result<Self, Self::Error> {
-        let email = typed.trim();
-        let (local, domain) = email.split_once('@').unwrap_or_default();
-
-        let is_domain = domain.contains('.')
-            && !domain.contains('@')
-            && domain.split('.').all(|label| !label.is_empty());
-        let is_clean = !email.contains(|c: char| c.is_whitespace() || c.is_control());
-
-        if !local.is_empty() && is_domain && is_clean && email.len() <= 254 {
-            Ok(Self(email.to_owned()))
-        } else {
-            Err("must be an e-mail address")
-        }
-    }
-}
-
-/// A password of 8 to 200 characters, whichever they are (NIST SP 800-63B).
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct Password(String);
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Password(…)")
-    }
-}
-
-impl TryFrom<String> for Password {
-    type Error = &'static str;
-
-    fn try_from(typed: String) -> Result<Self, Self::Error> {
-        match typed.chars().count() {
-            0..8 => Err("must be at least 8 characters"),
-            8..=200 => Ok(Self(typed)),
-            _ => Err("must be at most 200 characters"),
-        }
-    }
-}
 
 /// Create an account. With a guest's token the guest becomes the account and keeps the discussions.
 #[utoipa::path(
     post, path = "/api/auth/signup", tag = "accounts", security((), ("bearer" = [])),
     responses(
         (status = 201, body = SignedIn),
-        (status = 401, body = Problem),
         (status = 409, body = Problem),
         (status = 422, body = Problem),
         (status = 429, body = Problem),
@@ -139,47 +89,41 @@ impl TryFrom<String> for Password {
 )]
 async fn signup(
     State(app): State<App>,
-    visitor: Visitor,
+    caller: MaybeGuest,
     Json(new): Json<NewAccount>,
 ) -> Result<Response> {
     let limits = [
-        (Limit::SignUp, LimitSubject::Network(visitor.network)),
-        (Limit::SignUpByEmail, LimitSubject::Email(&new.email.0)),
+        (Limit::SignUp, LimitSubject::Network(caller.network)),
+        (
+            Limit::SignUpByEmail,
+            LimitSubject::Email(new.email.as_str()),
+        ),
     ];
     rate_limit::check(&app, &limits).await?;
 
-    let email = new.email.0.as_str();
+    let email = new.email.as_str();
     let name = new.name.as_ref().map(Text::as_str);
-    let password_hash = password::hash(new.password.0).await?;
+    let password_hash = password::hash(new.password).await?;
 
-    let claims = visitor.session.map(|session| session.claims);
-    let user = match claims.filter(|claims| claims.guest) {
+    let upgraded = match caller.guest {
         Some(guest) => upgrade_guest(&app, &guest, email, name, &password_hash).await?,
-        None => {
-            let insert = InsertUser {
-                id: app.new_id(),
-                email: Some(email),
-                name,
-                password_hash: Some(&password_hash),
-                plan: Plan::Free,
-                now: app.now(),
-            };
-            let inserted = app.db()?.one(insert).await;
-            inserted.on_constraint("users_email_key", EMAIL_TAKEN)?
-        }
+        None => None,
     };
-
+    let user = match upgraded {
+        Some(user) => user,
+        None => insert_member(&app, email, name, &password_hash).await?,
+    };
     begin_session(&app, user, StatusCode::CREATED)
 }
 
-/// Turns a guest into an account with plan free.
+/// Turns a guest into an account with plan free, unless the guest's session has ended.
 async fn upgrade_guest(
     app: &App,
     guest: &Claims,
     email: &str,
     name: Option<&str>,
     password_hash: &str,
-) -> Result<UserRow> {
+) -> Result<Option<UserRow>> {
     cache::invalidate(app, &[Cached::Session(guest.sub)], Vec::new()).await?;
 
     let upgrade = UpgradeGuest {
@@ -191,9 +135,26 @@ async fn upgrade_guest(
         password_hash,
     };
     let upgraded = app.db()?.optional(upgrade).await;
-    upgraded
-        .on_constraint("users_email_key", EMAIL_TAKEN)?
-        .ok_or(auth::INVALID_TOKEN)
+    upgraded.on_constraint("users_email_key", EMAIL_TAKEN)
+}
+
+/// Creates an account with plan free.
+async fn insert_member(
+    app: &App,
+    email: &str,
+    name: Option<&str>,
+    password_hash: &str,
+) -> Result<UserRow> {
+    let insert = InsertUser {
+        id: app.new_id(),
+        email: Some(email),
+        name,
+        password_hash: Some(password_hash),
+        plan: Plan::Free,
+        now: app.now(),
+    };
+    let inserted = app.db()?.one(insert).await;
+    inserted.on_constraint("users_email_key", EMAIL_TAKEN)
 }
 
 /// Sign in. An unknown address gets the same answer as a wrong password, after the same time.
@@ -209,28 +170,27 @@ async fn upgrade_guest(
 )]
 async fn login(
     State(app): State<App>,
-    visitor: Visitor,
+    caller: Anyone,
     Json(credentials): Json<Credentials>,
 ) -> Result<Response> {
+    let email = email::normalized(&credentials.email);
+    let network = caller.network;
     let limits = [
-        (Limit::SignIn, LimitSubject::Network(visitor.network)),
+        (Limit::SignIn, LimitSubject::Network(network)),
         (
-            Limit::SignInByEmail,
-            LimitSubject::Email(&credentials.email),
+            Limit::SignInByEmailAndNetwork,
+            LimitSubject::EmailAndNetwork(&email, network),
         ),
+        (Limit::SignInByEmail, LimitSubject::Email(&email)),
     ];
-    rate_limit::check(&app, &limits).await?;
+    let attempt = rate_limit::count(&app, &limits).await?;
 
-    let email = credentials.email.trim();
-    let account = match email.contains('\0') {
-        // No account has such an address, and Postgres rejects it as a parameter.
-        true => None,
-        false => app.db()?.optional(PasswordByEmail { email }).await?,
-    };
-
-    let password_hash = account.as_ref().and_then(|row| row.password_hash.clone());
-    let is_right = password::verify(credentials.password, password_hash).await?;
-    let account = account.filter(|_| is_right).ok_or(INVALID_CREDENTIALS)?;
+    let account = authenticate(&app, &email, credentials.password).await;
+    // Only a wrong address or password counts: not a right one, nor a failure of ours.
+    if !matches!(account, Ok(None)) {
+        attempt.take_back(&app).await;
+    }
+    let account = account?.ok_or(INVALID_CREDENTIALS)?;
     if account.suspended {
         return Err(SUSPENDED);
     }
@@ -239,15 +199,37 @@ async fn login(
     begin_session(&app, user.ok_or(INVALID_CREDENTIALS)?, StatusCode::OK)
 }
 
+/// The account of an address, if the password is right.
+async fn authenticate(app: &App, email: &str, password: String) -> Result<Option<PasswordRow>> {
+    let account = match email.contains('\0') {
+        // No account has such an address, and Postgres rejects it as a parameter.
+        true => None,
+        false => app.db()?.optional(PasswordByEmail { email }).await?,
+    };
+
+    let stored = account.as_ref().and_then(|row| row.password_hash.clone());
+    let found = password::verify(password.clone(), stored).await?;
+
+    if let (Some(Match::AsTyped), Some(account)) = (found, &account) {
+        let replace = ReplaceHash {
+            user: account.id,
+            former: account.password_hash.as_deref(),
+            password_hash: &password::hash_again(&password).await?,
+        };
+        app.db()?.execute(replace).await?;
+    }
+    Ok(account.filter(|_| found.is_some()))
+}
+
 /// Visit without an account. Messages of guests count by network.
 #[utoipa::path(
     post, path = "/api/auth/guest", tag = "accounts",
     responses((status = 201, body = SignedIn), (status = 429, body = Problem)),
 )]
-async fn guest(State(app): State<App>, visitor: Visitor) -> Result<Response> {
+async fn guest(State(app): State<App>, caller: Anyone) -> Result<Response> {
     rate_limit::check(
         &app,
-        &[(Limit::Guest, LimitSubject::Network(visitor.network))],
+        &[(Limit::Guest, LimitSubject::Network(caller.network))],
     )
     .await?;
 
@@ -373,6 +355,11 @@ sql! {
         select id, password_hash, suspended_at is not null as suspended
         from users where lower(email) = lower(:email)";
 
+    /// Replaces a hash, unless another request has replaced it.
+    write ReplaceHash { user: Uuid, former: Option<&str>, password_hash: &str } -> () = "
+        update users set password_hash = :password_hash
+        where id = :user and password_hash = :former";
+
     read UserById { user: Uuid } -> UserRow = "
         select id, email, name, plan, role, token_version, created_at
         from users where id = :user";
@@ -391,38 +378,5 @@ row! {
         id: Uuid,
         password_hash: Option<String>,
         suspended: bool,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_implausible_addresses_are_rejected() {
-        let accepted = |typed: &str| Email::try_from(typed.to_owned()).is_ok();
-
-        for good in [
-            "ada@example.org",
-            " Ada+x@sub.example.co.uk ",
-            "ü@exämple.de",
-        ] {
-            assert!(accepted(good), "{good}");
-        }
-
-        let long = format!("{}@example.org", "a".repeat(250));
-        for bad in [
-            "",
-            "ada",
-            "ada@",
-            "@example.org",
-            "ada@localhost",
-            "a b@example.org",
-            "a@b@c.org",
-            "a@b..org",
-            &long,
-        ] {
-            assert!(!accepted(bad), "{bad}");
-        }
     }
 }
