@@ -21,7 +21,7 @@ use crate::{
     database::OnConstraint,
     http::{
         error::{Error, Problem, Result},
-        extract::{Json, OptionalJson, Text},
+        extract::{Json, Label, OptionalJson},
     },
     identity::{
         auth::{self, Profile, Session, User, UserRow, Visitor},
@@ -51,7 +51,7 @@ struct NewAccount {
     #[schema(value_type = String, min_length = 8, max_length = 200)]
     password: Password,
     #[schema(value_type = Option<String>, max_length = 80)]
-    name: Option<Text<80>>,
+    name: Option<Label<80>>,
 }
 
 /// The address and password of an account.
@@ -74,7 +74,7 @@ struct SignedIn {
     user: Profile,
     /// Send it as `Authorization: Bearer …`; browsers also get it as a cookie.
     token: String,
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::clock::rfc3339")]
     expires_at: OffsetDateTime,
 }
 
@@ -157,7 +157,7 @@ async fn signup(
     rate_limit::check(&app, &limits).await?;
 
     let email = new.email.0.as_str();
-    let name = new.name.as_ref().map(Text::as_str);
+    let name = new.name.as_ref().map(Label::as_str);
     let password_hash = password::hash(new.password.0).await?;
 
     let claims = visitor.session.map(|session| session.claims);
