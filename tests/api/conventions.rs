@@ -125,7 +125,7 @@ async fn accept_is_read_with_its_weights() {
 
 #[tokio::test]
 async fn every_header_of_a_burst_refusal_speaks_of_the_burst() {
-    let app = TestApp::start().await;
+    let app = TestApp::with(&[("BURST_PER_MINUTE", "5")]).await;
     let ada = app.member("ada").await;
     let mut discussions = Vec::new();
     for _ in 0..8 {

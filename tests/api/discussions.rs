@@ -358,7 +358,7 @@ async fn the_list_is_by_the_last_message_or_by_creation() {
         assert_eq!(pages(&ada, "sort=created").await, created);
     }
 
-    // Discussions of one moment are told apart by their ids.
+    // Discussions of one moment are in the order of their ids.
     app.sql("update discussions set updated_at = '2026-11-25 00:00:00.000001+00'")
         .await;
     assert_eq!(pages(&ada, "sort=updated").await, created);
