@@ -327,7 +327,7 @@ fn must_be(expected: &str) -> String {
             "a whole number"
         }
         "f32" | "f64" => "a number",
-        "a UUID string" => "a UUID",
+        other if other.contains("UUID") => "a UUID",
         "a sequence" => "a list",
         "a map" => "an object",
         other if other.starts_with("struct ") => "an object",
