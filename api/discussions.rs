@@ -1,6 +1,6 @@
 //! /api/discussions
 //!
-//! GET   signed in  own discussions, newest first; `?archived=&limit=&cursor=`   200 · 400 · 401
+//! GET   signed in  own discussions, newest first; `?archived=&sort=updated,created&limit=&cursor=`   200 · 400 · 401
 //! POST  signed in  create a discussion; `Idempotency-Key`   201 · 401 · 422 · 429
 //!
 //! Logic: `iconoclash::routes::discussions`.

@@ -405,7 +405,7 @@ async fn an_invalid_body_names_the_field_and_the_reason() {
     check(
         json!({"email": "a@b.org", "password": 12345678}),
         "password",
-        "invalid type: integer `12345678`, expected a string",
+        "must be a string",
     )
     .await;
     check(
@@ -414,12 +414,7 @@ async fn an_invalid_body_names_the_field_and_the_reason() {
         "must be at most 80 characters",
     )
     .await;
-    check(
-        json!({"email": "a@b.org"}),
-        "body",
-        "missing field `password`",
-    )
-    .await;
+    check(json!({"email": "a@b.org"}), "password", "is missing").await;
     check(
         json!({"email": "a\u{0}@b.org", "password": "correct horse"}),
         "email",

@@ -4,6 +4,7 @@ use http::{HeaderMap, Method, StatusCode, header::CONTENT_TYPE};
 use iconoclash::routes;
 use serde_json::{Value, json};
 use std::sync::LazyLock;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::to_value(routes::all().into_openapi()).unwrap());
@@ -39,6 +40,8 @@ pub(crate) fn check(
         "{method} {path}: no cache-control"
     );
 
+    check_times(json);
+
     let content_type = header(CONTENT_TYPE.as_str()).unwrap_or_default();
     if status.is_client_error() || status.is_server_error() && content_type != "application/json" {
         assert_eq!(
@@ -65,6 +68,22 @@ pub(crate) fn check(
     let schema = &response["content"]["application/json"]["schema"];
     if schema.is_object() && method != Method::HEAD {
         assert_valid(schema, json, method, path);
+    }
+}
+
+/// Fails unless every time has six decimals and is UTC. Returns how many there are.
+#[track_caller]
+pub(crate) fn check_times(json: &Value) -> usize {
+    match json {
+        Value::String(text) if OffsetDateTime::parse(text, &Rfc3339).is_ok() => {
+            let decimals = text.get(19..).unwrap_or_default();
+            let has_six = decimals.len() == 8 && decimals.starts_with('.') && text.ends_with('Z');
+            assert!(has_six, "{text} is not written with six decimals");
+            1
+        }
+        Value::Array(items) => items.iter().map(check_times).sum(),
+        Value::Object(fields) => fields.values().map(check_times).sum(),
+        _ => 0,
     }
 }
 
@@ -101,7 +120,7 @@ fn assert_valid(schema: &Value, json: &Value, method: &Method, path: &str) {
 }
 
 fn operation(method: &Method, path: &str) -> Option<&'static Value> {
-    let path = path.split('?').next().unwrap();
+    let path = path.split('?').next().unwrap().trim_end_matches('/');
     let paths = DOCUMENT["paths"].as_object().unwrap();
     let exact = paths.get(path);
     let operations = exact.or_else(|| {

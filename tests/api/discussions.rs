@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
-use crate::harness::TestApp;
+use crate::harness::{Actor, TestApp};
 
 #[tokio::test]
 async fn a_discussion_is_created_shown_changed_and_deleted() {
@@ -53,7 +53,9 @@ async fn a_discussion_is_created_shown_changed_and_deleted() {
         address
     );
     assert_eq!(
-        ada.patch(&path, json!({"title": ""})).await.problem(),
+        ada.patch(&path, json!({"title": "x".repeat(201)}))
+            .await
+            .problem(),
         (422, "invalid")
     );
 
@@ -106,11 +108,19 @@ async fn icons_must_be_offered_and_named_once() {
         (json!([]), "must name one to four icons"),
         (
             json!(["socrates", "socrates"]),
-            "must not name an icon twice",
+            "must not name \"socrates\" twice",
         ),
         (
             json!(["socrates", "nobody"]),
-            "must be slugs of GET /api/icons",
+            "must be slugs of GET /api/icons, but \"nobody\" is not",
+        ),
+        (
+            json!(["Socrates", "hypatia", "nobody"]),
+            "must be slugs of GET /api/icons, but \"Socrates\", \"nobody\" are not",
+        ),
+        (
+            json!(["socrates", "so\u{0}crates"]),
+            "must be slugs of GET /api/icons, but \"socrates\" is not",
         ),
         (
             json!(["a", "b", "c", "d", "e"]),
@@ -299,4 +309,95 @@ async fn one_key_creates_one_discussion_however_often_it_is_sent() {
         )
         .await;
     assert_eq!(bad.problem(), (400, "bad_request"));
+}
+
+/// The ids of all pages of a list.
+async fn pages(ada: &Actor<'_>, query: &str) -> Vec<String> {
+    let mut seen = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let path = format!("/api/discussions?limit=2&{query}{cursor}");
+        let page = ada.get(&path).await.json;
+        let rows = page["data"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{path}: {page}"));
+        seen.extend(
+            rows.iter()
+                .map(|row| row["id"].as_str().unwrap().to_owned()),
+        );
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return seen,
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_list_is_by_the_last_message_or_by_creation() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let mut created = Vec::new();
+    for _ in 0..7 {
+        created.push(ada.discussion().await);
+    }
+    created.reverse();
+
+    assert_eq!(pages(&ada, "").await, created);
+    for (at, answered) in [(6, "6012345"), (3, "3601245"), (6, "6301245")] {
+        let sent = ada.send(&created[at], "Why?").await;
+        assert_eq!(sent.status, 201, "{}", sent.json);
+        app.background.idle().await;
+
+        let by_update: Vec<String> = answered
+            .bytes()
+            .map(|digit| created[usize::from(digit - b'0')].clone())
+            .collect();
+        for query in ["", "sort=updated", "sort=Updated", "sort=", "archived="] {
+            assert_eq!(pages(&ada, query).await, by_update, "{query}");
+        }
+        assert_eq!(pages(&ada, "sort=created").await, created);
+    }
+
+    // Discussions of one moment are in the order of their ids.
+    app.sql("update discussions set updated_at = '2026-11-25 00:00:00.000001+00'")
+        .await;
+    assert_eq!(pages(&ada, "sort=updated").await, created);
+}
+
+#[tokio::test]
+async fn a_cursor_goes_on_in_its_own_order() {
+    let app = TestApp::start().await;
+    let ada = app.member("ada").await;
+    let mut created = Vec::new();
+    for _ in 0..4 {
+        created.push(ada.discussion().await);
+    }
+    assert_eq!(ada.send(&created[0], "Why?").await.status, 201);
+
+    // The cursor of a list by creation is an id, with and without a sort.
+    for query in ["", "sort=created&"] {
+        let page = ada
+            .get(&format!("/api/discussions?{query}cursor={}", created[2]))
+            .await;
+        let ids: Vec<_> = page.json["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| &row["id"])
+            .collect();
+        assert_eq!(ids, [&created[1], &created[0]], "{query}");
+    }
+
+    let by_update = ada.get("/api/discussions?limit=1").await.json;
+    let by_update = by_update["next_cursor"].as_str().unwrap();
+    for (sort, cursor) in [("updated", created[2].as_str()), ("created", by_update)] {
+        let path = format!("/api/discussions?sort={sort}&cursor={cursor}");
+        let refused = ada.get(&path).await;
+        assert_eq!(refused.problem(), (400, "bad_request"), "{path}");
+        let errors = &refused.json["errors"]["cursor"];
+        assert_eq!(
+            errors,
+            "must be the next_cursor of a page with the same sort"
+        );
+    }
 }

@@ -45,7 +45,7 @@ fn assert_reports_the_daily_quota(rejection: &Answer) {
     assert_eq!(rejection.json["retry_after"], wait);
 
     let reset_at = rejection.json["reset_at"].as_str().unwrap();
-    assert!(reset_at.ends_with("T00:00:00Z"), "{reset_at}");
+    assert!(reset_at.ends_with("T00:00:00.000000Z"), "{reset_at}");
 
     assert_eq!(rejection.header("x-ratelimit-remaining"), "0");
     let policy = r#""daily";q=10;w=86400"#;

@@ -29,10 +29,95 @@ pub(crate) fn month_end(day: Date) -> OffsetDateTime {
     next.midnight().assume_utc()
 }
 
+/// A time as answers show it: RFC 3339 in UTC, always with six decimals.
+///
+/// Clients compare times as text, and some parse by a fixed pattern; `time::serde::rfc3339` prints as many decimals as a
+/// time has. For `#[serde(with = "crate::clock::rfc3339")]`.
+pub(crate) mod rfc3339 {
+    use serde::{Serializer, ser::Error};
+    use time::{
+        OffsetDateTime, UtcOffset, format_description::BorrowedFormatItem,
+        macros::format_description,
+    };
+
+    pub(crate) use time::serde::rfc3339::deserialize;
+
+    const FORMAT: &[BorrowedFormatItem<'_>] =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
+    /// The time as text.
+    pub(crate) fn format(at: OffsetDateTime) -> Result<String, time::error::Format> {
+        at.to_offset(UtcOffset::UTC).format(FORMAT)
+    }
+
+    pub(crate) fn serialize<S: Serializer>(
+        at: &OffsetDateTime,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let text = format(*at).map_err(S::Error::custom)?;
+        serializer.serialize_str(&text)
+    }
+
+    /// The same for a time that may be absent.
+    pub(crate) mod option {
+        use super::{OffsetDateTime, Serializer};
+
+        pub(crate) fn serialize<S: Serializer>(
+            at: &Option<OffsetDateTime>,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            match at {
+                Some(at) => super::serialize(at, serializer),
+                None => serializer.serialize_none(),
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use time::macros::{date, datetime};
+
+    #[test]
+    fn a_time_has_six_decimals_and_is_utc() {
+        for (at, expected) in [
+            (
+                datetime!(2026-11-25 0:00 UTC),
+                "2026-11-25T00:00:00.000000Z",
+            ),
+            (
+                datetime!(2026-11-25 1:02:03.5 UTC),
+                "2026-11-25T01:02:03.500000Z",
+            ),
+            (
+                datetime!(2026-11-25 1:02:03.12 UTC),
+                "2026-11-25T01:02:03.120000Z",
+            ),
+            (
+                datetime!(2026-11-25 1:02:03.123456 UTC),
+                "2026-11-25T01:02:03.123456Z",
+            ),
+            (
+                datetime!(2026-11-25 1:02:03.000001 UTC),
+                "2026-11-25T01:02:03.000001Z",
+            ),
+            (
+                datetime!(2026-11-25 1:02:03.999999999 UTC),
+                "2026-11-25T01:02:03.999999Z",
+            ),
+            (
+                datetime!(2026-11-25 1:30 +02:00),
+                "2026-11-24T23:30:00.000000Z",
+            ),
+            (
+                datetime!(2026-12-31 23:30 -01:00),
+                "2027-01-01T00:30:00.000000Z",
+            ),
+        ] {
+            assert_eq!(rfc3339::format(at).unwrap(), expected);
+        }
+    }
 
     #[test]
     fn days_and_months_are_utc() {

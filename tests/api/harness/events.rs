@@ -9,6 +9,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::Value;
 
 use super::Answer;
+use crate::contract;
 
 /// A stream of events. Dropping it disconnects the client.
 pub(crate) struct Events {
@@ -43,9 +44,11 @@ impl Events {
             .eventsource()
             .map(|event| {
                 let event = event.unwrap();
+                let data = serde_json::from_str(&event.data).unwrap();
+                contract::check_times(&data);
                 Event {
                     id: event.id.parse().unwrap(),
-                    data: serde_json::from_str(&event.data).unwrap(),
+                    data,
                     name: event.event,
                 }
             });

@@ -73,12 +73,23 @@ pub enum Error {
     /// 415: the body is not JSON.
     #[error("Send the body as application/json.")]
     UnsupportedMediaType,
+    /// 415: the body is compressed.
+    #[error("The body must not be compressed. Send it without Content-Encoding.")]
+    CompressedBody,
     /// 422: well-formed, but a field is not valid.
-    #[error("{message}")]
+    #[error("{}", sentence(field, message))]
     Invalid {
-        /// Path of the field.
+        /// Path of the field, or `body` for all of it.
         field: String,
-        /// What the field must be.
+        /// What the field must be, as the predicate of a sentence: "must be a string".
+        message: String,
+    },
+    /// 400: a value of the query string is not valid.
+    #[error("{}", sentence(field, message))]
+    InvalidQuery {
+        /// Name of the value.
+        field: String,
+        /// What the value must be, as the predicate of a sentence.
         message: String,
     },
     /// 422: the idempotency key was first used for another request.
@@ -162,14 +173,14 @@ impl Error {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_) | Self::InvalidQuery { .. } => StatusCode::BAD_REQUEST,
             Self::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict { .. } | Self::InProgress { .. } => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UnsupportedMediaType | Self::CompressedBody => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Invalid { .. } | Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Limited(limited) => limited.status,
             Self::Interrupted => StatusCode::BAD_GATEWAY,
@@ -180,7 +191,7 @@ impl Error {
 
     pub(crate) fn code(&self) -> &'static str {
         match self {
-            Self::BadRequest(_) => "bad_request",
+            Self::BadRequest(_) | Self::InvalidQuery { .. } => "bad_request",
             Self::Unauthorized { code, .. }
             | Self::Forbidden { code, .. }
             | Self::Conflict { code, .. }
@@ -189,6 +200,7 @@ impl Error {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::TooLarge => "body_too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::CompressedBody => "unsupported_encoding",
             Self::Invalid { .. } => "invalid",
             Self::IdempotencyKeyReused => "idempotency_key_reused",
             Self::Limited(limited) => limited.code,
@@ -212,7 +224,9 @@ impl Error {
             _ => None,
         };
         let errors = match self {
-            Self::Invalid { field, message } => [(field.clone(), message.clone())].into(),
+            Self::Invalid { field, message } | Self::InvalidQuery { field, message } => {
+                [(field.clone(), message.clone())].into()
+            }
             _ => BTreeMap::new(),
         };
 
@@ -243,6 +257,13 @@ impl Error {
     }
 }
 
+/// "title must be a string."
+fn sentence(field: &str, message: &str) -> String {
+    let subject = if field == "body" { "The body" } else { field };
+    let predicate = message.trim_end_matches('.');
+    format!("{subject} {predicate}.")
+}
+
 /// An error in the form of RFC 9457, `application/problem+json`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Problem {
@@ -269,7 +290,7 @@ pub struct Problem {
     pub errors: BTreeMap<String, String>,
     /// When the limit resets.
     #[serde(
-        with = "time::serde::rfc3339::option",
+        with = "crate::clock::rfc3339::option",
         skip_serializing_if = "Option::is_none"
     )]
     pub reset_at: Option<OffsetDateTime>,
@@ -298,6 +319,10 @@ impl IntoResponse for Error {
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if matches!(self, Self::CompressedBody) {
+            let identity = HeaderValue::from_static("identity");
+            headers.insert(header::ACCEPT_ENCODING, identity);
         }
 
         let cause = match self {

@@ -1,16 +1,31 @@
 //! Extractors of body, query, path and headers, whose rejections are our [`Error`].
 
-use std::{convert::Infallible, fmt};
+pub(crate) mod accept;
+mod fields;
+mod page;
+mod text;
+
+use std::convert::Infallible;
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Request, rejection::BytesRejection},
     http::{header, request::Parts},
 };
 use bytes::Bytes;
-use serde::{Deserialize, de::DeserializeOwned};
-use uuid::Uuid;
+use http::HeaderMap;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
+use self::fields::{FieldError, Source};
 use crate::http::error::Error;
+
+pub(crate) use self::{
+    page::{Page, PageSize},
+    text::{Label, Text, is_blank},
+};
+
+/// Some editors and tools write it before the text of a file.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A JSON body.
 #[derive(Debug)]
@@ -20,7 +35,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        if !is_json(&request) {
+        check_encoding(request.headers())?;
+        if !is_json(request.headers()) {
             return Err(Error::UnsupportedMediaType);
         }
         let body = read_body(request, state).await?;
@@ -36,12 +52,15 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJ
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let is_json = is_json(&request);
+        let encoding = check_encoding(request.headers());
+        let is_json = is_json(request.headers());
         let body = read_body(request, state).await?;
 
         if body.is_empty() {
-            Ok(Self(T::default()))
-        } else if is_json {
+            return Ok(Self(T::default()));
+        }
+        encoding?;
+        if is_json {
             parse(&body).map(Self)
         } else {
             Err(Error::UnsupportedMediaType)
@@ -69,10 +88,17 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        axum::extract::Query::from_request_parts(parts, state)
+        let pairs = axum::extract::Query::<Vec<(String, String)>>::from_request_parts(parts, state);
+        let axum::extract::Query(pairs) = pairs
             .await
-            .map(|query| Self(query.0))
-            .map_err(|rejection| Error::BadRequest(rejection.body_text()))
+            .map_err(|_| Error::BadRequest("The query string cannot be read.".to_owned()))?;
+
+        let texts = pairs
+            .into_iter()
+            .map(|(name, value)| (name, Value::String(value)));
+        fields::read(texts.collect(), Source::Query)
+            .map(Self)
+            .map_err(|FieldError { field, message }| Error::InvalidQuery { field, message })
     }
 }
 
@@ -119,14 +145,31 @@ impl<S: Sync> FromRequestParts<S> for IfNoneMatch {
     }
 }
 
-fn is_json(request: &Request) -> bool {
-    let content_type = request
-        .headers()
+fn is_json(headers: &HeaderMap) -> bool {
+    let content_type = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default();
     essence.trim().eq_ignore_ascii_case("application/json")
+}
+
+/// Rejects a compressed body, which would otherwise count as broken JSON.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
+    let is_plain = |value: &http::HeaderValue| {
+        let codings = value.to_str().unwrap_or("?").split(',').map(str::trim);
+        let mut codings = codings.filter(|coding| !coding.is_empty());
+        codings.all(|coding| coding.eq_ignore_ascii_case("identity"))
+    };
+
+    match headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .all(is_plain)
+    {
+        true => Ok(()),
+        false => Err(Error::CompressedBody),
+    }
 }
 
 async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Error> {
@@ -137,196 +180,267 @@ async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes,
         {
             Error::TooLarge
         }
-        other => Error::BadRequest(other.body_text()),
+        _ => Error::BadRequest("The body did not arrive in full.".to_owned()),
     })
 }
 
+/// Reads a JSON object. Its syntax is judged as a whole, before any field.
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let field = if path == "." { "body".to_owned() } else { path };
-        let cause = error.into_inner();
+    let fields = parse_object(body)?;
+    fields::read(fields, Source::Body)
+        .map_err(|FieldError { field, message }| Error::Invalid { field, message })
+}
 
-        if cause.is_data() {
-            Error::invalid(field, without_position(&cause))
-        } else {
-            not_json(&cause)
+fn parse_object(body: &[u8]) -> Result<Map<String, Value>, Error> {
+    let text = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err(Error::invalid("body", "must be a JSON object")),
+        Err(_) if text.trim_ascii().is_empty() => Err(Error::BadRequest(
+            "The body is empty. It must be a JSON object.".to_owned(),
+        )),
+        Err(cause) if cause.is_eof() => Err(Error::BadRequest(
+            "The body is not JSON: it ends too early.".to_owned(),
+        )),
+        Err(cause) => {
+            let line = cause.line();
+            let column = cause.column();
+            Err(Error::BadRequest(format!(
+                "The body is not JSON: see line {line}, column {column}."
+            )))
         }
-    })?;
-
-    deserializer.end().map_err(|cause| not_json(&cause))?;
-    Ok(parsed)
-}
-
-fn not_json(cause: &serde_json::Error) -> Error {
-    Error::BadRequest(format!("The body is not JSON: {cause}."))
-}
-
-/// Removes the " at line 1 column 20" of `serde_json`, which means nothing to a person who filled in a form.
-fn without_position(error: &serde_json::Error) -> String {
-    let message = error.to_string();
-    let position = message.rfind(" at line ").unwrap_or(message.len());
-    message[..position].to_owned()
-}
-
-/// `?limit=1..100&cursor=…` of every list. A cursor is the id of the last row of the previous page.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct Page {
-    /// Rows to return.
-    #[serde(default)]
-    #[param(value_type = u8, minimum = 1, maximum = 100, default = 20)]
-    pub(crate) limit: PageSize,
-    /// `next_cursor` of the previous page.
-    pub(crate) cursor: Option<Uuid>,
-}
-
-/// How many rows a page has.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(try_from = "i64")]
-pub(crate) struct PageSize(i64);
-
-impl PageSize {
-    /// Rows to query: one more than the page has shows whether there is a next page.
-    pub(crate) fn rows(self) -> i64 {
-        self.0 + 1
-    }
-
-    /// Cuts the extra row off, and returns the cursor of the next page.
-    pub(crate) fn cut<T>(
-        self,
-        mut rows: Vec<T>,
-        id: impl Fn(&T) -> Uuid,
-    ) -> (Vec<T>, Option<Uuid>) {
-        let size = usize::try_from(self.0).expect("a page size is between 1 and 100");
-        let has_next = rows.len() > size;
-        rows.truncate(size);
-
-        let cursor = rows.last().map(id).filter(|_| has_next);
-        (rows, cursor)
-    }
-}
-
-impl Default for PageSize {
-    fn default() -> Self {
-        Self(20)
-    }
-}
-
-impl TryFrom<i64> for PageSize {
-    type Error = &'static str;
-
-    fn try_from(rows: i64) -> Result<Self, Self::Error> {
-        if (1..=100).contains(&rows) {
-            Ok(Self(rows))
-        } else {
-            Err("limit must be between 1 and 100")
-        }
-    }
-}
-
-/// Trimmed text of 1 to `MAX` characters, for fields that people type.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Text<const MAX: usize>(String);
-
-impl<const MAX: usize> Text<MAX> {
-    /// The text.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl<const MAX: usize> fmt::Debug for Text<MAX> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Text({} bytes)", self.0.len())
-    }
-}
-
-impl<'de, const MAX: usize> Deserialize<'de> for Text<MAX> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        use serde::de::Error;
-
-        let typed = String::deserialize(deserializer)?;
-        let text = typed.trim();
-
-        if text.is_empty() {
-            return Err(D::Error::custom("must not be empty"));
-        }
-        if text.chars().count() > MAX {
-            let message = format_args!("must be at most {MAX} characters");
-            return Err(D::Error::custom(message));
-        }
-        // Postgres cannot store it.
-        if text.contains('\0') {
-            return Err(D::Error::custom("must not contain a null character"));
-        }
-        Ok(Self(text.to_owned()))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
 
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Default, Deserialize)]
+    #[expect(dead_code, reason = "only its parsing is tested")]
     struct Form {
-        #[expect(dead_code, reason = "only its parsing is tested")]
-        name: Text<5>,
+        name: Option<Label<5>>,
+        #[serde(default)]
+        done: bool,
+        count: Option<u8>,
+        kind: Option<Kind>,
+        parts: Option<Vec<Part>>,
+        id: Option<uuid::Uuid>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only its parsing is tested")]
+    struct Part {
+        text: Text<5>,
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(rename_all = "lowercase")]
+    enum Kind {
+        Small,
+        Large,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only its parsing is tested")]
+    struct Required {
+        name: Label<5>,
+        password: String,
     }
 
     #[track_caller]
-    fn check(body: &str, expected: Result<(), (&str, &str)>) {
-        let parsed = parse::<Form>(body.as_bytes());
-
-        match (parsed, expected) {
-            (Ok(_), Ok(())) => {}
-            (Err(Error::Invalid { field, message }), Err(expected)) => {
-                assert_eq!((field.as_str(), message.as_str()), expected);
+    fn check<T: DeserializeOwned + std::fmt::Debug>(body: &str, field: &str, expected: &str) {
+        match parse::<T>(body.as_bytes()) {
+            Err(error @ Error::Invalid { .. }) => {
+                let problem = error.problem();
+                let message = problem.errors.get(field).map(String::as_str);
+                assert_eq!(message, Some(expected), "{body}: {problem:?}");
+                assert!(problem.detail.contains(field), "{body}: {problem:?}");
             }
-            (Err(Error::BadRequest(detail)), Err(("", start))) => {
-                assert!(detail.starts_with(start), "{detail}")
-            }
-            (parsed, expected) => panic!("{parsed:?} instead of {expected:?}"),
+            other => panic!("{body}: {other:?}"),
         }
     }
 
     #[test]
-    fn an_invalid_body_names_the_field() {
-        check(r#"{"name":" Ada "}"#, Ok(()));
-        check(
-            r#"{"name":7}"#,
-            Err(("name", "invalid type: integer `7`, expected a string")),
-        );
-        check(r#"{"name":"  "}"#, Err(("name", "must not be empty")));
-        check(
-            r#"{"name":"éééééé"}"#,
-            Err(("name", "must be at most 5 characters")),
-        );
-        check(
-            r#"{"name":"a\u0000"}"#,
-            Err(("name", "must not contain a null character")),
-        );
-        check("{}", Err(("body", "missing field `name`")));
-        check(
-            "[]",
-            Err((
-                "body",
-                "invalid length 0, expected struct Form with 1 element",
-            )),
-        );
-        check("{\"name\":", Err(("", "The body is not JSON")));
-        check(r#"{"name":"Ada"} x"#, Err(("", "The body is not JSON")));
+    fn a_wrong_field_is_named_in_our_words() {
+        for (body, field, expected) in [
+            (r#"{"name":7}"#, "name", "must be a string"),
+            (r#"{"name":{}}"#, "name", "must be a string"),
+            (r#"{"name":[]}"#, "name", "must be a string"),
+            (r#"{"name":true}"#, "name", "must be a string"),
+            (
+                r#"{"name":"éééééé"}"#,
+                "name",
+                "must be at most 5 characters",
+            ),
+            (
+                r#"{"name":"a\u0000"}"#,
+                "name",
+                "must not contain a null character",
+            ),
+            (r#"{"done":"yes"}"#, "done", "must be true or false"),
+            (r#"{"done":1}"#, "done", "must be true or false"),
+            (r#"{"count":"7"}"#, "count", "must be a whole number"),
+            (r#"{"count":7.5}"#, "count", "must be a whole number"),
+            (r#"{"count":-1}"#, "count", "is out of range"),
+            (r#"{"count":256}"#, "count", "is out of range"),
+            (r#"{"kind":"huge"}"#, "kind", "must be one of: small, large"),
+            (r#"{"kind":7}"#, "kind", "must be one of: small, large"),
+            (r#"{"parts":"a"}"#, "parts", "must be a list"),
+            (r#"{"parts":[["a"]]}"#, "parts[0]", "must be an object"),
+            (r#"{"parts":[{}]}"#, "parts[0].text", "is missing"),
+            (
+                r#"{"parts":[{"text":7}]}"#,
+                "parts[0].text",
+                "must be a string",
+            ),
+            (
+                r#"{"parts":[{"text":" "}]}"#,
+                "parts[0].text",
+                "must not be empty",
+            ),
+            (r#"{"id":"x"}"#, "id", "must be a UUID"),
+            (r#"{"id":7}"#, "id", "must be a UUID"),
+            ("[]", "body", "must be a JSON object"),
+            (r#"["Ada"]"#, "body", "must be a JSON object"),
+            ("null", "body", "must be a JSON object"),
+            ("7", "body", "must be a JSON object"),
+            (r#""Ada""#, "body", "must be a JSON object"),
+        ] {
+            check::<Form>(body, field, expected);
+        }
+
+        for (body, field, expected) in [
+            ("{}", "name", "is missing"),
+            (r#"{"name":"Ada"}"#, "password", "is missing"),
+            (r#"{"name":"","password":"p"}"#, "name", "must not be empty"),
+            (
+                r#"{"name":" \u200b","password":"p"}"#,
+                "name",
+                "must not be empty",
+            ),
+            (
+                r#"{"name":null,"password":"p"}"#,
+                "name",
+                "must be a string",
+            ),
+        ] {
+            check::<Required>(body, field, expected);
+        }
     }
 
     #[test]
-    fn an_extra_row_becomes_the_cursor_of_the_next_page() {
-        let ids: Vec<Uuid> = (1..=3).map(Uuid::from_u128).collect();
+    fn an_empty_value_means_an_absent_field() {
+        for empty in ["null", r#""""#, r#""  ""#, r#""\u200b""#] {
+            for field in ["name", "done", "count", "kind", "parts", "id"] {
+                let body = format!(r#"{{"{field}":{empty}}}"#);
+                let form = parse::<Form>(body.as_bytes()).unwrap();
+                assert!(form.name.is_none() && !form.done, "{body}: {form:?}");
+            }
+        }
 
-        assert_eq!(
-            PageSize(2).cut(ids.clone(), |id| *id),
-            (ids[..2].to_vec(), Some(ids[1]))
-        );
-        assert_eq!(PageSize(3).cut(ids.clone(), |id| *id), (ids, None));
+        // Where a text may be empty or blank, it stays as it is.
+        let body = r#"{"name":"Ada","password":"  "}"#;
+        assert_eq!(parse::<Required>(body.as_bytes()).unwrap().password, "  ");
+    }
+
+    #[test]
+    fn the_syntax_is_judged_before_the_fields() {
+        for body in [
+            "",
+            " \n",
+            "{",
+            r#"{"name":"#,
+            r#"{"name":7"#,
+            r#"{"name":7,}"#,
+            r#"{"name":7} x"#,
+            r#"{"name":7}{}"#,
+            "{'name':7}",
+            "{name:7}",
+            r#"[{"name":7}"#,
+            "name=Ada",
+            "<form/>",
+            "NaN",
+            r#"{"name":"\ud800"}"#,
+            "{\"name\":\"a\nb\"}",
+        ] {
+            let error = parse::<Form>(body.as_bytes()).unwrap_err();
+            assert!(matches!(error, Error::BadRequest(_)), "{body}: {error:?}");
+            assert!(error.to_string().starts_with("The body is "), "{error}");
+        }
+
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        for body in [deep.as_bytes(), b"{\"name\":\"\xff\"}", b"\xff\xfe{\0}\0"] {
+            let error = parse::<Form>(body).unwrap_err();
+            assert!(matches!(error, Error::BadRequest(_)), "{error:?}");
+        }
+
+        assert!(parse::<Form>(b"\xef\xbb\xbf{\"name\":\"Ada\"}").is_ok());
+    }
+
+    #[test]
+    fn a_body_in_a_coding_is_refused() {
+        let check = |values: &[&'static str]| {
+            let values = values.iter().map(|value| {
+                let value = http::HeaderValue::from_static(value);
+                (header::CONTENT_ENCODING, value)
+            });
+            check_encoding(&values.collect()).is_ok()
+        };
+
+        for plain in [&[][..], &[""], &["identity"], &["Identity"]] {
+            assert!(check(plain), "{plain:?}");
+        }
+        for coded in [
+            &["gzip"][..],
+            &["br"],
+            &["deflate"],
+            &["zstd"],
+            &["identity, gzip"],
+            &["identity", "gzip"],
+        ] {
+            assert!(!check(coded), "{coded:?}");
+        }
+    }
+
+    #[test]
+    fn a_query_means_what_people_mean() {
+        let read = |pairs: &[(&str, &str)]| {
+            let texts = pairs
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), Value::from(*value)));
+            fields::read::<Form>(texts.collect(), Source::Query)
+        };
+
+        for yes in ["true", "True", "TRUE", " true ", "1", "yes", "on", "On"] {
+            assert!(read(&[("done", yes)]).unwrap().done, "{yes}");
+        }
+        for no in ["false", "False", "FALSE", "0", "no", "off", "", " "] {
+            assert!(!read(&[("done", no)]).unwrap().done, "{no}");
+        }
+        for large in ["large", "Large", "LARGE", " large "] {
+            let form = read(&[("kind", large)]).unwrap();
+            assert_eq!(form.kind, Some(Kind::Large), "{large}");
+        }
+        assert_eq!(read(&[("count", " 7 ")]).unwrap().count, Some(7));
+        assert_eq!(read(&[("count", "")]).unwrap().count, None);
+
+        for (name, value, expected) in [
+            ("done", "maybe", "must be true or false"),
+            ("count", "x", "must be a whole number"),
+            ("count", "7.5", "must be a whole number"),
+            ("count", "256", "is out of range"),
+            ("kind", "huge", "must be one of: small, large"),
+            ("id", "x", "must be a UUID"),
+        ] {
+            let error = read(&[(name, value)]).unwrap_err();
+            assert_eq!(
+                (error.field.as_str(), error.message.as_str()),
+                (name, expected)
+            );
+        }
     }
 }

@@ -19,7 +19,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::header;
+use http::{Uri, header, uri::PathAndQuery};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full, Limited};
 use sync_wrapper::SyncWrapper;
@@ -53,11 +53,12 @@ pub async fn run(resource: fn() -> OpenApiRouter<App>) -> Result {
     vercel(router).await
 }
 
-/// The layers around every route, wherever it runs: request id and log line, CORS, panics, body limit.
+/// The layers around every route, wherever it runs: request id and log line, CORS, panics, body limit, and before all
+/// of them the slash at the end of a path.
 pub fn stack(router: Router<App>, app: App) -> Router {
     let observe = middleware::from_fn_with_state(app.clone(), observe::observe);
 
-    router
+    let routes = router
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         .layer(DefaultBodyLimit::disable())
@@ -65,7 +66,31 @@ pub fn stack(router: Router<App>, app: App) -> Router {
         .layer(CatchPanicLayer::custom(panic_response))
         .layer(cors::layer(app.clone()))
         .layer(observe)
-        .with_state(app)
+        .with_state(app);
+
+    // A layer of the router would run after the route is chosen.
+    Router::new().fallback_service(routes.map_request(without_trailing_slash))
+}
+
+/// `/api/icons/` is `/api/icons`: some clients and proxies add the slash.
+fn without_trailing_slash(mut request: Request) -> Request {
+    let uri = request.uri();
+    let path = uri.path();
+    let trimmed = path.trim_end_matches('/');
+    if trimmed.len() == path.len() || trimmed.is_empty() {
+        return request;
+    }
+
+    let path_and_query = match uri.query() {
+        Some(query) => format!("{trimmed}?{query}"),
+        None => trimmed.to_owned(),
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(path_and_query).ok();
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    request
 }
 
 /// Makes reading a body fail beyond the limit; before the first byte if `Content-Length` is beyond it.

@@ -23,7 +23,7 @@ pub struct Profile {
     /// The role, which sets the permissions.
     pub role: Role,
     /// When the account was created.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::clock::rfc3339")]
     pub created_at: OffsetDateTime,
 }
 

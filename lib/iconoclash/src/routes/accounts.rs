@@ -19,7 +19,7 @@ use crate::{
     database::OnConstraint,
     http::{
         error::{Error, Problem, Result},
-        extract::{Json, OptionalJson, Text},
+        extract::{Json, Label, OptionalJson},
     },
     identity::{
         auth::{self, Anyone, MaybeGuest, Profile, Session, User, UserRow},
@@ -49,7 +49,7 @@ struct NewAccount {
     #[schema(value_type = String, min_length = 8, max_length = 200)]
     password: NewPassword,
     #[schema(value_type = Option<String>, max_length = 80)]
-    name: Option<Text<80>>,
+    name: Option<Label<80>>,
 }
 
 /// The address and password of an account.
@@ -72,10 +72,9 @@ struct SignedIn {
     user: Profile,
     /// Send it as `Authorization: Bearer …`; browsers also get it as a cookie.
     token: String,
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::clock::rfc3339")]
     expires_at: OffsetDateTime,
 }
-
 
 /// Create an account. With a guest's token the guest becomes the account and keeps the discussions.
 #[utoipa::path(
@@ -102,7 +101,7 @@ async fn signup(
     rate_limit::check(&app, &limits).await?;
 
     let email = new.email.as_str();
-    let name = new.name.as_ref().map(Text::as_str);
+    let name = new.name.as_ref().map(Label::as_str);
     let password_hash = password::hash(new.password).await?;
 
     let upgraded = match caller.guest {

@@ -1,5 +1,7 @@
 //! Discussions: their topic, their icons, and their life from creation to deletion.
 
+mod icons;
+mod list;
 mod title;
 
 use axum::{
@@ -10,18 +12,19 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::{Date, OffsetDateTime, Time, UtcOffset};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use pooled_postgres::{row, sql};
 
+use self::icons::Icons;
 use crate::{
     app::App,
     cache::{self, Cached},
     http::{
         error::{Error, Problem, Result},
-        extract::{Json, Page, Path, Query, Text},
+        extract::{Json, Label, Path, Text},
         idempotency::{self, IdempotencyKey},
     },
     identity::{
@@ -34,7 +37,7 @@ use crate::{
 /// `/api/discussions`, `/api/discussions/count`, `/api/discussions/{id}`
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(list, create))
+        .routes(routes!(list::list, create))
         .routes(routes!(count))
         .routes(routes!(show, edit, delete))
 }
@@ -44,7 +47,7 @@ pub fn router() -> OpenApiRouter<App> {
 struct NewDiscussion {
     /// Left out, it is made from the topic or the icons, and again from the conversation after the first reply.
     #[schema(value_type = Option<String>, max_length = 200)]
-    title: Option<Text<200>>,
+    title: Option<Label<200>>,
     #[schema(value_type = Option<String>, max_length = 2000)]
     topic: Option<Text<2000>>,
     #[schema(value_type = Vec<String>, min_items = 1, max_items = 4)]
@@ -55,17 +58,10 @@ struct NewDiscussion {
 #[derive(Debug, Deserialize, ToSchema)]
 struct EditDiscussion {
     #[schema(value_type = Option<String>, max_length = 200)]
-    title: Option<Text<200>>,
+    title: Option<Label<200>>,
     archived: Option<bool>,
     /// Whether anyone with `share_url` may read it.
     shared: Option<bool>,
-}
-
-/// A page of discussions, newest first.
-#[derive(Debug, Serialize, ToSchema)]
-struct Discussions {
-    data: Vec<Discussion>,
-    next_cursor: Option<Uuid>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -73,69 +69,6 @@ struct Count {
     total: i64,
     /// Created since midnight UTC.
     today: i64,
-}
-
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-struct Filter {
-    /// Only archived discussions, instead of only those that are not.
-    #[serde(default)]
-    archived: bool,
-}
-
-/// One to four different slugs.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "Vec<String>")]
-struct Icons(Vec<String>);
-
-impl TryFrom<Vec<String>> for Icons {
-    type Error = &'static str;
-
-    fn try_from(slugs: Vec<String>) -> Result<Self, Self::Error> {
-        if !(1..=4).contains(&slugs.len()) {
-            return Err("must name one to four icons");
-        }
-        let is_repeated = |at: usize| slugs[..at].contains(&slugs[at]);
-        if (0..slugs.len()).any(is_repeated) {
-            return Err("must not name an icon twice");
-        }
-        // No icon has such a slug, and Postgres rejects it as a parameter.
-        if slugs.iter().any(|slug| slug.contains('\0')) {
-            return Err(UNKNOWN_ICONS);
-        }
-        Ok(Self(slugs))
-    }
-}
-
-const UNKNOWN_ICONS: &str = "must be slugs of GET /api/icons";
-
-/// The user's discussions, newest first.
-#[utoipa::path(
-    get, path = "/api/discussions", tag = "discussions", security(("bearer" = [])),
-    params(Filter, Page),
-    responses(
-        (status = 200, body = Discussions),
-        (status = 400, body = Problem),
-        (status = 401, body = Problem),
-    ),
-)]
-async fn list(
-    State(app): State<App>,
-    user: User,
-    Query(filter): Query<Filter>,
-    Query(page): Query<Page>,
-) -> Result<axum::Json<Discussions>> {
-    let select = PageOfDiscussions {
-        user: user.id,
-        archived: filter.archived,
-        cursor: page.cursor,
-        rows: page.limit.rows(),
-        share_base: &share_base(&app),
-    };
-    let rows = app.db()?.all(select).await?;
-    let (data, next_cursor) = page.limit.cut(rows, |discussion| discussion.id);
-
-    Ok(axum::Json(Discussions { data, next_cursor }))
 }
 
 /// Create a discussion.
@@ -179,16 +112,16 @@ async fn create(
         response: &response,
     };
     match app.db()?.execute(insert).await? {
-        0 => replay(&app, &user, &key, &request_hash).await,
+        0 => replay(&app, &user, &key, &request_hash, &discussion.icons).await,
         _ => Ok((StatusCode::CREATED, axum::Json(discussion)).into_response()),
     }
 }
 
 impl NewDiscussion {
     fn fingerprint(&self) -> Vec<u8> {
-        let title = self.title.as_ref().map_or("", Text::as_str);
+        let title = self.title.as_ref().map_or("", Label::as_str);
         let topic = self.topic.as_ref().map_or("", Text::as_str);
-        let icons = self.icons.0.iter().map(String::as_str);
+        let icons = self.icons.slugs().iter().map(String::as_str);
 
         let mut parts = vec!["POST /api/discussions", title, topic];
         parts.extend(icons);
@@ -200,14 +133,14 @@ impl NewDiscussion {
         let topic = self.topic.as_ref().map(Text::as_str);
         let title = match &self.title {
             Some(title) => title.as_str().to_owned(),
-            None => title::default_title(topic, &self.icons.0),
+            None => title::default_title(topic, self.icons.slugs()),
         };
 
         Discussion {
             id: app.new_id(),
             title,
             topic: topic.map(str::to_owned),
-            icons: self.icons.0,
+            icons: self.icons.into_slugs(),
             archived: false,
             shared: false,
             share_url: None,
@@ -224,6 +157,7 @@ async fn replay(
     user: &User,
     key: &IdempotencyKey,
     request_hash: &[u8],
+    slugs: &[String],
 ) -> Result<Response> {
     let first = match key.0.as_deref() {
         Some(key) => {
@@ -235,7 +169,7 @@ async fn replay(
     };
 
     match first {
-        None => Err(Error::invalid("icons", UNKNOWN_ICONS)),
+        None => Err(icons::not_offered(app, slugs).await?),
         Some(first) if first.request_hash != request_hash => Err(Error::IdempotencyKeyReused),
         Some(first) => {
             let body = axum::Json(first.response);
@@ -329,7 +263,7 @@ async fn edit(
     let update = UpdateDiscussion {
         id,
         user: user.id,
-        title: edit.title.as_ref().map(Text::as_str),
+        title: edit.title.as_ref().map(Label::as_str),
         archived: edit.archived,
         shared: edit.shared,
         new_slug: &random_slug(),
@@ -368,21 +302,6 @@ fn share_base(app: &App) -> String {
 }
 
 sql! {
-    read PageOfDiscussions {
-        user: Uuid,
-        archived: bool,
-        cursor: Option<Uuid>,
-        rows: i64,
-        share_base: &str,
-    } -> Discussion = "
-        select id, title, topic, icons, archived, shared,
-          case when shared then :share_base || share_slug end as share_url,
-          message_count, created_at, updated_at
-        from discussions
-        where user_id = :user and archived = :archived
-          and (:cursor::uuid is null or id < :cursor)
-        order by id desc limit :rows";
-
     /// Inserts once per key: a concurrent request with the same key waits for the first, then inserts nothing.
     write InsertDiscussion {
         id: Uuid,
@@ -467,9 +386,9 @@ row! {
         /// Where anyone may read it, while it is shared.
         share_url: Option<String>,
         message_count: i32,
-        #[serde(with = "time::serde::rfc3339")]
+        #[serde(with = "crate::clock::rfc3339")]
         created_at: OffsetDateTime,
-        #[serde(with = "time::serde::rfc3339")]
+        #[serde(with = "crate::clock::rfc3339")]
         updated_at: OffsetDateTime,
     }
 }

@@ -8,7 +8,6 @@ use axum::{
 };
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use time::format_description::well_known::Rfc3339;
 use upstash_redis_rs::Command;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -19,6 +18,7 @@ use pooled_postgres::sql;
 use crate::{
     api_keys,
     app::App,
+    clock::rfc3339,
     http::{
         error::{Error, Problem, Result},
         extract::Query,
@@ -167,7 +167,7 @@ fn key_state(health: KeyHealth) -> String {
     match health {
         KeyHealth::Ready => "ok".to_owned(),
         KeyHealth::Cooling(until) => {
-            let until = until.format(&Rfc3339).unwrap_or_default();
+            let until = rfc3339::format(until).unwrap_or_default();
             format!("cooling down until {until}")
         }
     }

@@ -1,6 +1,6 @@
 //! A day's messages: how many, how many are left, and the headers that say so of this and of any other limit.
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 use time::{Duration, OffsetDateTime, Time};
 use utoipa::ToSchema;
@@ -25,7 +25,7 @@ pub struct Quota {
     /// Messages left today.
     pub remaining: u32,
     /// When the next day's messages are there.
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::clock::rfc3339")]
     pub reset_at: OffsetDateTime,
     /// Seconds until then.
     #[serde(skip)]
@@ -136,16 +136,27 @@ impl Quota {
 
     /// The headers of a burst refusal: both policies, and the burst as the one that is used up.
     fn burst_headers(&self, wait: std::time::Duration) -> HeaderMap {
-        let mut headers = self.headers();
-        let policies = format!(
-            r#""daily";q={};w={SECONDS_A_DAY}, "burst";q={};w=60"#,
-            self.limit, self.burst
-        );
-        let left = format!(r#""burst";r=0;t={}"#, retry_after_secs(wait));
-        for (name, value) in [("ratelimit-policy", policies), ("ratelimit", left)] {
-            let value = HeaderValue::try_from(value).expect("digits and quotes are visible ASCII");
-            headers.insert(HeaderName::from_static(name), value);
-        }
+        let reset_in_secs = retry_after_secs(wait);
+        let burst = RateLimitStatus {
+            name: "burst",
+            limit: self.burst,
+            window_secs: 60,
+            remaining: 0,
+            reset_at: self.asked_at + std::time::Duration::from_secs(reset_in_secs),
+            reset_in_secs,
+        };
+        let daily = self.headers();
+
+        let mut headers = burst.headers();
+        let [daily, burst] = [&daily, &headers].map(|headers| {
+            let policy = headers["ratelimit-policy"].to_str();
+            policy
+                .expect("digits and quotes are visible ASCII")
+                .to_owned()
+        });
+        let policies = HeaderValue::try_from(format!("{daily}, {burst}"));
+        let policies = policies.expect("digits and quotes are visible ASCII");
+        headers.insert("ratelimit-policy", policies);
         headers
     }
 }
@@ -166,6 +177,26 @@ mod tests {
         assert_eq!(quota.reset_at, datetime!(2026-11-25 0:00 UTC));
         assert_eq!(quota.headers()["ratelimit"], r#""daily";r=7;t=2"#);
         assert_eq!(quota.headers()["x-ratelimit-reset"], "1795564800");
+    }
+
+    #[test]
+    fn every_header_of_a_burst_refusal_speaks_of_the_burst() {
+        for (limit, used, burst, wait_ms, wait, reset) in [
+            (10, 3, 5, 12_000, "12", "1795521612"),
+            (10, 10, 5, 11_001, "12", "1795521612"),
+            (100, 0, 20, 1, "1", "1795521601"),
+            (3, 2, 1, 59_999, "60", "1795521660"),
+        ] {
+            let quota = Quota::new(limit, used, datetime!(2026-11-24 12:00 UTC)).with_burst(burst);
+            let headers = quota.burst_headers(std::time::Duration::from_millis(wait_ms));
+
+            let policy = format!(r#""daily";q={limit};w=86400, "burst";q={burst};w=60"#);
+            assert_eq!(headers["ratelimit-policy"], policy);
+            assert_eq!(headers["ratelimit"], format!(r#""burst";r=0;t={wait}"#));
+            assert_eq!(headers["x-ratelimit-limit"], burst.to_string());
+            assert_eq!(headers["x-ratelimit-remaining"], "0");
+            assert_eq!(headers["x-ratelimit-reset"], reset);
+        }
     }
 
     #[test]

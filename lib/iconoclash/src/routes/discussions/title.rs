@@ -1,9 +1,12 @@
 //! The title of a discussion that was created without one.
 
-/// The first line of the topic, else names made from the slugs.
+use crate::http::extract::is_blank;
+
+/// The first line of the topic in which something is visible, else names made from the slugs.
 pub(super) fn default_title(topic: Option<&str>, icons: &[String]) -> String {
     if let Some(topic) = topic {
-        let line = topic.lines().next().unwrap_or_default();
+        let mut lines = topic.lines().map(str::trim);
+        let line = lines.find(|line| !is_blank(line)).unwrap_or_default();
         return match line.char_indices().nth(80) {
             Some((end, _)) => format!("{}…", line[..end].trim_end()),
             None => line.to_owned(),
@@ -35,6 +38,10 @@ mod tests {
         assert_eq!(default_title(None, &icons), "Ibn Rushd, Socrates");
         assert_eq!(
             default_title(Some("Is virtue taught?\nOr not"), &icons),
+            "Is virtue taught?"
+        );
+        assert_eq!(
+            default_title(Some("\n \n\u{200b}\n  Is virtue taught? \nOr not"), &icons),
             "Is virtue taught?"
         );
         assert_eq!(

@@ -32,7 +32,7 @@ pub(super) struct Message {
     pub(super) stop_reason: Option<String>,
     /// What an ended reply used.
     pub(super) usage: Option<Usage>,
-    #[serde(with = "time::serde::rfc3339")]
+    #[serde(with = "crate::clock::rfc3339")]
     pub(super) created_at: OffsetDateTime,
 }
 

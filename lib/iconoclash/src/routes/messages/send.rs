@@ -9,7 +9,7 @@ use axum::{
     http::request::Parts,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use utoipa::ToSchema;
@@ -27,7 +27,7 @@ use crate::{
     app::App,
     http::{
         error::{Error, Problem, Result},
-        extract::{Json, Path, Text},
+        extract::{Json, Path, Text, accept},
         idempotency::{self, IdempotencyKey},
         observe::RequestId,
         serve::Background,
@@ -150,12 +150,7 @@ impl FromRequestParts<App> for SendOptions {
 }
 
 fn accepts_stream(headers: &HeaderMap) -> bool {
-    let accepted = headers.get_all(header::ACCEPT).iter();
-    let mut media_types = accepted
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|range| range.split(';').next());
-    media_types.any(|media| media.trim().eq_ignore_ascii_case("text/event-stream"))
+    accept::prefers(headers, "text/event-stream", "application/json")
 }
 
 fn answer_headers(start: &Start) -> HeaderMap {
