@@ -102,7 +102,7 @@ async fn an_attempt_that_may_be_billed_is_in_the_ledger_beside_the_reply() {
     let conversation = conversation(&app).await;
 
     // The first attempt gets no answer in time; the second one replies.
-    app.claude.next(Behaviour::Stall { after: 0 });
+    app.claude.next(Behaviour::Hang);
     let answer = conversation.send().await;
     assert_eq!(answer.status, 201, "{}", answer.json);
     app.background.idle().await;

@@ -77,7 +77,7 @@ async fn of_200_messages_with_budget_for_one_exactly_one_is_answered() {
                 && refusal.json["reset_at"]
                     .as_str()
                     .unwrap()
-                    .ends_with("T00:00:00Z")
+                    .ends_with("T00:00:00.000000Z")
         );
         assert!(
             !refusal.json.to_string().contains("microusd"),
@@ -132,7 +132,7 @@ async fn a_user_at_the_spending_limit_gets_the_time_of_its_reset() {
         refused.json["reset_at"]
             .as_str()
             .unwrap()
-            .ends_with("T00:00:00Z")
+            .ends_with("T00:00:00.000000Z")
     );
     assert_eq!(refused.header("x-ratelimit-remaining"), "999");
     let other = bob.discussion().await;
@@ -164,7 +164,7 @@ async fn the_months_spending_is_the_sum_of_its_days() {
         refused.json["reset_at"]
             .as_str()
             .unwrap()
-            .contains("-01T00:00:00Z"),
+            .contains("-01T00:00:00.000000Z"),
         "{}",
         refused.json
     );

@@ -43,7 +43,7 @@ impl UsageReport {
         }
     }
 
-    /// Usage of a call that the provider did not answer with a reply.
+    /// Usage of a call that the provider did not answer with a reply, in its last attempt.
     pub(crate) fn of_failure(error: &claude::Error, prompt_bytes: usize) -> Self {
         match error.may_be_billed() {
             true => Self::unanswered(prompt_bytes),

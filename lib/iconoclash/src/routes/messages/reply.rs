@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use claude::{Pool, Prompt, Route};
+use claude::{Attempt, Pool, Prompt, Route};
 use futures_util::future::OptionFuture;
 use tokio::time::Interval;
 
@@ -113,6 +113,8 @@ pub(super) struct Reply<'a> {
     messages_today: i64,
     text: String,
     first_text_at: Option<Instant>,
+    /// Attempts before this reply that may be billed.
+    attempts: Vec<Attempt>,
 }
 
 impl<'a> Reply<'a> {
@@ -134,6 +136,7 @@ impl<'a> Reply<'a> {
             messages_today: permit.messages_with_this(),
             text: String::new(),
             first_text_at: None,
+            attempts: Vec::new(),
         }
     }
 
@@ -210,7 +213,7 @@ impl<'a> Reply<'a> {
     ) -> Result<Message> {
         self.rows.set_answering_key(&stream);
         self.emit_start(tx);
-        let attempts = stream.abandoned_attempts().to_vec();
+        self.attempts = stream.abandoned_attempts().to_vec();
 
         let ending = self.relay_loop(&mut stream, poll_timer, tx).await;
         if let Ending::Failed(error) = &ending
@@ -225,9 +228,7 @@ impl<'a> Reply<'a> {
         drop(stream);
 
         // Boxed, so that a thousand running replies reserve no space for their ends.
-        let ended = Box::pin(self.end_and_emit(ending, usage, tx)).await;
-        Box::pin(self.rows.book_attempts(&attempts, self.prompt_bytes)).await;
-        ended
+        Box::pin(self.end_and_emit(ending, usage, tx)).await
     }
 
     /// Ends a reply that was stopped before the provider answered.
@@ -241,14 +242,10 @@ impl<'a> Reply<'a> {
     pub(super) async fn fail(mut self, error: claude::Error) -> Error {
         let usage = UsageReport::of_failure(&error, self.prompt_bytes);
         // The last attempt is the call's own row.
-        let earlier = match error.abandoned_attempts() {
-            [earlier @ .., _] => earlier.to_vec(),
-            [] => Vec::new(),
-        };
-
-        let ended = self.end(Ending::Failed(error), usage).await;
-        self.rows.book_attempts(&earlier, self.prompt_bytes).await;
-        match ended {
+        if let [earlier @ .., _] = error.abandoned_attempts() {
+            self.attempts = earlier.to_vec();
+        }
+        match self.end(Ending::Failed(error), usage).await {
             Ok((_, _, failure)) => failure.unwrap_or(INTERRUPTED),
             Err(error) => error,
         }
@@ -353,7 +350,8 @@ impl<'a> Reply<'a> {
 
         let reply = settled?.with_speakers(&self.speakers);
         let usage_cost = reply.usage.as_ref().map(|usage| usage.cost_microusd);
-        let cost = usage_cost.unwrap_or(self.permit.max_cost);
+        let attempts_cost = Box::pin(self.rows.book_attempts(&self.attempts, self.prompt_bytes));
+        let cost = usage_cost.unwrap_or(self.permit.max_cost) + attempts_cost.await;
         if outcome == Outcome::Failed && !usage.begun {
             // We may still be billed for the prompt; that is our cost, not the user's quota.
             self.admission.settle_uncounted(cost).await;

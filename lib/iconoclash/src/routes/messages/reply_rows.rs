@@ -149,9 +149,11 @@ impl<'a> ReplyRows<'a> {
         })
     }
 
-    /// Books the attempts of a call that brought no reply and may be billed: each is estimated as the prompt.
-    pub(super) async fn book_attempts(&self, attempts: &[Attempt], prompt_bytes: usize) {
+    /// Books the attempts of a call that brought no reply and may be billed: each is estimated as the prompt. Returns what
+    /// they cost together.
+    pub(super) async fn book_attempts(&self, attempts: &[Attempt], prompt_bytes: usize) -> i64 {
         let usage = UsageReport::unanswered(prompt_bytes);
+        let mut cost_microusd = 0;
         for attempt in attempts {
             let id = self.request.app.new_id();
             let call = NewCall {
@@ -175,12 +177,16 @@ impl<'a> ReplyRows<'a> {
                     .map_err(Error::from),
                 Err(error) => Err(error),
             };
-            if let Err(error) = booked {
-                let cause = error.cause();
-                let key = &attempt.key_label;
-                tracing::error!(request.id = %self.request.id, key, cause, "an attempt is not in the ledger");
+            match booked {
+                Ok(cost) => cost_microusd += cost,
+                Err(error) => {
+                    let cause = error.cause();
+                    let key = &attempt.key_label;
+                    tracing::error!(request.id = %self.request.id, key, cause, "an attempt is not in the ledger");
+                }
             }
         }
+        cost_microusd
     }
 
     fn settlement<'b>(
