@@ -31,7 +31,7 @@ async fn vercel_dev_serves_every_route() {
     let mut client = Client::new(port);
 
     assert_eq!(client.get("/api/health").await["status"], "ok");
-    for path in ["/api/jwks", "/api/icons", "/api/plans"] {
+    for path in ["/api/jwks", "/api/icons", "/api/icons/", "/api/plans"] {
         assert!(client.get(path).await.is_object(), "{path}");
     }
     sign_up_and_in(&mut client).await;
@@ -116,6 +116,8 @@ async fn subscribe(client: &Client, services: &TestServices) {
     let session = client.get("/api/auth/session").await;
     assert_eq!(session["user"]["plan"], "pro");
 
+    let refreshed = client.post("/api/billing/refresh", json!({}), 200).await;
+    assert_eq!(refreshed["user"]["plan"], "pro");
     let portal = client.post("/api/billing/portal", json!({}), 200).await;
     assert!(portal["url"].is_string());
 }
