@@ -160,7 +160,7 @@ async fn reconciling_does_not_wait_for_a_process_that_ends_the_same_reply_late()
     let discussion = ada.discussion().await;
     app.claude.next(Behaviour::Hold { after: 1 });
     let mut stream = ada.stream(&discussion, "Why?").await;
-    while stream.next().await.unwrap().name != "delta" {}
+    stream.first_delta().await;
     app.sql(
         "update messages set lease_expires_at = now() - interval '1 second'
         where status = 'streaming'",

@@ -356,7 +356,7 @@ impl World<'_> {
         );
         match self.users[user].actor.try_stream(&discussion, "Why?").await {
             Ok(mut events) => {
-                while events.next().await.unwrap().name != "delta" {}
+                events.first_delta().await;
                 self.admitted(user);
                 self.running.push((user, discussion, events));
             }

@@ -19,7 +19,7 @@ async fn hold_of_a_first_message(app: &TestApp, ada: &Actor<'_>) -> i64 {
     let discussion = ada.discussion().await;
     app.claude.next(Behaviour::Hold { after: 1 });
     let mut stream = ada.stream(&discussion, "Why?").await;
-    while stream.next().await.unwrap().name != "delta" {}
+    stream.first_delta().await;
     let held = app
         .value("select cost_microusd from usage_events where outcome = 'running'")
         .await
@@ -182,7 +182,7 @@ async fn a_hold_is_at_least_the_cost_and_is_replaced_by_it() {
         let discussion = ada.discussion().await;
         app.claude.next(Behaviour::Hold { after: 1 });
         let mut stream = ada.stream(&discussion, &said.repeat(characters)).await;
-        while stream.next().await.unwrap().name != "delta" {}
+        stream.first_delta().await;
         let held: i64 = app
             .value("select cost_microusd from usage_events where outcome = 'running'")
             .await

@@ -172,7 +172,7 @@ async fn a_redis_that_lost_its_data_is_rebuilt_from_the_ledger_before_a_message_
     // One reply is running when the data is lost.
     app.claude.next(Behaviour::Hold { after: 1 });
     let mut stream = ada.stream(&discussions[6], "Why?").await;
-    while stream.next().await.unwrap().name != "delta" {}
+    stream.first_delta().await;
     app.redis_command(&["FLUSHDB"]).await;
 
     let sends = discussions[7..].iter().map(|id| ada.send(id, "Why?"));

@@ -176,7 +176,7 @@ async fn a_client_that_leaves_after_the_first_word_finds_the_whole_reply() {
             .with_usage(usage),
     );
     let mut stream = ada.stream(&discussion, "Why?").await;
-    while stream.next().await.unwrap().name != "delta" {}
+    stream.first_delta().await;
     drop(stream);
     app.claude.release();
     app.background.idle().await;
@@ -276,7 +276,7 @@ async fn a_dead_producers_reply_ends_with_its_lease_and_a_slow_one_still_complet
     app.claude
         .next(Script::from(Behaviour::Hold { after: 1 }).with_text("One. Two. Three."));
     let mut stream = ada.stream(&discussion, "Why?").await;
-    while stream.next().await.unwrap().name != "delta" {}
+    stream.first_delta().await;
     assert_eq!(
         ada.send(&discussion, "Hello?").await.problem(),
         (409, "reply_in_progress")
@@ -323,7 +323,7 @@ async fn deleting_a_discussion_stops_its_reply_at_the_provider() {
     let discussion = ada.discussion().await;
     app.claude.next(Behaviour::Hold { after: 1 });
     let mut stream = ada.stream(&discussion, "Why?").await;
-    while stream.next().await.unwrap().name != "delta" {}
+    stream.first_delta().await;
     assert_eq!(
         ada.delete(&format!("/api/discussions/{discussion}"))
             .await

@@ -96,7 +96,7 @@ async fn a_reply_ends_although_its_key_is_drained_and_revoked() {
     app.claude
         .next(Script::from(Behaviour::Hold { after: 1 }).with_text("One. Two. Three."));
     let mut stream = first.owner.stream(&first.discussion, "Why?").await;
-    while stream.next().await.unwrap().name != "delta" {}
+    stream.first_delta().await;
 
     add_key(&app, "c").await;
     store::drain(&app.app, "b").await.unwrap();

@@ -58,6 +58,11 @@ impl Events {
         })
     }
 
+    /// Reads events up to and including the first `delta`.
+    pub(crate) async fn first_delta(&mut self) {
+        while self.next().await.unwrap().name != "delta" {}
+    }
+
     pub(crate) async fn next(&mut self) -> Option<Event> {
         tokio::time::timeout(Duration::from_secs(20), self.events.next())
             .await
